@@ -1,0 +1,1 @@
+"""Saccade: a compiled long-context sparse-attention inference engine."""

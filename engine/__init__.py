@@ -1,0 +1,1 @@
+"""The engine floor: requests, pages, models and attention methods. Imports only `kernels`."""
