@@ -1,0 +1,1 @@
+"""Attention methods: one readable file per method, composed of the kernel floor's ops."""

@@ -1,0 +1,87 @@
+"""The one abstraction: what a layer looks like, what a step looks like, and what a method does with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from ...kernels.store import PageLayout
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The attention geometry of one layer, as its checkpoint defines it."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    scale: float
+    window: int | None = None  # sliding window of the trained model, in tokens; None: full attention
+    softcap: float | None = None
+    sinks: bool = False  # the layer has a learned sink logit per head
+
+
+@dataclass(frozen=True)
+class PageField:
+    """Extra state that a method keeps per page: shape [num_pages, *shape], shared and copied with the page."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of one step that one method serves, over one layer group's pages."""
+
+    cu_rows: torch.Tensor  # int32 [S+1]: rows of sequence s are cu_rows[s] .. cu_rows[s+1]      (Batch)
+    positions: torch.Tensor  # int64 [T]: absolute position of each row                            (Batch)
+    slots: torch.Tensor  # int64 [T]: page id * page size + offset, where each row's K,V goes      (Batch)
+    page_table: torch.Tensor  # int32 [S, max pages]: page ids in order of position, -1 = evicted  (Batch)
+    rows: slice  # where these rows lie in the step's whole batch                                  (Batch)
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """The paged memory of one layer: K, V and the page fields of its methods, under the same page ids."""
+
+    layout: PageLayout
+    k: torch.Tensor
+    v: torch.Tensor
+    fields: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Aux:
+    """What a trained layer computes from hidden states besides q, k and v."""
+
+    sink_logits: torch.Tensor | None = None  # float32 [H]
+
+
+class AttentionMethod(Protocol):
+    """How a layer writes and reads its pages. Implementations are frozen dataclasses; equal ones share a plan."""
+
+    @property
+    def align(self) -> int:
+        """Prefill chunks begin on multiples of this many tokens."""
+        ...
+
+    def fields(self, shape: LayerShape, page_size: int) -> dict[str, PageField]:
+        """The page fields this method needs in a layer of this shape."""
+        ...
+
+    def plan(self, shape: LayerShape, step: Step) -> Any:
+        """Whatever can be computed once per step, before the first layer, from lengths and page tables."""
+        ...
+
+    def write(self, cache: LayerCache, step: Step, plan: Any, k: torch.Tensor, v: torch.Tensor, aux: Aux) -> None:
+        """Stores k [T, Hkv, d] and v [T, Hkv, dv] in the pages and finishes the summaries they complete."""
+        ...
+
+    def attend(
+        self, shape: LayerShape, cache: LayerCache, step: Step, plan: Any, q: torch.Tensor, aux: Aux
+    ) -> torch.Tensor:
+        """Attention output [T, H, dv] for q [T, H, d]."""
+        ...

@@ -1,0 +1,75 @@
+"""The door of the attend op: validation, then the first implementation that supports the call."""
+
+from __future__ import annotations
+
+import torch
+
+from ..ops import Implementation, Op
+from ..store import PageLayout
+from . import cpu, reference
+from .keys import Keys
+
+ATTEND = Op("attend", reference.attend, (Implementation("cpu", cpu.attend, cpu.supports),))
+
+
+def attend(
+    layout: PageLayout,
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    keys: Keys,
+    scale: float,
+    softcap: float | None = None,
+    sink_logits: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention of ragged query rows over paged keys; prefill chunks and decode rows may mix.
+
+    q: [T, H, d]; k_pages, v_pages: as `layout` allocates them, of q's dtype; sink_logits: float32 [H], an extra logit
+    in each head's denominator; softcap: c * tanh(score / c) on scaled scores.
+    Returns out [T, H, dv] (`out_dtype`, default q's) and lse float32 [T, H] (natural log, sink included). A row
+    without visible keys gives out 0 and lse -inf (or the sink logit). Row results depend on that row's keys alone.
+    Raises ValueError when shapes, dtypes or options are unusable.
+    """
+    _check_tensors(layout, q, k_pages, v_pages)
+    _check_keys(keys, q.shape[0], q.shape[1], k_pages.shape[1])
+    if not 0.0 < scale < float("inf") or (softcap is not None and softcap <= 0):
+        raise ValueError(f"attend: scale and softcap must be positive, got {scale} and {softcap}")
+    if sink_logits is not None and (sink_logits.shape != q.shape[1:2] or sink_logits.dtype != torch.float32):
+        raise ValueError(f"attend: sink_logits must be float32 [{q.shape[1]}], got {tuple(sink_logits.shape)}")
+    out, lse = ATTEND(layout, q, k_pages, v_pages, keys, scale, softcap, sink_logits, out_dtype or q.dtype)
+    return out, lse
+
+
+def _check_tensors(layout: PageLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    if q.ndim != 3 or k.ndim != 4 or v.ndim != 4 or k.shape[:2] != v.shape[:2]:
+        raise ValueError(f"attend: q {tuple(q.shape)}, K {tuple(k.shape)}, V {tuple(v.shape)} do not fit")
+    if k.shape[2] != layout.page_size or v.shape[3] != layout.page_size or k.shape[3] != q.shape[2]:
+        raise ValueError(f"attend: K {tuple(k.shape)}, V {tuple(v.shape)}: head or page size differs from q's")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"attend: {q.shape[1]} query heads are not a multiple of {k.shape[1]} KV heads")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"attend: q is {q.dtype}, K {k.dtype}, V {v.dtype}; they must agree")
+
+
+def _check_keys(keys: Keys, rows: int, heads: int, kv_heads: int) -> None:
+    if keys.cu_rows.dtype != torch.int32 or keys.page_table.dtype != torch.int32:
+        raise ValueError("attend: cu_rows and page_table must be int32")
+    if keys.positions.dtype != torch.int64 or keys.positions.shape != (rows,):
+        raise ValueError(f"attend: positions must be int64 [{rows}]")
+    if keys.cu_rows.numel() != keys.page_table.shape[0] + 1:
+        raise ValueError("attend: cu_rows must have one entry more than page_table has rows")
+    for name, bound in (("lo", keys.lo), ("hi", keys.hi)):
+        if bound is not None and (bound.dtype != torch.int32 or bound.shape != (rows,)):
+            raise ValueError(f"attend: {name} must be int32 [{rows}]")
+    if (keys.window is not None and keys.window < 1) or keys.sinks < 0:
+        raise ValueError(f"attend: window {keys.window} must be positive and sinks {keys.sinks} not negative")
+    blocks = keys.blocks
+    if blocks is None:
+        return
+    if blocks.ids.ndim != 3 or blocks.ids.shape[1] not in (heads, kv_heads) or blocks.ids.dtype != torch.int32:
+        raise ValueError(f"attend: block ids must be int32 [lists, {heads} or {kv_heads}, n]")
+    if blocks.list_of_row.shape != (rows,) or blocks.list_of_row.dtype != torch.int32:
+        raise ValueError(f"attend: list_of_row must be int32 [{rows}]")
+    if blocks.block < 16 or blocks.block & (blocks.block - 1):
+        raise ValueError(f"attend: block must be a power of two of at least 16, not {blocks.block}")

@@ -1,0 +1,65 @@
+"""Paged attention by the compiled CPU kernel."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import native
+from ..store import PageLayout
+from .keys import Keys
+
+
+def supports(
+    layout: PageLayout,
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    keys: Keys,
+    scale: float,
+    softcap: float | None,
+    sink_logits: torch.Tensor | None,
+    out_dtype: torch.dtype,
+) -> str | None:
+    """None when the kernel can serve this call, otherwise the reason."""
+    if q.shape[2] % 2 or q.shape[2] > 1024 or v_pages.shape[2] > 1024:
+        return f"head dims {q.shape[2]}, {v_pages.shape[2]} (must be even for K, at most 1024)"
+    if out_dtype not in (q.dtype, torch.float32):
+        return f"output {out_dtype} for input {q.dtype}"
+    if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
+        return "pages are not contiguous"
+    return native.unsupported(q, k_pages, v_pages)
+
+
+def _pointer(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def attend(
+    layout: PageLayout,
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    keys: Keys,
+    scale: float,
+    softcap: float | None,
+    sink_logits: torch.Tensor | None,
+    out_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `saccade.kernels.attend.attend`."""
+    rows, heads, head_dim = q.shape
+    pages, kv_heads, v_dim = k_pages.shape[0], k_pages.shape[1], v_pages.shape[2]
+    out = torch.empty((rows, heads, v_dim), dtype=out_dtype)
+    lse = torch.empty((rows, heads), dtype=torch.float32)
+    blocks = keys.blocks
+    ids = None if blocks is None else blocks.ids.contiguous()
+    native.kernels().attend(
+        native.DTYPES[q.dtype], native.DTYPES[out_dtype], keys.page_table.shape[0], rows, heads, kv_heads, head_dim,
+        v_dim, layout.page_size, pages, q.data_ptr(), q.stride(0), q.stride(1), k_pages.data_ptr(),
+        v_pages.data_ptr(), keys.page_table.data_ptr(), keys.page_table.stride(0), keys.page_table.shape[1],
+        keys.cu_rows.data_ptr(), keys.positions.data_ptr(), _pointer(keys.lo), _pointer(keys.hi),
+        keys.window or 0, keys.sinks, scale, softcap or 0.0, _pointer(sink_logits),
+        _pointer(ids), 0 if blocks is None else blocks.list_of_row.data_ptr(),
+        0 if ids is None else ids.shape[1], 0 if ids is None else ids.shape[2],
+        0 if blocks is None else blocks.block, out.data_ptr(), lse.data_ptr(),
+    )  # fmt: skip
+    return out, lse

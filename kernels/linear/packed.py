@@ -1,0 +1,57 @@
+"""The packed weight: panels of 32 outputs, so that one streaming pass feeds the vector lanes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+PANEL = 32
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight [out, in] rearranged for the compiled kernels; `unpack` gives it back.
+
+    data: [panels, in / unit, 32, unit], outputs padded with zero rows to whole panels. unit is 2 for bf16 (the
+    machine's dot-product pairs; an odd `in` is padded with a zero column) and 1 otherwise. bias: float32 [out] or None.
+    """
+
+    data: torch.Tensor
+    bias: torch.Tensor | None
+    in_features: int
+    out_features: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the weight."""
+        return self.data.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight and bias."""
+        return self.data.nbytes + (self.bias.nbytes if self.bias is not None else 0)
+
+    def unpack(self) -> torch.Tensor:
+        """The weight as [out, in]."""
+        panels, steps, _, unit = self.data.shape
+        dense = self.data.permute(0, 2, 1, 3).reshape(panels * PANEL, steps * unit)
+        return dense[: self.out_features, : self.in_features]
+
+
+def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
+    """Packs weight [out, in] and bias [out]; the caller may free the original. ValueError for a bad shape."""
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        shape = None if bias is None else tuple(bias.shape)
+        raise ValueError(f"pack needs weight [out, in] and bias [out], got {tuple(weight.shape)} and {shape}")
+    out_features, in_features = weight.shape
+    unit = 2 if weight.dtype == torch.bfloat16 else 1
+    panels, steps = -(-out_features // PANEL), -(-in_features // unit)
+    data = torch.zeros((panels, steps, PANEL, unit), dtype=weight.dtype)
+    padded = torch.nn.functional.pad(weight, (0, steps * unit - in_features))
+    whole = out_features // PANEL
+    data[:whole] = padded[: whole * PANEL].reshape(whole, PANEL, steps, unit).permute(0, 2, 1, 3)
+    if whole < panels:
+        rest = padded[whole * PANEL :].reshape(-1, steps, unit)
+        data[whole, :, : rest.shape[0]] = rest.permute(1, 0, 2)
+    return PackedWeight(data, None if bias is None else bias.float().contiguous(), in_features, out_features)

@@ -1,0 +1,29 @@
+"""RMS norm by the compiled CPU kernel."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import native
+
+
+def supports(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+) -> str | None:
+    """None when the kernel can serve this call, otherwise the reason."""
+    if weight.dtype != x.dtype or (residual is not None and residual.dtype != x.dtype):
+        return "mixed dtypes"
+    return native.unsupported(x, weight, residual)
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """See `saccade.kernels.norm.rms_norm`."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    native.kernels().rms_norm(
+        native.DTYPES[x.dtype], x.shape[0], x.shape[1], x.data_ptr(), x.stride(0), weight.data_ptr(), eps,
+        residual.data_ptr() if residual is not None else 0,
+        residual.stride(0) if residual is not None else 0, out.data_ptr(),
+    )  # fmt: skip
+    return out

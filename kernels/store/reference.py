@@ -1,0 +1,23 @@
+"""Page writes in plain torch."""
+
+from __future__ import annotations
+
+import torch
+
+from .layout import PageLayout
+
+
+def write_pages(
+    layout: PageLayout,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    """See `saccade.kernels.store.write_pages`."""
+    keep = slots >= 0
+    page, offset = slots[keep] // layout.page_size, slots[keep] % layout.page_size
+    v_pages[page[offset == 0]] = 0
+    k_pages[page, :, offset] = k[keep]
+    v_pages[page, :, :, offset] = v[keep]
