@@ -1,0 +1,189 @@
+"""Compile csrc/ into the extension module with ninja: setup.py's helper, which does not ship.
+
+`csrc/bindings.cpp` and the .cpp files of `csrc/cpu` are compiled once with baseline flags. Those of
+`csrc/cpu/isa` are compiled once per instruction set of `VARIANTS`, with -DSACCADE_ISA=<name>; the
+baseline files see -DSACCADE_HAVE_<NAME>=1 for every instruction set that was compiled. Everything
+is written under `build/ninja-<abi>`, so a second build compiles only what changed.
+"""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+COMMON = [
+    *["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"],
+    *["-ffp-contract=fast", "-fno-math-errno"],
+]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+VARIANTS = {  # from the oldest machine to the newest; the link order depends on it
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": AVX512,
+    "avx512bf16": [*AVX512, "-mavx512bf16"],
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+}
+# AMX with its tile instructions emulated, to test it on machines that stop at AVX-512-BF16.
+EMULATED = {"amx_emulated": [*AVX512, "-mavx512bf16", "-DSACCADE_AMX_EMULATE=1"]}
+
+RULES = """ninja_required_version = 1.5
+rule compile
+  command = $cxx $flags -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = compile $out
+rule link
+  command = $cxx $flags @$out.rsp -o $out
+  rspfile = $out.rsp
+  rspfile_content = $in
+  description = link $out
+"""
+
+
+class NativeBuildError(Exception):
+    """The compiled module could not be built; the message is one line that says why."""
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler's command line: $CXX, else the first of c++, g++, clang++ on the path."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    for command in [named] if named else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(command[0]):
+            return command
+    raise NativeBuildError(
+        f"no C++ compiler was found ({'$CXX' if named else 'c++, g++, clang++'})"
+    )
+
+
+def compiles(cxx: list[str], flags: list[str], source: str) -> bool:
+    """Whether the compiler takes `source` with `flags`."""
+    command = [*cxx, *flags, "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
+    return subprocess.run(command, input=source, text=True, capture_output=True).returncode == 0
+
+
+def wanted_variants() -> dict[str, list[str]]:
+    """The instruction sets worth asking this machine's compiler for."""
+    if platform.machine().lower() not in {"x86_64", "amd64"}:
+        return {"portable": []}
+    return VARIANTS | (EMULATED if os.environ.get("SACCADE_BUILD_AMX_EMULATION") == "1" else {})
+
+
+def supported_variants(cxx: list[str], folder: Path) -> dict[str, list[str]]:
+    """The wanted instruction sets that the compiler knows; one printed line names each other one.
+
+    The compiler's answers are kept in `folder`. Raises NativeBuildError for a compiler that does
+    not compile C++17 at all.
+    """
+    version = subprocess.run([*cxx, "--version"], capture_output=True, text=True).stdout
+    if not compiles(cxx, [], "#include <vector>\n"):
+        raise NativeBuildError(f"{shlex.join(cxx)} does not compile C++17")
+    memo = folder / "probes.json"
+    known = json.loads(memo.read_text()) if memo.exists() else {}
+    found = {}
+    for name, flags in wanted_variants().items():
+        key = json.dumps([cxx, version, flags])
+        if key not in known:
+            known[key] = not flags or compiles(cxx, flags, "#include <immintrin.h>\n")
+        if known[key]:
+            found[name] = flags
+        else:
+            print(f"saccade: {shlex.join(cxx)} cannot compile for {name}: it is left out")
+    memo.write_text(json.dumps(known))
+    return found
+
+
+def escape(path: Path | str) -> str:
+    """A path as ninja writes it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def link_flags() -> list[str]:
+    """How this system links an extension module."""
+    if sys.platform == "darwin":
+        return ["-bundle", "-undefined", "dynamic_lookup"]
+    return ["-shared", "-pthread"]
+
+
+def units(csrc: Path, variants: dict[str, list[str]]) -> list[tuple[Path, str, list[str]]]:
+    """Every (source, object name, flags), baseline files first and old instruction sets before new.
+
+    Where several objects hold the same inline function the linker keeps the first one, which must
+    be one that every machine with the later instruction sets can run: hence the order.
+    """
+    import pybind11
+
+    have = [f"-DSACCADE_HAVE_{name.upper()}=1" for name in variants]
+    python = ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
+    isa = csrc / "cpu" / "isa"
+    found = [(csrc / "bindings.cpp", "bindings.o", [*have, *python])]
+    for source in sorted((csrc / "cpu").rglob("*.cpp")):
+        if isa not in source.parents:
+            found.append((source, f"{source.relative_to(csrc).with_suffix('')}.o", have))
+    for name, flags in variants.items():
+        for source in sorted(isa.glob("*.cpp")):
+            found.append((source, f"{name}/{source.stem}.o", [*flags, f"-DSACCADE_ISA={name}"]))
+    return found
+
+
+def write_ninja(root: Path, folder: Path, cxx: list[str], target: str) -> None:
+    """Write build.ninja into `folder`."""
+    csrc = root / "csrc"
+    base = [*COMMON, f"-I{csrc / 'include'}", *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    text, objects = [RULES, f"cxx = {shlex.join(cxx)}\n"], []
+    for source, name, flags in units(csrc, supported_variants(cxx, folder)):
+        objects.append(escape(name))
+        text.append(f"build {escape(name)}: compile {escape(source)}\n")
+        text.append(f"  flags = {shlex.join([*base, *flags])}\n")
+    text.append(f"build {escape(target)}: link {' '.join(objects)}\n")
+    text.append(f"  flags = {shlex.join(link_flags())}\n")
+    text.append(f"default {escape(target)}\n")
+    (folder / "build.ninja").write_text("".join(text))
+
+
+def run_ninja(folder: Path) -> None:
+    """Run ninja in `folder`; the end of its output is shown when it fails."""
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        BIN_DIR = ""
+    program = shutil.which("ninja", path=BIN_DIR or None)
+    if program is None:
+        raise NativeBuildError("ninja was not found")
+    command = [
+        program,
+        "-C",
+        str(folder),
+        "-j",
+        os.environ.get("MAX_JOBS", str(os.cpu_count() or 1)),
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        print(done.stdout[-8000:], file=sys.stderr)
+        raise NativeBuildError(
+            "a file of csrc/ did not compile (the compiler's messages are above)"
+        )
+    warnings = [line for line in done.stdout.splitlines() if "warning:" in line]
+    print("\n".join(warnings[:40]) or done.stdout.strip().splitlines()[-1])
+
+
+def build(root: Path) -> Path:
+    """Build the extension module of the checkout `root` and return its path under build/.
+
+    Raises NativeBuildError.
+    """
+    if os.environ.get("SACCADE_NO_NATIVE") == "1":
+        raise NativeBuildError("SACCADE_NO_NATIVE=1 asks for none")
+    if not (root / "csrc" / "bindings.cpp").exists():
+        raise NativeBuildError("csrc/bindings.cpp is missing")
+    cxx = find_compiler()
+    folder = root / "build" / f"ninja-{sysconfig.get_config_var('SOABI') or 'python'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = f"_native{sysconfig.get_config_var('EXT_SUFFIX') or '.so'}"
+    write_ninja(root, folder, cxx, target)
+    run_ninja(folder)
+    return folder / target

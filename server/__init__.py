@@ -1,0 +1,1 @@
+"""The command line and, later, the HTTP server: everything a person calls."""
