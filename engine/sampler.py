@@ -1,0 +1,91 @@
+"""Logits to tokens. A row's token depends on its logits and its own request's state only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .errors import SaccadeError
+from .filters import draw_token
+from .logprobs import NOT_FINITE, token_logprobs
+from .outputs import TokenLogprobs
+from .params import SamplingParams
+from .penalties import Row
+from .randomness import draw_seed, uniform
+from .sampler_state import SamplerState
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One row's result. With `error` set, token is -1 and only this row's request has failed."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None
+    error: SaccadeError | None = None
+
+
+class Sampler:
+    """Chooses the next token of every row; holds nothing between calls."""
+
+    def __init__(self, seed_source: Callable[[], int] = draw_seed) -> None:
+        """seed_source: where requests without a seed get theirs from."""
+        self._seed_source = seed_source
+
+    def new_state(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        eos_ids: Iterable[int],
+        *,
+        stream: int = 0,
+    ) -> SamplerState:
+        """The state of a completion that begins; `stream` is its index among the request's n."""
+        seed = self._seed_source() if params.seed is None else params.seed
+        return SamplerState(params, prompt, eos_ids, seed=seed, stream=stream)
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[SamplerState]) -> list[Sampled]:
+        """One token per row of logits float32 [R, V], any device; `rows` [R] are only read.
+
+        The caller tells each state with `advance(token)` when the token is accepted. Non-finite
+        logits (their maximum NaN or infinite) give that row an error and leave the others alone.
+        """
+        if logits.dtype != torch.float32 or logits.ndim != 2 or len(logits) != len(rows):
+            found = f"{logits.dtype} {list(logits.shape)}"
+            raise ValueError(f"expected float32 logits [{len(rows)}, V], found {found}")
+        if not rows:
+            return []
+        # argmax takes the first of equal maxima, and a NaN as the greatest: one pass serves greedy
+        # rows and finds every unusable row.
+        best = logits.argmax(dim=-1, keepdim=True)
+        finite = logits.gather(1, best).isfinite().flatten().tolist()
+        tokens: list[int] = best.flatten().tolist()
+        return [
+            self._row(logits[i], state, token) if usable else _failed(NOT_FINITE)
+            for i, (state, token, usable) in enumerate(zip(rows, tokens, finite, strict=True))
+        ]
+
+    def _row(self, logits: torch.Tensor, state: SamplerState, best: int) -> Sampled:
+        if state.is_plain:
+            return Sampled(best)
+        raw: Row = np.ascontiguousarray(logits.detach().cpu().numpy())
+        row = state.adjusted(raw)
+        if not np.isfinite(row.max()):
+            return _failed("no token can be sampled: all of them are masked out")
+        token = _choose(row, state)
+        count = state.params.logprobs
+        return Sampled(token, None if count is None else token_logprobs(raw, token, count))
+
+
+def _choose(row: Row, state: SamplerState) -> int:
+    params = state.params
+    if params.is_greedy:
+        return int(row.argmax())  # the lowest id among equals
+    u = uniform(state.seed, state.stream, state.num_output)
+    return draw_token(row, params.temperature, params.top_k, params.top_p, params.min_p, u)
+
+
+def _failed(reason: str) -> Sampled:
+    return Sampled(-1, error=SaccadeError(reason))

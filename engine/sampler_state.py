@@ -1,0 +1,75 @@
+"""What the sampler must remember of one request between its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from .params import SamplingParams
+from .penalties import Ids, Penalties, Row
+
+
+class SamplerState:
+    """One completion's sampling state; a function of (params, prompt, output, seed, stream) alone.
+
+    So it may be dropped and built again from the tokens at any time (keep `seed` when params.seed
+    is None), and it never outlives its request: nothing of it lies in a batch slot.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        eos_ids: Iterable[int],
+        *,
+        seed: int,
+        stream: int = 0,
+        output: Sequence[int] = (),
+    ) -> None:
+        """stream: which of the n completions of a request; output: tokens sampled already."""
+        self.params = params
+        self.seed = seed
+        self.stream = stream
+        self.num_output = 0
+        self._penalties = Penalties(params, prompt) if params.has_penalties else None
+        bias = params.logit_bias or {}
+        self._bias_ids: Ids = np.fromiter(bias.keys(), np.int64, len(bias))
+        self._bias: Row = np.fromiter(bias.values(), np.float32, len(bias))
+        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(eos_ids))
+        self._ends: Ids = np.array(sorted(ends), np.int64)
+        for token in output:
+            self.advance(token)
+
+    def advance(self, token: int) -> None:
+        """Takes note that `token` was appended to the output; amortised O(1)."""
+        self.num_output += 1
+        if self._penalties is not None:
+            self._penalties.add(token)
+
+    @property
+    def changes_logits(self) -> bool:
+        """True when the next token's logits are adjusted before choosing."""
+        return self._penalties is not None or len(self._bias) > 0 or self._must_go_on
+
+    @property
+    def is_plain(self) -> bool:
+        """True when the next token is just the argmax of the raw logits, with nothing reported."""
+        greedy = self.params.is_greedy and self.params.logprobs is None
+        return greedy and not self.changes_logits
+
+    def adjusted(self, row: Row) -> Row:
+        """The logits [V] to choose from: bias, then penalties, then masks; `row` stays as it is."""
+        if not self.changes_logits:
+            return row
+        row = row.copy()
+        row[self._bias_ids] += self._bias
+        if self._penalties is not None:
+            self._penalties.apply(row)
+        if self._must_go_on:
+            row[self._ends[self._ends < len(row)]] = -np.inf
+        return row
+
+    @property
+    def _must_go_on(self) -> bool:
+        return self.num_output < self.params.min_tokens and len(self._ends) > 0
