@@ -1,0 +1,157 @@
+"""What `saccade doctor` looks at: the machine, the compiled kernels and the optional libraries.
+
+Each look is guarded: a broken library becomes a finding, never a crash. Optional libraries are read
+from their metadata and not imported, because some of them abort the process when their driver is
+missing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+OPTIONAL = {"triton": "triton", "flash-attn": "flash_attn", "cupy": "cupy"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked for. state: "chosen", "found" (and not chosen), "missing" or "broken"."""
+
+    group: str
+    name: str
+    state: str
+    detail: str
+
+
+def all_findings() -> list[Finding]:
+    """Everything, in the order in which it is shown."""
+    return [*system(), *torch_library(), *compiled_kernels(), *optional_libraries(), *gpu()]
+
+
+def system() -> list[Finding]:
+    """Python, the operating system, the processor and its memory."""
+    cpu = cpu_info()
+    flags = cpu.get("flags", cpu.get("Features", "")).split()
+    present = [flag for flag in CPU_FLAGS if flag in flags]
+    absent = [flag for flag in CPU_FLAGS if flag not in flags]
+    name = cpu.get("model name") or platform.processor() or platform.machine()
+    rows = [
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+        ("platform", platform.platform()),
+        ("processor", f"{name}, {usable_cores()} of {os.cpu_count()} cores usable"),
+        ("cpu flags", f"{' '.join(present) or 'none'}; without {' '.join(absent) or 'none'}"),
+        ("memory", memory()),
+    ]
+    return [Finding("system", label, "found", text) for label, text in rows]
+
+
+def cpu_info(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """The first processor's entries in /proc/cpuinfo; empty where there is none."""
+    try:
+        first = path.read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory(path: Path = Path("/proc/meminfo")) -> str:
+    """Total and available memory in GiB, or "unknown"."""
+    try:
+        lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
+        total, free = (int(lines[key].split()[0]) for key in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError, IndexError):
+        return "unknown"
+    return f"{total / 2**20:.1f} GiB, {free / 2**20:.1f} GiB of them available"
+
+
+def torch_library() -> list[Finding]:
+    """torch, without which nothing runs."""
+    try:
+        import torch
+    except Exception as error:  # noqa: BLE001 - a broken install fails in many ways
+        return [Finding("libraries", "torch", "broken", first_line(error))]
+    detail = f"{torch.__version__}, {torch.get_num_threads()} threads"
+    return [Finding("libraries", "torch", "chosen", detail)]
+
+
+def compiled_kernels() -> list[Finding]:
+    """The compiled module and, for each instruction set, whether it was chosen and why."""
+    try:
+        from ..kernels import native
+
+        compiled = native.module()
+        rows = native.report()
+    except Exception as error:  # noqa: BLE001 - e.g. no torch, or a forced set that cannot run
+        return [Finding("kernels", "compiled module", "broken", first_line(error))]
+    if compiled is None:
+        references = Finding("kernels", "torch references", "chosen", "no compiled module")
+        return [missing_module(), references]
+    where = str(getattr(compiled, "__file__", "loaded"))
+    found = [Finding("kernels", "compiled module", "found", where)]
+    for row in rows:
+        found.append(Finding("kernels", row.name, "chosen" if row.chosen else "found", row.reason))
+    return found
+
+
+def missing_module() -> Finding:
+    """Why there is no compiled module: it was never built, or it does not load."""
+    package = Path(__file__).resolve().parents[1]
+    files = sorted(path.name for path in package.glob("_native.*"))
+    if files:
+        why = f"{', '.join(files)} does not load in {sys.implementation.cache_tag}"
+        return Finding("kernels", "compiled module", "broken", why)
+    why = "not built: the install had no working C++ compiler"
+    return Finding("kernels", "compiled module", "missing", why)
+
+
+def optional_libraries() -> list[Finding]:
+    """Libraries that other backends use, by their metadata."""
+    return [optional_library(name, module) for name, module in OPTIONAL.items()]
+
+
+def optional_library(name: str, module: str) -> Finding:
+    """One optional library; this version has kernels for the CPU only, so none is chosen."""
+    if find_spec(module) is None:
+        return Finding("libraries", name, "missing", "not installed (optional)")
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        version = "unknown version"
+    return Finding("libraries", name, "found", f"{version}; this version has no kernels for it")
+
+
+def gpu() -> list[Finding]:
+    """CUDA GPUs that torch can see."""
+    try:
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        names = [torch.cuda.get_device_name(index) for index in range(count)]
+        built = torch.version.cuda
+    except Exception as error:  # noqa: BLE001 - drivers fail in many ways
+        return [Finding("devices", "CUDA GPU", "broken", first_line(error))]
+    cpu = Finding("devices", "CPU", "chosen", "this version computes on the CPU")
+    if names:
+        seen = f"{', '.join(names)}; this version has no GPU kernels"
+        return [cpu, Finding("devices", "CUDA GPU", "found", seen)]
+    why = "torch sees none" if built else "this torch was built without CUDA"
+    return [cpu, Finding("devices", "CUDA GPU", "missing", why)]
+
+
+def first_line(error: Exception) -> str:
+    """An exception's type and first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -1,0 +1,75 @@
+"""What every test may rely on: fixed seeds, NaN poison, and properties that run the same in CI."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Two pytest workers share two cores: more threads each would only fight over them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SLOW_CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("saccade", deadline=None, suppress_health_check=SLOW_CHECKS)
+settings.register_profile("ci", settings.get_profile("saccade"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "saccade")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same random state (torch's too, where a test uses it)."""
+    random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def poison() -> Callable[..., None]:
+    """`poison(*tensors)` fills them with NaN (integers: -1), so that an unwritten output shows."""
+
+    def fill(*tensors: torch.Tensor) -> None:
+        for tensor in tensors:
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+
+    return fill
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the argument `isa` runs once per instruction set; those that this machine (or
+    this build) lacks are skipped with the reason."""
+    if "isa" not in metafunc.fixturenames:
+        return
+    from saccade.kernels import native
+
+    names = []
+    for name in (*native.ISAS, "amx_emulated"):
+        reason = native.refusal(name)
+        marks = pytest.mark.skip(reason=reason) if reason else ()
+        names.append(pytest.param(name, marks=marks, id=name))
+    metafunc.parametrize("isa", names)
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No SACCADE_* variable of the person who runs the tests."""
+    for name in [name for name in os.environ if name.startswith("SACCADE_")]:
+        monkeypatch.delenv(name)
+    yield
