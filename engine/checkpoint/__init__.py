@@ -1,0 +1,1 @@
+"""Reading checkpoints: strict, local, and never executing anything that a checkpoint brings."""

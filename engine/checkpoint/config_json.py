@@ -1,0 +1,142 @@
+"""config.json as one frozen, checked value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .family import bias, layer_windows, read_family
+from .files import read_small
+from .json_object import Fields, parse_object
+from .rope_config import RopeConfig, read_rope
+
+DTYPES = ("float32", "bfloat16", "float16")
+_LIMIT = 4 << 20  # bytes; real configs have a few thousand
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A checkpoint's architecture. All sizes in elements, lengths in tokens."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    windows: tuple[int | None, ...]  # sliding window of each layer, None: full attention
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    tied_embeddings: bool
+    dtype: str | None  # as the checkpoint declares it, one of DTYPES
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    attention: str | Mapping[str, Any] | None  # the method a sparse checkpoint names, unread
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Reads config.json, and the end tokens of generation_config.json where there is one.
+
+    CheckpointError, naming file and key, for anything missing, unsupported or contradictory.
+    """
+    config = _read(folder / "config.json")
+    family = read_family(config)
+    config.choice("hidden_act", ["silu"], "silu")
+    num_layers = config.integer("num_hidden_layers", most=10_000)
+    max_position = config.integer("max_position_embeddings")
+    num_heads, num_kv_heads, head_dim = _heads(config, family.default_head_dim)
+    vocab_size = config.integer("vocab_size")
+    return ModelConfig(
+        architecture=family.architecture,
+        vocab_size=vocab_size,
+        hidden_size=config.integer("hidden_size"),
+        intermediate_size=config.integer("intermediate_size"),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        max_position=max_position,
+        rms_norm_eps=config.number("rms_norm_eps", above=0.0),
+        rope=read_rope(config, max_position),
+        windows=layer_windows(config, family, num_layers),
+        qkv_bias=bias(config, family.qkv_bias),
+        output_bias=bias(config, family.output_bias),
+        mlp_bias=bias(config, family.mlp_bias),
+        qk_norm=family.qk_norm,
+        tied_embeddings=config.boolean("tie_word_embeddings", False),
+        dtype=_dtype(config),
+        eos_token_ids=_eos(folder, config, vocab_size),
+        bos_token_id=_bos(config),
+        attention=_attention(config),
+    )
+
+
+def _read(path: Path) -> Fields:
+    return Fields(parse_object(read_small(path, _LIMIT), str(path)), str(path))
+
+
+def _heads(config: Fields, default_head_dim: int | None) -> tuple[int, int, int]:
+    heads = config.integer("num_attention_heads", most=1 << 16)
+    # Only Llama checkpoints are known to leave this out: it then means one KV head per query head.
+    default = heads if config.values.get("model_type", "llama") == "llama" else None
+    kv_heads = config.integer("num_key_value_heads", default, most=1 << 16)
+    if heads % kv_heads:
+        message = f"{kv_heads} does not divide num_attention_heads {heads}"
+        raise config.error("num_key_value_heads", message)
+    hidden = config.integer("hidden_size")
+    if not config.has("head_dim") and default_head_dim is None and hidden % heads:
+        raise config.error("num_attention_heads", f"{heads} does not divide hidden_size {hidden}")
+    head_dim = config.integer("head_dim", default_head_dim or hidden // heads, least=4, most=1024)
+    if head_dim % 2:
+        raise config.error("head_dim", f"rotary embedding needs an even number, found {head_dim}")
+    return heads, kv_heads, head_dim
+
+
+def _dtype(config: Fields) -> str | None:
+    found = {
+        config.choice(key, [*DTYPES, *(f"torch.{name}" for name in DTYPES)]).removeprefix("torch.")
+        for key in ("dtype", "torch_dtype")
+        if config.has(key)
+    }
+    if len(found) > 1:
+        raise config.error("torch_dtype", "contradicts dtype")
+    return found.pop() if found else None
+
+
+def _bos(config: Fields) -> int | None:
+    return config.integer("bos_token_id", least=0) if config.has("bos_token_id") else None
+
+
+def _eos(folder: Path, config: Fields, vocab_size: int) -> tuple[int, ...]:
+    sources = [config]
+    if (folder / "generation_config.json").exists():
+        sources.insert(0, _read(folder / "generation_config.json"))
+    for source in sources:
+        value = source.values.get("eos_token_id")
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            for each in ids:
+                if type(each) is not int or not 0 <= each < vocab_size:
+                    message = f"{each!r:.80} is not a token below vocab_size {vocab_size}"
+                    raise source.error("eos_token_id", message)
+            return tuple(dict.fromkeys(ids))
+    return ()
+
+
+def _attention(config: Fields) -> str | Mapping[str, Any] | None:
+    if config.has("saccade") and config.has("attention"):
+        raise config.error("attention", "contradicts the entry saccade; keep one of them")
+    key = "saccade" if config.has("saccade") else "attention"
+    value = config.values.get(key)
+    if value is None or isinstance(value, (str, dict)):
+        return value
+    raise config.error(key, f"expected a string or an object, found {value!r:.80}")

@@ -1,0 +1,106 @@
+"""The rotary embedding part of config.json, in its newer (`rope_parameters`) and older spelling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .json_object import Fields
+
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+
+_SUPPORTED_KEYS = frozenset(
+    "rope_type type rope_theta factor original_max_position_embeddings low_freq_factor "
+    "high_freq_factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
+    "partial_rotary_factor finetuned".split()
+)
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """How positions turn queries and keys; lengths in tokens. `kind` says which fields matter."""
+
+    kind: str  # one of ROPE_KINDS
+    theta: float
+    original_max_position: int  # the length the unscaled frequencies were trained for
+    factor: float = 1.0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    truncate: bool = True  # yarn: whole dimensions at the borders of the ramp
+    attention_scaling: float = 1.0  # yarn: factor on cos and sin; scores grow by its square
+
+
+def read_rope(config: Fields, max_position: int) -> RopeConfig:
+    """The rotary settings of config.json; CheckpointError for unsupported or contradictory ones."""
+    rope = _rope_fields(config)
+    for key in rope.values:
+        if key not in _SUPPORTED_KEYS:
+            supported = ", ".join(sorted(_SUPPORTED_KEYS))
+            raise rope.error(key, f"unknown rotary setting; supported: {supported}")
+    for fields in (rope, config):
+        if fields.number("partial_rotary_factor", 1.0) != 1.0:
+            raise fields.error("partial_rotary_factor", "only 1.0 (the whole head) is supported")
+    theta = rope.number("rope_theta", config.number("rope_theta", 10000.0, above=1.0), above=1.0)
+    if rope.has("rope_theta") and config.has("rope_theta") and theta != config.number("rope_theta"):
+        raise config.error("rope_theta", f"contradicts {rope.where}: rope_theta")
+    kind = _kind(rope)
+    original = max_position
+    if kind in ("llama3", "yarn"):
+        inner = rope.integer("original_max_position_embeddings", max_position)
+        original = config.integer("original_max_position_embeddings", inner)
+    return RopeConfig(kind, theta, original, **_scaling(rope, kind, original, max_position))
+
+
+def _rope_fields(config: Fields) -> Fields:
+    newer, older = config.fields("rope_parameters"), config.fields("rope_scaling")
+    if newer.values and older.values and newer.values != older.values:
+        raise config.error("rope_scaling", "contradicts rope_parameters; keep one of them")
+    rope = newer if newer.values else older
+    for key, value in rope.values.items():
+        if isinstance(value, dict):
+            raise rope.error(key, "rotary settings per layer type are not supported")
+    return rope
+
+
+def _kind(rope: Fields) -> str:
+    kind = rope.choice("rope_type", ROPE_KINDS, rope.choice("type", ROPE_KINDS, "default"))
+    if rope.has("type") and rope.has("rope_type") and rope.values["type"] != kind:
+        raise rope.error("type", f"contradicts rope_type {kind!r}")
+    return kind
+
+
+def _scaling(rope: Fields, kind: str, original: int, max_position: int) -> dict[str, Any]:
+    if kind == "default":
+        return {}
+    # A yarn checkpoint may leave the factor to the ratio of its two lengths.
+    factor = rope.number("factor", max_position / original if kind == "yarn" else None, above=0.0)
+    if kind == "llama3":
+        low = rope.number("low_freq_factor", above=0.0)
+        high = rope.number("high_freq_factor", above=low)
+        return {"factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+    if kind == "yarn":
+        return {
+            "factor": factor,
+            "beta_fast": rope.number("beta_fast", 32.0, above=0.0),
+            "beta_slow": rope.number("beta_slow", 1.0, above=0.0),
+            "truncate": rope.boolean("truncate", True),
+            "attention_scaling": _yarn_attention_scaling(rope, factor),
+        }
+    return {"factor": factor}
+
+
+def _yarn_attention_scaling(rope: Fields, factor: float) -> float:
+    if rope.has("attention_factor"):
+        return rope.number("attention_factor", above=0.0)
+    # A zero here means "not given", as in the configs that carry these two keys.
+    over, under = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
+    if over and under:
+        return _yarn_mscale(factor, over) / _yarn_mscale(factor, under)
+    return _yarn_mscale(factor, 1.0)
+
+
+def _yarn_mscale(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
