@@ -1,0 +1,1 @@
+"""The layers that models are made of, over packed weights and the kernel floor's ops."""

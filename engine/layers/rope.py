@@ -1,0 +1,95 @@
+"""Rotary position embedding: frequencies per type, and the table of angles for every position."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..checkpoint.rope_config import RopeConfig
+
+_BLOCK = 1024  # positions computed at a time: bounds the scratch memory of the table's construction
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int, max_model_len: int) -> torch.Tensor:
+    """Radians per token of each rotated pair: float32 [head_dim / 2].
+
+    max_model_len matters to the type "dynamic" alone. Its frequencies depend on the length of the
+    sequence, so that keys cached early would have to turn when the sequence grows, and a prompt's
+    answer would depend on how it was cut. They are therefore fixed once, for max_model_len: the
+    unscaled ones up to the trained length, and beyond it those that the method gives to a
+    sequence of exactly max_model_len tokens.
+    """
+    if rope.kind == "dynamic":
+        stretch = rope.factor * max(max_model_len, rope.original_max_position)
+        stretch = stretch / rope.original_max_position - (rope.factor - 1)
+        return _unscaled(rope.theta * stretch ** (head_dim / (head_dim - 2)), head_dim)
+    plain = _unscaled(rope.theta, head_dim)
+    if rope.kind == "linear":
+        return plain / rope.factor
+    if rope.kind == "llama3":
+        return _llama3(rope, plain)
+    if rope.kind == "yarn":
+        return _yarn(rope, plain, head_dim)
+    return plain
+
+
+def _unscaled(theta: float, head_dim: int) -> torch.Tensor:
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    return 1.0 / torch.pow(theta, exponents)
+
+
+def _llama3(rope: RopeConfig, plain: torch.Tensor) -> torch.Tensor:
+    """Keeps fast pairs, slows slow ones by `factor`, and blends by turns per trained length."""
+    turns = rope.original_max_position * plain / (2 * math.pi)
+    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    keep = keep.clamp(0.0, 1.0)
+    return (1 - keep) * plain / rope.factor + keep * plain
+
+
+def _yarn(rope: RopeConfig, plain: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Keeps pairs that turn more than beta_fast times in the trained length, slows the others."""
+    low, high = (_pair_turning(rope, turns, head_dim) for turns in (rope.beta_fast, rope.beta_slow))
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    pairs = torch.arange(head_dim // 2, dtype=torch.float32)
+    slow = ((pairs - low) / (high - low)).clamp(0.0, 1.0)
+    return plain / rope.factor * slow + plain * (1 - slow)
+
+
+def _pair_turning(rope: RopeConfig, turns: float, head_dim: int) -> float:
+    """The (fractional) pair that makes this many turns over the trained length."""
+    radians = 2 * math.pi * turns
+    return head_dim * math.log(rope.original_max_position / radians) / (2 * math.log(rope.theta))
+
+
+class RotaryEmbedding:
+    """cos and sin of every position below max_model_len, computed once.
+
+    A table, and not arithmetic in each step, because a vector routine may round an element
+    differently by its place in the batch; the rows of a table are the same however a prompt is cut.
+    It takes `nbytes` = 4 * head_dim bytes per position.
+    """
+
+    def __init__(self, rope: RopeConfig, head_dim: int, max_model_len: int) -> None:
+        self.inv_freq = inverse_frequencies(rope, head_dim, max_model_len)
+        self.cos = torch.empty(max_model_len, head_dim // 2)
+        self.sin = torch.empty(max_model_len, head_dim // 2)
+        for begin in range(0, max_model_len, _BLOCK):
+            positions = torch.arange(begin, min(begin + _BLOCK, max_model_len))
+            # The angle is rounded to float32, as in the models' training; its cosine is exact.
+            angles = (positions.float()[:, None] * self.inv_freq).double()
+            self.cos[begin : begin + _BLOCK] = angles.cos() * rope.attention_scaling
+            self.sin[begin : begin + _BLOCK] = angles.sin() * rope.attention_scaling
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table."""
+        return self.cos.nbytes + self.sin.nbytes
+
+    def cos_sin(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin, float32 [T, head_dim / 2] each, of positions int64 [T] < max_model_len."""
+        return self.cos.index_select(0, positions), self.sin.index_select(0, positions)

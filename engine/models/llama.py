@@ -1,0 +1,91 @@
+"""The Llama shape: Llama, Mistral, Qwen2 and Qwen3, told apart by their configuration alone."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ...kernels.linear import linear, pack
+from ...kernels.norm import rms_norm
+from ..attention.base import LayerShape
+from ..checkpoint.config_json import ModelConfig
+from ..layers.attention import Attention, AttentionContext
+from ..layers.mlp import MLP
+from ..layers.rope import RotaryEmbedding
+from ..layers.weights import Weights
+from .tensors import EMBEDDING, FINAL_NORM
+
+
+class ModelContext(AttentionContext, Protocol):
+    """What the step gives to the model: the rows' tokens, and what attention needs."""
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """int64 [T], the token of each row."""
+        ...
+
+
+class LlamaModel:
+    """Embedding, then decoder layers around one residual stream, then the output projection."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, max_model_len: int) -> None:
+        """Takes and packs the weights of a verified checkpoint, one projection at a time."""
+        self.config = config
+        self.dtype = weights.dtype
+        self.embedding = weights.tensor(EMBEDDING)
+        self.layers = [DecoderLayer(config, i, weights) for i in range(config.num_layers)]
+        self.norm = weights.tensor(FINAL_NORM)
+        tied = config.tied_embeddings
+        self.lm_head = pack(self.embedding) if tied else weights.projection("lm_head")
+        self.rope = RotaryEmbedding(config.rope, config.head_dim, max_model_len)
+
+    def forward(self, step: ModelContext) -> torch.Tensor:
+        """The final hidden states [T, hidden] of the step's T rows."""
+        residual = self.embedding.index_select(0, step.tokens)
+        update: torch.Tensor | None = None
+        for layer in self.layers:
+            update = layer.forward(update, residual, step)
+        return _add_and_norm(update, residual, self.norm, self.config.rms_norm_eps)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 [R, vocab_size] for chosen rows [R, hidden] of what `forward` returned."""
+        return linear(hidden, self.lm_head, torch.float32)
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        """The attention geometry of each layer."""
+        return [layer.attention.shape for layer in self.layers]
+
+
+class DecoderLayer:
+    """Attention, then the feed-forward layer, each on the normed residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int, weights: Weights) -> None:
+        name = f"model.layers.{index}."
+        self.eps = config.rms_norm_eps
+        self.attention_norm = weights.tensor(name + "input_layernorm.weight")
+        self.attention = Attention(config, index, weights)
+        self.mlp_norm = weights.tensor(name + "post_attention_layernorm.weight")
+        self.mlp = MLP(config, index, weights)
+
+    def forward(
+        self, update: torch.Tensor | None, residual: torch.Tensor, step: ModelContext
+    ) -> torch.Tensor:
+        """Adds `update`, the contribution of the layer before, to `residual` in place.
+
+        Returns this layer's own contribution: each addition is left to the norm after it, which
+        fuses the two.
+        """
+        x = _add_and_norm(update, residual, self.attention_norm, self.eps)
+        update = self.attention(x, step)
+        x = _add_and_norm(update, residual, self.mlp_norm, self.eps)
+        return self.mlp(x)
+
+
+def _add_and_norm(
+    update: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    if update is None:
+        return rms_norm(residual, weight, eps)
+    return rms_norm(update, weight, eps, residual)

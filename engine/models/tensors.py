@@ -1,0 +1,67 @@
+"""The tensors that a checkpoint of the Llama shape must contain, and the memory they take."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from ..checkpoint.config_json import ModelConfig
+
+EMBEDDING, FINAL_NORM, LM_HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def expected_tensors(config: ModelConfig) -> Shapes:
+    """Name -> shape of every tensor, as the Hugging Face classes name them."""
+    hidden = config.hidden_size
+    shapes: Shapes = {EMBEDDING: (config.vocab_size, hidden)}
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        shapes[prefix + "input_layernorm.weight"] = (hidden,)
+        shapes |= _attention(config, prefix + "self_attn.")
+        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        shapes |= _mlp(config, prefix + "mlp.")
+    shapes[FINAL_NORM] = (hidden,)
+    if not config.tied_embeddings:
+        shapes[LM_HEAD] = (config.vocab_size, hidden)
+    return shapes
+
+
+def model_nbytes(config: ModelConfig, dtype: torch.dtype, max_model_len: int) -> int:
+    """Bytes that the loaded model will take: weights and rotary table, known before loading.
+
+    A tied embedding counts twice: looked up as it is, and packed as the output projection.
+    Packing adds less than 32 rows per projection, which are not counted.
+    """
+    elements = sum(prod(shape) for shape in expected_tensors(config).values())
+    if config.tied_embeddings:
+        elements += config.vocab_size * config.hidden_size
+    return elements * dtype.itemsize + max_model_len * config.head_dim * torch.float32.itemsize
+
+
+def _attention(config: ModelConfig, prefix: str) -> Shapes:
+    hidden, dim = config.hidden_size, config.head_dim
+    queries, keys = config.num_heads * dim, config.num_kv_heads * dim
+    shapes: Shapes = {}
+    for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        shapes |= _linear(prefix + name, rows, hidden, config.qkv_bias)
+    shapes |= _linear(prefix + "o_proj", hidden, queries, config.output_bias)
+    if config.qk_norm:
+        shapes |= {prefix + "q_norm.weight": (dim,), prefix + "k_norm.weight": (dim,)}
+    return shapes
+
+
+def _mlp(config: ModelConfig, prefix: str) -> Shapes:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return {
+        **_linear(prefix + "gate_proj", inner, hidden, config.mlp_bias),
+        **_linear(prefix + "up_proj", inner, hidden, config.mlp_bias),
+        **_linear(prefix + "down_proj", hidden, inner, config.mlp_bias),
+    }
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:
+    shapes: Shapes = {name + ".weight": (rows, columns)}
+    return shapes | {name + ".bias": (rows,)} if bias else shapes
