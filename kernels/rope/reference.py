@@ -9,8 +9,8 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     half = cos.shape[-1]
     first, second = x[..., :half].float(), x[..., half : 2 * half].float()
     c, s = cos[:, None, :], sin[:, None, :]
-    x[..., :half] = (first * c - second * s).to(x.dtype)
-    x[..., half : 2 * half] = (second * c + first * s).to(x.dtype)
+    turned = first * c - second * s, second * c + first * s  # both before writing: a view in fp32
+    x[..., :half], x[..., half : 2 * half] = (half_turned.to(x.dtype) for half_turned in turned)
 
 
 def apply_rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
