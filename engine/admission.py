@@ -1,0 +1,47 @@
+"""Who may enter the queue at all, in which order it is served, and which children wait."""
+
+from __future__ import annotations
+
+from .errors import CapacityError, RequestError
+from .request import Request, RequestState
+
+
+def check_request(request: Request, max_model_len: int, max_tokens: int) -> None:
+    """Refuses a request that could never finish; `max_tokens`: what the whole KV cache holds.
+
+    Raises RequestError for a fault of the request, CapacityError where memory is the limit.
+    """
+    size, parent = len(request.prompt), request.parent
+    if size == 0:
+        raise RequestError("The prompt has no tokens.", "prompt")
+    if min(request.prompt) < 0 or max(request.prompt) >= 2**31:
+        raise RequestError("The prompt has a token id outside of [0, 2**31).", "prompt")
+    if parent is not None and parent.prompt != request.prompt:
+        raise RequestError(f"{request.id!r} and its parent differ in their prompts.", "prompt")
+    if size + 1 > max_model_len:
+        raise RequestError(
+            f"The prompt has {size} tokens; with one more to generate it exceeds the limit of "
+            f"max_model_len={max_model_len} tokens.",
+            "prompt",
+        )
+    if size + 1 > max_tokens:
+        raise CapacityError(
+            f"The prompt has {size} tokens; with one more to generate it exceeds the {max_tokens} "
+            f"tokens that the whole KV cache holds. Raise kv_cache_memory or shorten the prompt."
+        )
+
+
+def rank(request: Request) -> tuple[int, float, int]:
+    """Sort key of the queues: priority (lower first), arrival, order of `add`."""
+    return request.rank
+
+
+def awaits_parent(request: Request) -> bool:
+    """Whether a child should wait: its parent has yet to read the prompt that they share."""
+    parent = request.parent
+    return (
+        parent is not None
+        and not request.output
+        and parent.state is not RequestState.FINISHED
+        and parent.num_computed < len(request.prompt)
+    )

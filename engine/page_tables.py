@@ -1,0 +1,180 @@
+"""PageTables: the pages of every request, over all layer groups. Only this module writes them.
+
+Pages go back through `release` (everything a request has) or `commit` (what its windows have left
+behind), and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from .errors import CapacityError
+from .pages import IntegrityError, PagePool, pages_for, window_pages
+from .prefix import Hit, PrefixCache, PrefixHasher
+from .request import Request
+from .step_plan import LayerGroup, PageCopy, SchedulerLimits
+
+
+class PageTables:
+    """Shares, grows and frees the page tables of requests; owns one pool per layer group.
+
+    max_tokens: what one request may hold, prompt and output, when it has all pools to itself.
+    max_chunk: what it may compute in one step then. Raises CapacityError where a pool is too small
+    for even one chunk.
+    """
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        groups: Sequence[LayerGroup],
+        pages_per_group: Sequence[int],
+        hasher: PrefixHasher,
+        prefix_caching: bool,
+    ) -> None:
+        self.groups = tuple(groups)
+        self.page_size = hasher.page_size
+        self.pools = tuple(PagePool(num_pages, self.page_size) for num_pages in pages_per_group)
+        self.cache = PrefixCache(self.groups, self.pools, hasher, limits.align, prefix_caching)
+        self.num_copies = 0
+        self._align = limits.align
+        self.max_tokens = self._max_tokens(limits.max_model_len)
+        self.max_chunk = self._max_chunk(limits.max_num_batched_tokens)
+
+    def _max_tokens(self, max_model_len: int) -> int:
+        full = [
+            pool.num_pages * self.page_size
+            for group, pool in zip(self.groups, self.pools, strict=True)
+            if group.window is None
+        ]
+        return min([max_model_len, *full])
+
+    def _max_chunk(self, budget: int) -> int:
+        chunk = budget
+        for group, pool in zip(self.groups, self.pools, strict=True):
+            if group.window is None or pool.num_pages * self.page_size >= self.max_tokens:
+                continue
+            chunk = min(chunk, (pool.num_pages - 1) * self.page_size - group.window)
+            if chunk < self._align:
+                needed = window_pages(group.window, self._align, self.page_size)
+                raise CapacityError(
+                    f"A layer group with a window of {group.window} tokens has "
+                    f"{pool.num_pages} pages of {self.page_size} tokens; the window and one chunk "
+                    f"of {self._align} tokens need {needed} pages."
+                )
+        return chunk // self._align * self._align
+
+    def fits(self, request: Request, hit: Hit, running: Sequence[Request]) -> bool:
+        """Whether the whole of a waiting request fits beside what is running.
+
+        What running requests still need for their known tokens is theirs, and one page each is
+        left to them on top, or else the newcomer would be preempted a few tokens later.
+        """
+        for g, pool in enumerate(self.pools):
+            table = hit.tables[g]
+            held = [page for page in table if page >= 0]
+            need = self._missing(g, request, len(table), len(table) - len(held))
+            need += sum(pool.references(page) == 0 for page in held)
+            for other in running:
+                need += 1 + self._missing(g, other, len(other.pages[g]), other.num_dropped[g])
+            if need > pool.num_available:
+                return False
+        return True
+
+    def _missing(self, g: int, request: Request, size: int, dropped: int) -> int:
+        """Pages group g must still give for a request's known tokens, its table being as told."""
+        window = self.groups[g].window
+        peak = pages_for(request.num_tokens, self.page_size) - dropped
+        if window is not None:
+            peak = min(peak, window_pages(window, self.max_chunk, self.page_size))
+        return max(0, peak - (size - dropped))
+
+    def admit(self, request: Request, hit: Hit) -> None:
+        """Gives a request without pages the pages of a prefix hit."""
+        self.cache.count(request, hit)
+        self._adopt(request, hit.tables, hit.num_pages * self.page_size)
+        if request.num_preemptions == 0:
+            request.num_cached = request.num_computed
+
+    def can_fork(self, request: Request, parent: Request) -> bool:
+        """Whether the parent still holds all that the request needs for its last prompt token."""
+        start = self._fork_point(request)
+        needed = (group.first_needed(start) // self.page_size for group in self.groups)
+        return parent.num_computed >= len(request.prompt) and all(
+            dropped <= first for dropped, first in zip(parent.num_dropped, needed, strict=True)
+        )
+
+    def fork(self, request: Request, parent: Request) -> None:
+        """Shares the parent's pages of the prompt without its last token, even partly full ones."""
+        start = self._fork_point(request)
+        count = pages_for(start, self.page_size)
+        self._adopt(request, [table[:count] for table in parent.pages], start)
+
+    def _fork_point(self, request: Request) -> int:
+        return (len(request.prompt) - 1) // self._align * self._align
+
+    def _adopt(self, request: Request, tables: list[list[int]], num_computed: int) -> None:
+        for pool, table in zip(self.pools, tables, strict=True):
+            for page in table:
+                if page >= 0:
+                    pool.share(page)
+        request.pages = [list(table) for table in tables]
+        request.num_dropped = [sum(page < 0 for page in table) for table in tables]
+        request.num_computed = num_computed
+        request.num_published = num_computed // self.page_size
+
+    def grow(self, request: Request, end: int) -> list[PageCopy] | None:
+        """Makes positions [num_computed, end) writable in all groups; None if pages are short.
+
+        Returns the copies to make before the step: pages in that range which others hold too.
+        """
+        first, size = request.num_computed // self.page_size, pages_for(end, self.page_size)
+        for pool, table in zip(self.pools, request.pages, strict=True):
+            shared = sum(pool.references(page) > 1 for page in table[first:])
+            if shared + max(0, size - len(table)) > pool.num_available:
+                return None
+        copies: list[PageCopy] = []
+        for g, (pool, table) in enumerate(zip(self.pools, request.pages, strict=True)):
+            for i in range(first, len(table)):
+                source, table[i] = table[i], pool.make_writable(table[i])
+                if table[i] != source:
+                    copies.append((g, source, table[i]))
+            table.extend(pool.allocate() for _ in range(len(table), size))
+        self.num_copies += len(copies)
+        return copies
+
+    def commit(self, request: Request, num_computed: int) -> None:
+        """K and V up to `num_computed` are in pages: publishes full ones, drops passed ones."""
+        request.num_computed = num_computed
+        self.cache.publish(request)
+        for g, group in enumerate(self.groups):
+            # One token more than the next step needs, so that a fork one token back finds it.
+            keep = group.first_needed(max(0, num_computed - 1)) // self.page_size
+            dropped, table = request.num_dropped[g], request.pages[g]
+            if keep > dropped:
+                self.pools[g].release(table[dropped:keep])
+                table[dropped:keep] = [-1] * (keep - dropped)
+                request.num_dropped[g] = keep
+
+    def release(self, request: Request, trusted: bool = True) -> None:
+        """Takes all pages from a request; `trusted=False` withdraws them from the cache first."""
+        if not trusted:
+            self.cache.withdraw(request)
+        for g, table in enumerate(request.pages):
+            self.pools[g].release(table[request.num_dropped[g] :])
+        request.pages, request.num_dropped = [], []
+        request.num_computed = request.num_published = 0
+
+    def check_integrity(self, running: Iterable[Request]) -> None:
+        """Raises IntegrityError unless pools and the running requests' tables agree."""
+        requests = list(running)
+        for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
+            owners: Counter[int] = Counter()
+            for request in requests:
+                table, dropped = request.pages[g], request.num_dropped[g]
+                owners.update(table[dropped:])
+                covered = len(table) * self.page_size >= request.num_computed
+                needed = group.first_needed(request.num_computed) // self.page_size
+                if not covered or table[:dropped] != [-1] * dropped or dropped > needed:
+                    raise IntegrityError(f"{request!r} lacks pages in group {g}: {table}.")
+            pool.check_integrity(owners)

@@ -1,0 +1,213 @@
+"""The prefix cache: finds pages whose K/V some earlier request has already computed.
+
+A full page is known by a chained digest: of the page before it and of its own tokens, beginning at
+a root made of model id, attention policy and the request's cache salt. Equal digests therefore mean
+equal tokens from position 0 on, computed in the same way for someone of the same salt.
+"""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import lcm
+
+from xxhash import xxh3_128_digest
+
+from .pages import PagePool
+from .request import Request
+from .step_plan import LayerGroup
+
+
+class Miss(StrEnum):
+    """Why a lookup found no more. For operators only: it may tell of other users' prompts."""
+
+    DISABLED = "disabled"  # the cache, or this request's use of it, is off
+    PARTIAL_PAGE = "partial page"  # all full pages were found: nothing was missed
+    LAST_TOKEN = "last token"  # all were found, the last is recomputed for its logits
+    FIRST_PAGE = "first page unknown"
+    OTHER_SALT = "other salt"  # the first page is known, under another cache salt
+    DIVERGED = "diverged"  # the next page was never seen after this prefix
+    EVICTED = "evicted"  # the next page was seen and had to make room
+    WINDOW = "window"  # the next page is there, a window group's pages before it are not
+    ALIGN = "align"  # pages were found beyond the last multiple of the method's alignment
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A lookup's answer: per group the table of the first `num_pages` pages, -1 where unneeded."""
+
+    num_pages: int
+    tables: list[list[int]]
+    reason: Miss
+
+
+class PrefixHasher:
+    """Chained digests of full pages of tokens.
+
+    mark_outputs: output tokens are computed by another policy than prompt tokens (prefill and
+    decode attention differ), so their pages must never be taken for pages of a prompt.
+    seed: 64-bit hash seed; random by default, since xxh3 collisions can be made for a known seed.
+    """
+
+    def __init__(
+        self,
+        page_size: int,
+        model_id: str,
+        policy_id: str,
+        mark_outputs: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        self.page_size = page_size
+        self._identity = (model_id, policy_id)
+        self._mark_outputs = mark_outputs
+        self._seed = secrets.randbits(64) if seed is None else seed
+
+    def root(self, salt: str) -> bytes:
+        """What stands in for the page before the first."""
+        fields = [text.encode() for text in (*self._identity, salt)]
+        return self._digest(b"".join(len(field).to_bytes(8, "little") + field for field in fields))
+
+    def digests(self, request: Request) -> list[bytes]:
+        """Digests of all full pages of the request's known tokens; kept on the request."""
+        known = request.digests
+        for page in range(len(known), request.num_tokens // self.page_size):
+            parent = known[-1] if known else self.root(request.cache_salt)
+            known.append(self._digest(parent + self._page(request, page)))
+        return known
+
+    def content(self, request: Request) -> bytes:
+        """Digest of the first page's tokens alone, whatever the salt."""
+        return self._digest(self._page(request, 0))
+
+    def _page(self, request: Request, page: int) -> bytes:
+        start, stop = page * self.page_size, (page + 1) * self.page_size
+        data = array("I", request.tokens(start, stop)).tobytes()
+        if self._mark_outputs and stop > len(request.prompt):
+            data += b"outputs from %d" % len(request.prompt)
+        return data
+
+    def _digest(self, data: bytes) -> bytes:
+        return xxh3_128_digest(data, seed=self._seed)
+
+
+class PrefixCache:
+    """Lookup and publication over the pools of all layer groups."""
+
+    def __init__(
+        self,
+        groups: Sequence[LayerGroup],
+        pools: Sequence[PagePool],
+        hasher: PrefixHasher,
+        align: int = 1,
+        enabled: bool = True,
+    ) -> None:
+        self.enabled = enabled
+        self.lookup_tokens = 0
+        self.hit_tokens = 0
+        self.misses: Counter[str] = Counter()
+        self._groups = groups
+        self._pools = pools
+        self._hasher = hasher
+        self._align_pages = lcm(align, hasher.page_size) // hasher.page_size
+        self._full = [pool for g, pool in zip(groups, pools, strict=True) if g.window is None]
+        self._first_pages: OrderedDict[bytes, bytes] = OrderedDict()  # content -> chained digest
+
+    def lookup(self, request: Request) -> Hit:
+        """The longest usable prefix of the request's tokens; references nothing, counts nothing.
+
+        At least one token is left to compute; the length is a multiple of the page size and of
+        `align`; full groups have every page of it, window groups those of its last `window` tokens.
+        """
+        if not self.enabled or not request.reuses_prefix:
+            return Hit(0, [[] for _ in self._pools], Miss.DISABLED)
+        digests = self._hasher.digests(request)
+        usable = (request.num_tokens - 1) // self._hasher.page_size
+        found = min((_leading(pool, digests, usable) for pool in self._full), default=usable)
+        ready = self._ready(digests, found)
+        reach = next((n for n in range(found, 0, -1) if ready[n]), 0)
+        length = next((n for n in range(reach, 0, -1) if ready[n] and self._aligned(n)), 0)
+        tables = [self._table(g, digests[:length]) for g in range(len(self._pools))]
+        reason = Miss.ALIGN if length < reach else self._explain(request, digests, reach, usable)
+        return Hit(length, tables, reason)
+
+    def count(self, request: Request, hit: Hit) -> None:
+        """Adds one admission to the counters."""
+        self.lookup_tokens += request.num_tokens
+        self.hit_tokens += hit.num_pages * self._hasher.page_size
+        self.misses[hit.reason.value] += 1
+
+    def publish(self, request: Request) -> None:
+        """Makes every page that has become full since the last call findable."""
+        full = request.num_computed // self._hasher.page_size
+        if not self.enabled or full <= request.num_published:
+            return
+        digests = self._hasher.digests(request)
+        for table, pool in zip(request.pages, self._pools, strict=True):
+            for page in range(request.num_published, full):
+                if table[page] >= 0:
+                    pool.publish(table[page], digests[page])
+        if request.num_published == 0:
+            self._remember_first_page(request)
+        request.num_published = full
+
+    def withdraw(self, request: Request) -> None:
+        """Makes every page the request holds unfindable: its contents are not to be trusted."""
+        for table, pool in zip(request.pages, self._pools, strict=True):
+            for page in table:
+                if page >= 0:
+                    pool.withdraw(page)
+
+    def _ready(self, digests: Sequence[bytes], found: int) -> list[bool]:
+        """Per length 0..found in pages: whether every window group has what that length needs."""
+        ready = [True] * (found + 1)
+        for group, pool in zip(self._groups, self._pools, strict=True):
+            if group.window is None:
+                continue
+            run = 0  # pages in a row that are there, up to and including page n - 1
+            for n in range(1, found + 1):
+                run = run + 1 if pool.lookup(digests[n - 1]) is not None else 0
+                ready[n] = ready[n] and run >= n - self._first_page(group, n)
+        return ready
+
+    def _first_page(self, group: LayerGroup, num_pages: int) -> int:
+        size = self._hasher.page_size
+        return group.first_needed(num_pages * size) // size
+
+    def _aligned(self, num_pages: int) -> bool:
+        return num_pages % self._align_pages == 0
+
+    def _table(self, g: int, digests: Sequence[bytes]) -> list[int]:
+        first = self._first_page(self._groups[g], len(digests))
+        found = [self._pools[g].lookup(digest) for digest in digests[first:]]
+        return [-1] * first + [page for page in found if page is not None]
+
+    def _explain(self, request: Request, digests: Sequence[bytes], reach: int, usable: int) -> Miss:
+        if reach == usable:
+            whole = request.num_tokens % self._hasher.page_size == 0
+            return Miss.LAST_TOKEN if whole else Miss.PARTIAL_PAGE
+        pools = self._full or self._pools
+        if all(pool.lookup(digests[reach]) is not None for pool in pools):
+            return Miss.WINDOW
+        if any(pool.was_evicted(digests[reach]) for pool in pools):
+            return Miss.EVICTED
+        if reach > 0:
+            return Miss.DIVERGED
+        twin = self._first_pages.get(self._hasher.content(request))
+        return Miss.FIRST_PAGE if twin in (None, digests[0]) else Miss.OTHER_SALT
+
+    def _remember_first_page(self, request: Request) -> None:
+        self._first_pages[self._hasher.content(request)] = request.digests[0]
+        if len(self._first_pages) > max(pool.num_pages for pool in self._pools):
+            self._first_pages.popitem(last=False)
+
+
+def _leading(pool: PagePool, digests: Sequence[bytes], limit: int) -> int:
+    """How many of the first `limit` digests are published without a gap."""
+    for n in range(limit):
+        if pool.lookup(digests[n]) is None:
+            return n
+    return limit

@@ -1,0 +1,62 @@
+"""StepBuilder: the plan of one step while it is being made, and the rules of its token budget."""
+
+from __future__ import annotations
+
+from .request import Request
+from .step_plan import Chunk, PageCopy, SchedulerLimits, StepPlan
+
+
+class StepBuilder:
+    """Collects chunks and copies; decides how many tokens of a request may go into the step.
+
+    max_chunk: tokens of one request at most, a multiple of align. crowded: somebody besides long
+    prefills has work, so that these must share `limits.long_tokens`.
+    """
+
+    def __init__(self, limits: SchedulerLimits, max_chunk: int, crowded: bool) -> None:
+        self.admitting = True  # whether waiting requests may still be started in this step
+        self.chunks: dict[str, Chunk] = {}
+        self._copies: dict[str, list[PageCopy]] = {}
+        self._limits = limits
+        self._max_chunk = max_chunk
+        self._budget = limits.max_num_batched_tokens
+        self._long_budget = limits.long_tokens if crowded else limits.max_num_batched_tokens
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether too few tokens are left for a chunk that has to end on a multiple of align."""
+        return self._budget < self._limits.align
+
+    def chunk_size(self, start: int, end: int) -> int:
+        """Tokens of [start, end) to compute now; stops before `end` only at a multiple of align.
+
+        0: the budget, or the share of long prefills, has no room for them.
+        """
+        room = min(self._budget, self._max_chunk)
+        if self._limits.is_long(end - start):
+            room = min(room, self._long_budget)
+        if end - start <= room:
+            return end - start
+        return max(0, (start + room) // self._limits.align * self._limits.align - start)
+
+    def add(self, request: Request, count: int, copies: list[PageCopy]) -> None:
+        """The request's next `count` tokens are part of the step, after these copies."""
+        start = request.num_computed
+        sample = start + count == request.num_tokens
+        self.chunks[request.id] = Chunk(request, start, count, sample)
+        self._copies[request.id] = copies
+        self._budget -= count
+        if self._limits.is_long(request.remaining):
+            self._long_budget -= count
+
+    def drop(self, request: Request) -> None:
+        """Takes a request out again whose pages somebody of higher rank needs."""
+        chunk = self.chunks.pop(request.id, None)
+        self._copies.pop(request.id, None)
+        if chunk is not None:
+            self._budget += chunk.count
+
+    def plan(self) -> StepPlan:
+        """The finished plan."""
+        copies = [copy for part in self._copies.values() for copy in part]
+        return StepPlan(list(self.chunks.values()), copies)

@@ -1,0 +1,94 @@
+"""What the scheduler is told (limits, layer groups) and what it answers (the plan of one step)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .request import Request
+
+# (layer group, source page, destination page): copied before the step writes anything.
+PageCopy = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers that share page tables. `window`: tokens of context they need; None: all of it."""
+
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"A layer group's window must be at least 1 token, got {self.window}.")
+
+    def first_needed(self, num_computed: int) -> int:
+        """First position that must still be in pages when position `num_computed` is next."""
+        return 0 if self.window is None else max(0, num_computed - self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """What one step, and one request, may take.
+
+    max_num_seqs: requests running at a time. max_num_batched_tokens: tokens computed in one step.
+    max_model_len: prompt plus output tokens of one request.
+    long_prefill_share: 0 < share <= 1, the part of a step's tokens that long prefills (those with
+    more than this share of a step still to go) may take while anybody else has work.
+    align: prefill chunks begin on multiples of this (the attention method asks for it).
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    long_prefill_share: float = 0.5
+    align: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "align"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.long_prefill_share <= 1:
+            raise ValueError(
+                f"long_prefill_share must be in (0, 1], got {self.long_prefill_share}."
+            )
+        if self.max_num_batched_tokens < self.align:
+            raise ValueError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} is less than the attention "
+                f"method's chunk alignment of {self.align} tokens: no prompt could ever be read."
+            )
+
+    @property
+    def long_tokens(self) -> int:
+        """Tokens of a step that long prefills share when they are not alone."""
+        share = int(self.max_num_batched_tokens * self.long_prefill_share)
+        return max(self.align, share // self.align * self.align)
+
+    def is_long(self, num_tokens: int) -> bool:
+        """Whether a request with this many tokens to compute counts as a long prefill."""
+        return num_tokens > self.long_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens [start, start + count) of a request; `sample`: the last row's logits are needed."""
+
+    request: Request
+    start: int
+    count: int
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: single-token rows first, then prefill chunks.
+
+    copies: (group, source page, destination page), to be done before the step. No page is written
+    by two copies, and no source is an earlier copy's destination, so one gather and one scatter do.
+    """
+
+    chunks: list[Chunk]
+    copies: list[PageCopy]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed by this step."""
+        return sum(chunk.count for chunk in self.chunks)
