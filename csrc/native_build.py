@@ -17,8 +17,8 @@ import sysconfig
 from pathlib import Path
 
 COMMON = [
-    *["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"],
-    *["-ffp-contract=fast", "-fno-math-errno"],
+    *["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"],
+    *["-ffp-contract=off", "-fno-math-errno"],
 ]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 VARIANTS = {  # from the oldest machine to the newest; the link order depends on it

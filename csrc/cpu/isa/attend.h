@@ -1,0 +1,280 @@
+// How an attention call is cut into units and segments, and how threads share them.
+//
+// A unit is up to kMaxLanes query rows of one sequence and one KV head: consecutive tokens x the heads of the group.
+// A segment is kSegment keys at an absolute position. Each row's result is the merge, in order, of its segments'
+// partial results, whoever computed them: one thread after the other (many units) or several at once (few units).
+#pragma once
+#include <stdlib.h>
+
+#include "amx.h"
+#include "product.h"
+#include "saccade/params.h"
+#include "saccade/threads.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+
+// Keys per softmax step. Scores and probabilities of one step should stay in the first-level cache; with tiles the
+// arithmetic is so fast that longer steps, which rescale the output less often, win.
+constexpr int64_t kPass = SACCADE_AMX ? 256 : 128;
+constexpr int64_t kSegment = 2048;
+// More rows in a unit read K and V less often; the unit's output must stay in the second-level cache.
+constexpr int64_t kMaxLanes = SACCADE_AMX ? 256 : 128;
+
+struct Unit {
+  int64_t seq, kv_head, head, heads, row, tokens;
+  int64_t hi;                           // one past the last key that any of its rows sees
+  int64_t first_segment, last_segment;  // half open
+};
+
+// Hands out 64-byte aligned pieces of a scratch slice; from null it only measures.
+struct Carver {
+  char* at;
+  template <class T>
+  T* take(int64_t count) {
+    char* piece = at;
+    at += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(piece);
+  }
+};
+
+template <bool kTiles>
+struct TileScope {
+#if SACCADE_AMX
+  TileScope() {
+    if (kTiles) amx::configure();
+  }
+  ~TileScope() {
+    if (kTiles) amx::release();
+  }
+#else
+  TileScope() {}
+#endif
+};
+
+// The pages under one pass of keys, widened to fp32 first where the arithmetic needs it.
+template <class A>
+struct Pass {
+  int64_t chunk, chunks, v_row;
+  const A* k[kPass / 16];  // K rows of each chunk (null: no such page), `dim` apart
+  const A* v[kPass / 16];  // first V^T row of each chunk, rows `v_row` apart
+
+  void locate(const AttendParams& p, const Unit& u, int64_t first, float* k_wide, float* v_wide, bool widen) {
+    chunk = p.page < kPass ? p.page : kPass;
+    chunks = kPass / chunk;
+    v_row = widen ? kPass : p.page;
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t key = first + c * chunk, index = key / p.page, offset = key % p.page;
+      k[c] = v[c] = nullptr;
+      if (index >= p.table_width || key >= u.hi) continue;
+      const int64_t id = p.table[u.seq * p.table_row + index];
+      if (id < 0 || id >= p.pages) continue;
+      const int64_t base = (id * p.kv_heads + u.kv_head) * p.page;
+      if (!widen) {
+        k[c] = static_cast<const A*>(p.k_pages) + base * p.dim + offset * p.dim;
+        v[c] = static_cast<const A*>(p.v_pages) + base * p.v_dim + offset;
+        continue;
+      }
+      if constexpr (sizeof(A) == sizeof(float)) {
+        const uint16_t* k_page = static_cast<const uint16_t*>(p.k_pages) + base * p.dim + offset * p.dim;
+        const uint16_t* v_page = static_cast<const uint16_t*>(p.v_pages) + base * p.v_dim + offset;
+        const bool bf16 = p.dtype == DType::kBF16;
+        float* k_to = k_wide + c * chunk * p.dim;
+        widen_row(k_to, k_page, chunk * p.dim, bf16);
+        for (int64_t i = 0; i < p.v_dim; ++i) {
+          widen_row(v_wide + i * kPass + c * chunk, v_page + i * p.page, chunk, bf16);
+        }
+        k[c] = k_to;
+        v[c] = v_wide + c * chunk;
+      }
+    }
+  }
+
+  static SACCADE_INLINE void widen_row(float* to, const uint16_t* from, int64_t n, bool bf16) {
+    constexpr int W = kWidth;
+    for (int64_t i = 0; i < n; i += W) {  // n is a multiple of 16
+      store(to + i, bf16 ? widen_bf16<W>(from + i) : widen_f16<W>(from + i));
+    }
+  }
+};
+
+// The units of a call, found by index without storing them.
+class UnitPlan {
+ public:
+  explicit UnitPlan(const AttendParams& p) : p_(p) {
+    const int64_t group = p.heads / p.kv_heads;
+    heads_ = group < kMaxLanes ? group : kMaxLanes;
+    splits_ = (group + heads_ - 1) / heads_;
+    tokens_ = kMaxLanes / heads_;
+    first_ = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
+    first_[0] = 0;
+    for (int64_t s = 0; s < p.seqs; ++s) {
+      const int64_t rows = p.cu_rows[s + 1] - p.cu_rows[s];
+      first_[s + 1] = first_[s] + (rows + tokens_ - 1) / tokens_ * p.kv_heads * splits_;
+    }
+  }
+  ~UnitPlan() { free(first_); }
+  UnitPlan(const UnitPlan&) = delete;
+  UnitPlan& operator=(const UnitPlan&) = delete;
+
+  int64_t count() const { return first_[p_.seqs]; }
+  int64_t largest() const { return tokens_ * heads_; }
+
+  Unit unit(int64_t index) const {
+    int64_t low = 0, high = p_.seqs;  // first_[low] <= index < first_[high]
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (first_[middle] <= index ? low : high) = middle;
+    }
+    const int64_t per_tile = p_.kv_heads * splits_, group = p_.heads / p_.kv_heads;
+    const int64_t tile = (index - first_[low]) / per_tile, owner = (index - first_[low]) % per_tile;
+    Unit u;
+    u.seq = low;
+    u.kv_head = owner / splits_;
+    u.head = u.kv_head * group + owner % splits_ * heads_;
+    const int64_t group_end = (u.kv_head + 1) * group;
+    u.heads = group_end - u.head < heads_ ? group_end - u.head : heads_;
+    u.row = p_.cu_rows[low] + tile * tokens_;
+    const int64_t rows_end = p_.cu_rows[low + 1];
+    u.tokens = rows_end - u.row < tokens_ ? rows_end - u.row : tokens_;
+    set_keys(u);
+    return u;
+  }
+
+ private:
+  void set_keys(Unit& u) const {
+    int64_t lo = INT64_MAX, hi = 0;
+    for (int64_t row = u.row; row < u.row + u.tokens; ++row) {
+      const int64_t position = p_.positions[row];
+      int64_t from = p_.lo != nullptr && p_.lo[row] > 0 ? p_.lo[row] : 0;
+      if (p_.window > 0 && p_.sinks == 0 && position - p_.window + 1 > from) from = position - p_.window + 1;
+      const int64_t to = p_.hi != nullptr ? p_.hi[row] : position + 1;
+      if (from < lo) lo = from;
+      if (to > hi) hi = to;
+    }
+    u.hi = hi;
+    u.first_segment = lo < hi ? lo / kSegment : 0;
+    u.last_segment = lo < hi ? (hi + kSegment - 1) / kSegment : 0;
+  }
+
+  const AttendParams& p_;
+  int64_t heads_, splits_, tokens_;
+  int64_t* first_;
+};
+
+// Whether a segment can hold keys that a windowed unit sees (the gap between sinks and window holds none).
+SACCADE_INLINE bool may_see(const AttendParams& p, const Unit& u, int64_t segment) {
+  if (p.window == 0) return true;
+  return segment * kSegment < p.sinks || (segment + 1) * kSegment > p.positions[u.row] - p.window + 1;
+}
+
+struct UnitOps {
+  int64_t (*scratch_bytes)(const AttendParams&, const Unit&);
+  int64_t (*partial_floats)(const AttendParams&, const Unit&);
+  void (*whole)(const AttendParams&, const Unit&, char* scratch);
+  void (*segment)(const AttendParams&, const Unit&, int64_t at, char* scratch, float* partial);
+  void (*clear)(const AttendParams&, const Unit&, float* total);
+  void (*merge)(const AttendParams&, const Unit&, float* total, const float* partial);
+  void (*finish)(const AttendParams&, const Unit&, const float* total);
+};
+using ChooseOps = UnitOps (*)(const AttendParams&, int64_t lanes);
+
+struct UnitCall {
+  const AttendParams& p;
+  const UnitPlan& plan;
+  ChooseOps choose;
+  char* scratch;
+  int64_t slice;
+  // Few units: items of one round are (unit, segment) pairs with a slot each.
+  const Unit* unit_of_item[256];
+  int64_t segment_of_item[256];
+  float* slots;
+  int64_t slot_floats;
+};
+
+// Many units: a thread takes a unit and walks its segments. Last units first: under a causal mask they are longest.
+inline void run_whole_units(UnitCall& call, ThreadPool& pool) {
+  pool.run(
+      call.plan.count(),
+      [](void* context, int64_t item, int thread) {
+        UnitCall& c = *static_cast<UnitCall*>(context);
+        const Unit u = c.plan.unit(c.plan.count() - 1 - item);
+        c.choose(c.p, u.tokens * u.heads).whole(c.p, u, c.scratch + thread * c.slice);
+      },
+      &call);
+}
+
+inline void run_round(UnitCall& call, int64_t items, ThreadPool& pool) {
+  pool.run(
+      items,
+      [](void* context, int64_t item, int thread) {
+        UnitCall& c = *static_cast<UnitCall*>(context);
+        const Unit& u = *c.unit_of_item[item];
+        c.choose(c.p, u.tokens * u.heads)
+            .segment(c.p, u, c.segment_of_item[item], c.scratch + thread * c.slice, c.slots + item * c.slot_floats);
+      },
+      &call);
+}
+
+// Few units: threads share each unit's segments. Rounds bound the memory; merging in order fixes the result.
+inline void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
+  const int64_t count = call.plan.count();
+  Unit* units = static_cast<Unit*>(malloc(static_cast<size_t>(count) * sizeof(Unit)));
+  float* totals =
+      static_cast<float*>(malloc(static_cast<size_t>((count + per_round) * call.slot_floats) * sizeof(float)));
+  call.slots = totals + count * call.slot_floats;
+  for (int64_t i = 0; i < count; ++i) {
+    units[i] = call.plan.unit(i);
+    call.choose(call.p, units[i].tokens * units[i].heads).clear(call.p, units[i], totals + i * call.slot_floats);
+  }
+  int64_t queued = 0;
+  const auto flush = [&] {
+    run_round(call, queued, pool);
+    for (int64_t i = 0; i < queued; ++i) {
+      const Unit& u = *call.unit_of_item[i];
+      call.choose(call.p, u.tokens * u.heads)
+          .merge(call.p, u, totals + (&u - units) * call.slot_floats, call.slots + i * call.slot_floats);
+    }
+    queued = 0;
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t at = units[i].first_segment; at < units[i].last_segment; ++at) {
+      if (!may_see(call.p, units[i], at)) continue;
+      call.unit_of_item[queued] = &units[i];
+      call.segment_of_item[queued] = at;
+      if (++queued == per_round) flush();
+    }
+  }
+  flush();
+  for (int64_t i = 0; i < count; ++i) {
+    call.choose(call.p, units[i].tokens * units[i].heads)
+        .finish(call.p, units[i], totals + i * call.slot_floats);
+  }
+  free(totals);
+  free(units);
+}
+
+inline void run_units(const AttendParams& p, const UnitPlan& plan, ChooseOps choose, ThreadPool& pool) {
+  UnitCall call{p, plan, choose, nullptr, 0, {}, {}, nullptr, 0};
+  Unit largest = plan.unit(0);
+  largest.tokens = plan.largest() / largest.heads;
+  const UnitOps ops = choose(p, plan.largest());
+  call.slice = (ops.scratch_bytes(p, largest) + 4095) / 4096 * 4096;
+  call.scratch = pool.scratch(call.slice);
+  bool several = false;
+  const bool few = plan.count() < 2 * pool.size();
+  for (int64_t i = 0; few && i < plan.count(); ++i) {
+    const Unit u = plan.unit(i);
+    several |= u.last_segment - u.first_segment > 1;
+  }
+  if (!few || !several) {
+    run_whole_units(call, pool);
+    return;
+  }
+  call.slot_floats = ops.partial_floats(p, largest);
+  const int64_t per_round = 8 * pool.size() < 256 ? 8 * pool.size() : 256;
+  run_split_units(call, pool, per_round);
+}
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade

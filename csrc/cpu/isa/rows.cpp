@@ -1,0 +1,216 @@
+// Row-wise kernels: RMS norm, rotary embedding, gated SiLU, merging of partial attention results.
+#include <math.h>
+
+#include "simd.h"
+#include "tables.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+namespace {
+
+constexpr int W = kWidth;
+
+// Rows are handed out in groups of about this many elements: enough work to be worth waking a thread.
+constexpr int64_t kGrain = 16384;
+
+// Runs fn(params, first row, one past the last row) over groups of rows on all threads.
+template <class Params>
+void for_row_groups(const Params& params, int64_t rows, int64_t width, ThreadPool& pool,
+                    void (*fn)(const Params&, int64_t, int64_t)) {
+  struct Job {
+    const Params* params;
+    int64_t rows, group;
+    void (*fn)(const Params&, int64_t, int64_t);
+  };
+  const int64_t group = width >= kGrain ? 1 : kGrain / (width < 1 ? 1 : width);
+  Job job{&params, rows, group, fn};
+  pool.run(
+      (rows + group - 1) / group,
+      [](void* context, int64_t item, int) {
+        const Job& j = *static_cast<Job*>(context);
+        const int64_t begin = item * j.group;
+        j.fn(*j.params, begin, begin + j.group < j.rows ? begin + j.group : j.rows);
+      },
+      &job);
+}
+
+template <class Fn32, class Fn16, class Fnh>
+void by_dtype(DType dtype, Fn32 f32, Fn16 bf16, Fnh f16) {
+  if (dtype == DType::kF32) f32();
+  if (dtype == DType::kBF16) bf16();
+  if (dtype == DType::kF16) f16();
+}
+
+template <class E>
+void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
+  using T = typename E::T;
+  const T* weight = static_cast<const T*>(p.weight);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = static_cast<const T*>(p.x) + row * p.x_row;
+    T* out = static_cast<T*>(p.out) + row * p.width;
+    F<W> squares{};
+    float rest = 0.0f;
+    if (p.residual != nullptr) {
+      T* residual = static_cast<T*>(p.residual) + row * p.residual_row;
+      for_vectors<W>(
+          p.width,
+          [&](int64_t i) {
+            E::template put<W>(residual + i, E::template get<W>(residual + i) + E::template get<W>(x + i));
+          },
+          [&](int64_t i) { put_one<E>(residual + i, get_one<E>(residual + i) + get_one<E>(x + i)); });
+      x = residual;
+    }
+    for_vectors<W>(
+        p.width,
+        [&](int64_t i) {
+          const F<W> v = E::template get<W>(x + i);
+          squares = fma<W>(v, v, squares);
+        },
+        [&](int64_t i) { rest += get_one<E>(x + i) * get_one<E>(x + i); });
+    const float mean = (sum_lanes<W>(squares) + rest) / static_cast<float>(p.width);
+    const float scale = 1.0f / sqrtf(mean + p.eps);
+    for_vectors<W>(
+        p.width,
+        [&](int64_t i) {
+          E::template put<W>(out + i, E::template get<W>(x + i) * splat<W>(scale) * E::template get<W>(weight + i));
+        },
+        [&](int64_t i) { put_one<E>(out + i, get_one<E>(x + i) * scale * get_one<E>(weight + i)); });
+  }
+}
+
+template <class E>
+void rope_rows(const RopeParams& p, int64_t begin, int64_t end) {
+  using T = typename E::T;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* cos = p.cos + row * p.half;
+    const float* sin = p.sin + row * p.half;
+    for (int64_t head = 0; head < p.heads; ++head) {
+      T* low = static_cast<T*>(p.x) + row * p.x_row + head * p.x_head;
+      T* high = low + p.half;
+      for_vectors<W>(
+          p.half,
+          [&](int64_t i) {
+            const F<W> a = E::template get<W>(low + i), b = E::template get<W>(high + i);
+            const F<W> c = load<F<W>>(cos + i), s = load<F<W>>(sin + i);
+            E::template put<W>(low + i, a * c - b * s);
+            E::template put<W>(high + i, b * c + a * s);
+          },
+          [&](int64_t i) {
+            const float a = get_one<E>(low + i), b = get_one<E>(high + i);
+            put_one<E>(low + i, a * cos[i] - b * sin[i]);
+            put_one<E>(high + i, b * cos[i] + a * sin[i]);
+          });
+    }
+  }
+}
+
+template <int V>
+SACCADE_INLINE F<V> gated(F<V> gate, F<V> up) {
+  return gate / (splat<V>(1.0f) + exp_any<V>(-gate)) * up;
+}
+
+template <class E>
+void silu_mul_rows(const SiluMulParams& p, int64_t begin, int64_t end) {
+  using T = typename E::T;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* gate = static_cast<const T*>(p.x) + row * p.x_row;
+    const T* up = gate + p.width;
+    T* out = static_cast<T*>(p.out) + row * p.width;
+    for_vectors<W>(
+        p.width,
+        [&](int64_t i) {
+          E::template put<W>(out + i, gated<W>(E::template get<W>(gate + i), E::template get<W>(up + i)));
+        },
+        [&](int64_t i) {
+          const F<4> g = splat<4>(get_one<E>(gate + i)), u = splat<4>(get_one<E>(up + i));
+          put_one<E>(out + i, gated<4>(g, u)[0]);
+        });
+  }
+}
+
+template <class E>
+void merge_rows(const MergeParams& p, int64_t begin, int64_t end) {
+  using T = typename E::T;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* a = static_cast<const T*>(p.out_a) + row * p.dim;
+    const T* b = static_cast<const T*>(p.out_b) + row * p.dim;
+    T* out = static_cast<T*>(p.out) + row * p.dim;
+    const float la = p.lse_a[row], lb = p.lse_b[row];
+    const float top = la > lb ? la : lb;
+    const bool empty_a = la == -INFINITY, empty_b = lb == -INFINITY;
+    if (empty_a || empty_b) {  // the other side passes through, bit for bit
+      for (int64_t i = 0; i < p.dim; ++i) out[i] = empty_b ? (empty_a ? T{} : a[i]) : b[i];
+      p.lse[row] = top;
+      continue;
+    }
+    const float wa = expf(la - top), wb = expf(lb - top), total = wa + wb;
+    const float share_a = wa / total, share_b = wb / total;
+    for_vectors<W>(
+        p.dim,
+        [&](int64_t i) {
+          E::template put<W>(out + i, E::template get<W>(a + i) * splat<W>(share_a) +
+                                          E::template get<W>(b + i) * splat<W>(share_b));
+        },
+        [&](int64_t i) { put_one<E>(out + i, get_one<E>(a + i) * share_a + get_one<E>(b + i) * share_b); });
+    p.lse[row] = top + logf(total);
+  }
+}
+
+}  // namespace
+
+void rms_norm(const RmsNormParams& p, ThreadPool& pool) {
+  by_dtype(
+      p.dtype, [&] { for_row_groups(p, p.rows, p.width, pool, rms_norm_rows<ElementF32>); },
+      [&] { for_row_groups(p, p.rows, p.width, pool, rms_norm_rows<ElementBF16>); },
+      [&] { for_row_groups(p, p.rows, p.width, pool, rms_norm_rows<ElementF16>); });
+}
+
+void rope(const RopeParams& p, ThreadPool& pool) {
+  const int64_t width = p.heads * p.half * 2;
+  by_dtype(
+      p.dtype, [&] { for_row_groups(p, p.rows, width, pool, rope_rows<ElementF32>); },
+      [&] { for_row_groups(p, p.rows, width, pool, rope_rows<ElementBF16>); },
+      [&] { for_row_groups(p, p.rows, width, pool, rope_rows<ElementF16>); });
+}
+
+void silu_mul(const SiluMulParams& p, ThreadPool& pool) {
+  by_dtype(
+      p.dtype, [&] { for_row_groups(p, p.rows, 2 * p.width, pool, silu_mul_rows<ElementF32>); },
+      [&] { for_row_groups(p, p.rows, 2 * p.width, pool, silu_mul_rows<ElementBF16>); },
+      [&] { for_row_groups(p, p.rows, 2 * p.width, pool, silu_mul_rows<ElementF16>); });
+}
+
+void merge(const MergeParams& p, ThreadPool& pool) {
+  by_dtype(
+      p.dtype, [&] { for_row_groups(p, p.rows, 2 * p.dim, pool, merge_rows<ElementF32>); },
+      [&] { for_row_groups(p, p.rows, 2 * p.dim, pool, merge_rows<ElementBF16>); },
+      [&] { for_row_groups(p, p.rows, 2 * p.dim, pool, merge_rows<ElementF16>); });
+}
+
+// Reads `data` once on all threads and returns a checksum: the ceiling of every memory-bound kernel.
+double stream_read(const void* data, int64_t bytes, ThreadPool& pool) {
+  constexpr int64_t kPiece = 1 << 20;
+  struct Job {
+    const char* data;
+    int64_t bytes;
+    double sums[64][8];
+  };
+  Job job{static_cast<const char*>(data), bytes, {}};
+  pool.run(
+      (bytes + kPiece - 1) / kPiece,
+      [](void* context, int64_t item, int thread) {
+        Job& j = *static_cast<Job*>(context);
+        const int64_t end = (item + 1) * kPiece < j.bytes ? (item + 1) * kPiece : j.bytes;
+        F<W> sums[4] = {};
+        for (int64_t at = item * kPiece; at + 16 * W <= end; at += 16 * W)
+          for (int u = 0; u < 4; ++u) sums[u] += load<F<W>>(j.data + at + 4 * W * u);
+        j.sums[thread % 64][0] += sum_lanes<W>(sums[0] + sums[1] + sums[2] + sums[3]);
+      },
+      &job);
+  double total = 0;
+  for (auto& sum : job.sums) total += sum[0];
+  return total;
+}
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade

@@ -1,0 +1,254 @@
+// A few vector operations over GCC/Clang vector types: the same source for every instruction set and width.
+// Multiplication and addition are fused only where `fma` is called (the build forbids contraction), so a lane's result
+// does not depend on the width of the vector that carried it.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define SACCADE_INLINE inline __attribute__((always_inline))
+
+namespace saccade {
+namespace SACCADE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+#if defined(__AVX512BF16__)
+constexpr bool kNativeBF16 = true;
+#else
+constexpr bool kNativeBF16 = false;
+#endif
+
+template <int W>
+struct Types {
+  typedef float F __attribute__((vector_size(4 * W)));
+  typedef int32_t I __attribute__((vector_size(4 * W)));
+  typedef uint32_t U __attribute__((vector_size(4 * W)));
+  typedef uint16_t H __attribute__((vector_size(2 * W)));
+};
+template <int W>
+using F = typename Types<W>::F;
+template <int W>
+using I = typename Types<W>::I;
+template <int W>
+using U = typename Types<W>::U;
+template <int W>
+using H = typename Types<W>::H;
+
+template <class V>
+SACCADE_INLINE V load(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(V));
+  return v;
+}
+template <class V>
+SACCADE_INLINE void store(void* to, V v) {
+  std::memcpy(to, &v, sizeof(V));
+}
+
+template <int W>
+SACCADE_INLINE F<W> splat(float x) {
+  return x - F<W>{};  // x - 0 is x, and compilers fold it to a broadcast
+}
+template <int W>
+SACCADE_INLINE I<W> splat_int(int32_t x) {
+  return I<W>{} + x;
+}
+
+template <int W>
+SACCADE_INLINE F<W> fma(F<W> a, F<W> b, F<W> c) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return (F<W>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#endif
+#if defined(__FMA__)
+  if constexpr (W == 8) return (F<W>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (W == 4) return (F<W>)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+#endif
+  return a * b + c;
+}
+
+// The larger of a and b; b where either is NaN.
+template <int W>
+SACCADE_INLINE F<W> max(F<W> a, F<W> b) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return (F<W>)_mm512_max_ps((__m512)a, (__m512)b);
+#endif
+#if defined(__AVX2__)
+  if constexpr (W == 8) return (F<W>)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+  return a > b ? a : b;
+}
+
+// Sum and maximum over the lanes, in a fixed order.
+template <int W>
+SACCADE_INLINE float sum_lanes(F<W> v) {
+  float lanes[W];
+  store(lanes, v);
+  for (int step = W / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+  return lanes[0];
+}
+
+// 2^x for x <= 0 (and a little above), relative error below 1e-7; exactly 1 at 0, exactly 0 below 2^-126 and at -inf; NaN at NaN.
+template <int W>
+SACCADE_INLINE F<W> exp2_nonpositive(F<W> x) {
+  const F<W> floor = splat<W>(-126.0f);
+  const F<W> clamped = max<W>(floor, x);
+  const F<W> magic = splat<W>(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const F<W> shifted = clamped + magic;
+  const F<W> f = clamped - (shifted - magic);
+  F<W> p = splat<W>(1.3264726003922617e-3f);
+  p = fma<W>(p, f, splat<W>(9.671512723052281e-3f));
+  p = fma<W>(p, f, splat<W>(5.550733747223784e-2f));
+  p = fma<W>(p, f, splat<W>(2.4022242083557113e-1f));
+  p = fma<W>(p, f, splat<W>(6.931469775963933e-1f));
+  p = fma<W>(p, f, splat<W>(1.0f));
+  const I<W> exponent = (I<W>)shifted << 23;
+  const F<W> value = (F<W>)((I<W>)p + exponent);
+  return x < floor ? F<W>{} : value;
+}
+
+// exp(x) for any finite x, saturating at the ends.
+template <int W>
+SACCADE_INLINE F<W> exp_any(F<W> x) {
+  const F<W> y = max<W>(x * splat<W>(1.4426950408889634f), splat<W>(-252.0f));
+  const F<W> capped = y > splat<W>(252.0f) ? splat<W>(252.0f) : y;
+  // Two halves keep each exponent in the range of exp2_nonpositive; positive powers are reciprocals.
+  const F<W> half = capped * splat<W>(0.5f);
+  const F<W> negative = half > F<W>{} ? -half : half;
+  const F<W> e = exp2_nonpositive<W>(negative);
+  const F<W> root = half > F<W>{} ? splat<W>(1.0f) / e : e;
+  return root * root;
+}
+
+// ---- 16-bit formats ----
+
+template <int W>
+SACCADE_INLINE F<W> widen_bf16(const uint16_t* from) {
+  return (F<W>)(__builtin_convertvector(load<H<W>>(from), U<W>) << 16);
+}
+
+SACCADE_INLINE float widen_bf16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+// Round to nearest even; NaN stays NaN. The result sits in the low half of each 32-bit lane.
+template <int W>
+SACCADE_INLINE U<W> round_bf16(F<W> x) {
+  const U<W> bits = (U<W>)x;
+  const U<W> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return x == x ? rounded : (U<W>{} + 0x7fc0u);
+}
+
+template <int W>
+SACCADE_INLINE void store_bf16(uint16_t* to, F<W> x) {
+  store(to, __builtin_convertvector(round_bf16<W>(x), H<W>));
+}
+
+template <int W>
+SACCADE_INLINE F<W> widen_f16(const uint16_t* from) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return (F<W>)_mm512_cvtph_ps((__m256i)load<H<W>>(from));
+#endif
+#if defined(__F16C__)
+  if constexpr (W == 8) return (F<W>)_mm256_cvtph_ps((__m128i)load<H<W>>(from));
+#endif
+  F<W> out{};
+  for (int i = 0; i < W; ++i) {
+    _Float16 h;
+    std::memcpy(&h, from + i, 2);
+    out[i] = static_cast<float>(h);
+  }
+  return out;
+}
+
+template <int W>
+SACCADE_INLINE void store_f16(uint16_t* to, F<W> x) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    store(to, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+    return;
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (W == 8) {
+    store(to, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+    return;
+  }
+#endif
+  for (int i = 0; i < W; ++i) {
+    const _Float16 h = static_cast<_Float16>(x[i]);
+    std::memcpy(to + i, &h, 2);
+  }
+}
+
+// ---- element types as policies: load W elements as fp32, store W of them ----
+
+struct ElementF32 {
+  using T = float;
+  template <int W>
+  static SACCADE_INLINE F<W> get(const T* from) {
+    return load<F<W>>(from);
+  }
+  template <int W>
+  static SACCADE_INLINE void put(T* to, F<W> x) {
+    store(to, x);
+  }
+};
+struct ElementBF16 {
+  using T = uint16_t;
+  template <int W>
+  static SACCADE_INLINE F<W> get(const T* from) {
+    return widen_bf16<W>(from);
+  }
+  template <int W>
+  static SACCADE_INLINE void put(T* to, F<W> x) {
+    store_bf16<W>(to, x);
+  }
+};
+struct ElementF16 {
+  using T = uint16_t;
+  template <int W>
+  static SACCADE_INLINE F<W> get(const T* from) {
+    return widen_f16<W>(from);
+  }
+  template <int W>
+  static SACCADE_INLINE void put(T* to, F<W> x) {
+    store_f16<W>(to, x);
+  }
+};
+
+template <class E>
+SACCADE_INLINE float get_one(const typename E::T* from) {
+  typename E::T four[4] = {*from, 0, 0, 0};
+  return E::template get<4>(four)[0];
+}
+template <class E>
+SACCADE_INLINE void put_one(typename E::T* to, float x) {
+  typename E::T four[4];
+  E::template put<4>(four, splat<4>(x));
+  *to = four[0];
+}
+
+// Calls fn(offset) for whole vectors and tail(offset) for the rest of n elements.
+template <int W, class Fn, class Tail>
+SACCADE_INLINE void for_vectors(int64_t n, Fn fn, Tail tail) {
+  int64_t i = 0;
+  for (; i + W <= n; i += W) fn(i);
+  for (; i < n; ++i) tail(i);
+}
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade

@@ -1,0 +1,66 @@
+// Writing K and V into pages: K by token, V transposed.
+#include "simd.h"
+#include "tables.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+namespace {
+
+// Rows [begin, end) of one KV head that fall into one page, at consecutive offsets.
+template <class T>
+void write_run(const WritePagesParams& p, int64_t head, int64_t begin, int64_t end) {
+  const int64_t page = p.slots[begin] / p.page, offset = p.slots[begin] % p.page, count = end - begin;
+  T* k_page = static_cast<T*>(p.k_pages) + (page * p.kv_heads + head) * p.page * p.dim;
+  T* v_page = static_cast<T*>(p.v_pages) + (page * p.kv_heads + head) * p.page * p.v_dim;
+  const T* k = static_cast<const T*>(p.k) + begin * p.k_row + head * p.k_head;
+  const T* v = static_cast<const T*>(p.v) + begin * p.v_row + head * p.v_head;
+  // A fresh page starts clean: masked keys have weight 0, and 0 * NaN of a former owner would be NaN.
+  if (offset == 0) std::memset(v_page, 0, static_cast<size_t>(p.page * p.v_dim) * sizeof(T));
+  for (int64_t i = 0; i < count; ++i) {
+    std::memcpy(k_page + (offset + i) * p.dim, k + i * p.k_row, static_cast<size_t>(p.dim) * sizeof(T));
+  }
+  for (int64_t c = 0; c < p.v_dim; ++c) {
+    T* column = v_page + c * p.page + offset;
+    for (int64_t i = 0; i < count; ++i) column[i] = v[i * p.v_row + c];
+  }
+}
+
+template <class T>
+void write_head(const WritePagesParams& p, int64_t head) {
+  const int64_t slots = p.pages * p.page;
+  for (int64_t begin = 0; begin < p.rows;) {
+    int64_t end = begin + 1;
+    if (p.slots[begin] < 0 || p.slots[begin] >= slots) {
+      begin = end;
+      continue;
+    }
+    while (end < p.rows && p.slots[end] == p.slots[end - 1] + 1 && p.slots[end] % p.page != 0) ++end;
+    write_run<T>(p, head, begin, end);
+    begin = end;
+  }
+}
+
+}  // namespace
+
+void write_pages(const WritePagesParams& p, ThreadPool& pool) {
+  struct Job {
+    const WritePagesParams* p;
+  };
+  Job job{&p};
+  const auto one = [](void* context, int64_t head, int) {
+    const WritePagesParams& params = *static_cast<Job*>(context)->p;
+    if (params.element == 4) {
+      write_head<uint32_t>(params, head);
+    } else {
+      write_head<uint16_t>(params, head);
+    }
+  };
+  if (p.rows < 16) {  // a decode step: waking threads costs more than the copies
+    for (int64_t head = 0; head < p.kv_heads; ++head) one(&job, head, 0);
+  } else {
+    pool.run(p.kv_heads, one, &job);
+  }
+}
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade

@@ -1,0 +1,13 @@
+#include "tables.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+
+const KernelTable& table() {
+  static const KernelTable entries{&attend, &linear, &rms_norm,    &rope,
+                                   &silu_mul, &merge, &write_pages, &stream_read};
+  return entries;
+}
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade

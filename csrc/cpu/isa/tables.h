@@ -1,0 +1,19 @@
+// The kernels that each instruction set provides; table.cpp gathers them.
+#pragma once
+#include "saccade/kernel_table.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+
+void attend(const AttendParams&, ThreadPool&);
+void linear(const LinearParams&, ThreadPool&);
+void rms_norm(const RmsNormParams&, ThreadPool&);
+void rope(const RopeParams&, ThreadPool&);
+void silu_mul(const SiluMulParams&, ThreadPool&);
+void merge(const MergeParams&, ThreadPool&);
+void write_pages(const WritePagesParams&, ThreadPool&);
+double stream_read(const void* data, int64_t bytes, ThreadPool&);
+const KernelTable& table();
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade

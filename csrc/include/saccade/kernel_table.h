@@ -1,0 +1,22 @@
+// One table of kernels per instruction set; every entry is compiled from the same source.
+#pragma once
+#include "saccade/params.h"
+#include "saccade/threads.h"
+
+namespace saccade {
+
+struct KernelTable {
+  void (*attend)(const AttendParams&, ThreadPool&);
+  void (*linear)(const LinearParams&, ThreadPool&);
+  void (*rms_norm)(const RmsNormParams&, ThreadPool&);
+  void (*rope)(const RopeParams&, ThreadPool&);
+  void (*silu_mul)(const SiluMulParams&, ThreadPool&);
+  void (*merge)(const MergeParams&, ThreadPool&);
+  void (*write_pages)(const WritePagesParams&, ThreadPool&);
+  double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
+};
+
+// The table of an instruction set, or null with the reason when it was not compiled or cannot run here.
+const KernelTable* kernel_table(const char* isa, const char** reason);
+
+}  // namespace saccade

@@ -1,0 +1,96 @@
+// Arguments of the CPU kernels: raw pointers, sizes and strides in elements. No framework header anywhere.
+#pragma once
+#include <cstdint>
+
+namespace saccade {
+
+enum class DType : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
+
+inline int64_t size_of(DType type) { return type == DType::kF32 ? 4 : 2; }
+
+// Paged attention. Shapes: T rows over S sequences, H query heads, Hkv KV heads, P tokens a page.
+struct AttendParams {
+  DType dtype, out_dtype;
+  int64_t seqs, rows, heads, kv_heads, dim, v_dim, page, pages;
+  const void* q;  // [T, H, dim], strides below, last dimension contiguous
+  int64_t q_row, q_head;
+  const void* k_pages;   // [pages, Hkv, P, dim]
+  const void* v_pages;   // [pages, Hkv, v_dim, P]
+  const int32_t* table;  // [S, table_width], row stride table_row
+  int64_t table_row, table_width;
+  const int32_t* cu_rows;    // [S + 1]
+  const int64_t* positions;  // [T]
+  const int32_t* lo;         // [T] or null: 0
+  const int32_t* hi;         // [T] or null: position + 1
+  int64_t window;            // 0: none
+  int64_t sinks;
+  float scale, softcap;  // softcap 0: none
+  const float* sink_logits;  // [H] or null
+  const int32_t* blocks;     // [lists, owners, list_width], ascending, -1 padded, or null
+  const int32_t* list_of_row;  // [T]
+  int64_t owners, list_width, block;
+  void* out;   // [T, H, v_dim] contiguous
+  float* lse;  // [T, H]
+};
+
+// y = x W^T + bias over panels of 32 outputs.
+struct LinearParams {
+  DType dtype, out_dtype;
+  int64_t rows, in, outs;
+  const void* x;  // [rows, in], row stride x_row
+  int64_t x_row;
+  const void* weight;  // bf16: [panels, in / 2, 32, 2] (in rounded up to even); else [panels, in, 32]
+  const float* bias;   // [outs] or null
+  void* y;             // [rows, outs] contiguous
+};
+
+struct RmsNormParams {
+  DType dtype;
+  int64_t rows, width;
+  const void* x;
+  int64_t x_row;
+  const void* weight;
+  float eps;
+  void* residual;  // [rows, width] or null: read, x added, written back
+  int64_t residual_row;
+  void* out;  // [rows, width] contiguous
+};
+
+struct RopeParams {
+  DType dtype;
+  int64_t rows, heads, half;  // half: rotary dimensions / 2
+  void* x;                    // [rows, heads, >= 2 half], in place
+  int64_t x_row, x_head;
+  const float *cos, *sin;  // [rows, half]
+};
+
+struct SiluMulParams {
+  DType dtype;
+  int64_t rows, width;
+  const void* x;  // [rows, 2 width]
+  int64_t x_row;
+  void* out;  // [rows, width] contiguous
+};
+
+struct MergeParams {
+  DType dtype;
+  int64_t rows, dim;
+  const void* out_a;  // [rows, dim]
+  const float* lse_a;
+  const void* out_b;
+  const float* lse_b;
+  void* out;
+  float* lse;
+};
+
+struct WritePagesParams {
+  int64_t element, rows, kv_heads, dim, v_dim, page, pages;
+  void *k_pages, *v_pages;
+  const void* k;
+  int64_t k_row, k_head;
+  const void* v;
+  int64_t v_row, v_head;
+  const int64_t* slots;  // [rows], -1: skip
+};
+
+}  // namespace saccade
