@@ -62,7 +62,7 @@ class PageTables:
                     f"{pool.num_pages} pages of {self.page_size} tokens; the window and one chunk "
                     f"of {self._align} tokens need {needed} pages."
                 )
-        return chunk // self._align * self._align
+        return chunk
 
     def fits(self, request: Request, hit: Hit, running: Sequence[Request]) -> bool:
         """Whether the whole of a waiting request fits beside what is running.

@@ -9,7 +9,7 @@ from .step_plan import Chunk, PageCopy, SchedulerLimits, StepPlan
 class StepBuilder:
     """Collects chunks and copies; decides how many tokens of a request may go into the step.
 
-    max_chunk: tokens of one request at most, a multiple of align. crowded: somebody besides long
+    max_chunk: tokens of one request at most, never below align. crowded: somebody besides long
     prefills has work, so that these must share `limits.long_tokens`.
     """
 

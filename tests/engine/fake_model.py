@@ -1,0 +1,172 @@
+"""A model made of integers: its K/V is the token prefix itself, so every mix-up of pages shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from saccade.engine.request import Request, RequestState
+from saccade.engine.scheduler import LayerGroup, Scheduler, SchedulerLimits, StepPlan
+
+VOCABULARY = 3  # few tokens, so that prompts share prefixes and outputs meet other prompts
+EOS = VOCABULARY
+
+
+@dataclass(frozen=True)
+class Params:
+    """What the scheduler reads of SamplingParams, and a seed that tells siblings apart."""
+
+    max_tokens: int | None = 4
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    prompt_logprobs: int | None = None
+    seed: int = 0
+
+
+def make_request(
+    id: str, prompt: Sequence[int], params: Params | None = None, **more: Any
+) -> Request:
+    return Request(id, list(prompt), cast(Any, params or Params()), **more)
+
+
+def next_token(tokens: Sequence[int], seed: int) -> int:
+    """What the fake model samples after `tokens`: any token, now and then the end of sequence."""
+    value = seed + 1
+    for token in tokens:
+        value = (value * 31 + token + 7) % 10007
+    return EOS if value % 11 == 0 else value % VOCABULARY
+
+
+def alone(request: Request) -> list[int]:
+    """The output the request must have, worked out without any scheduler."""
+    params = cast(Params, request.params)
+    output: list[int] = []
+    while len(output) < request.max_output:
+        output.append(next_token(request.prompt + output, params.seed))
+        stops = output[-1] in params.stop_token_ids
+        ends = output[-1] == EOS and not params.ignore_eos
+        if len(output) > params.min_tokens and (stops or ends):
+            break
+    return output
+
+
+@dataclass
+class FakeModel:
+    """Page memory: (group, page) -> slot -> the whole token prefix that was written there."""
+
+    groups: Sequence[LayerGroup]
+    page_size: int
+    memory: dict[tuple[int, int], dict[int, tuple[int, ...]]] = field(default_factory=dict)
+
+    def run(self, plan: StepPlan) -> dict[str, int]:
+        """Copies, writes and checks what every chunk would read; returns the sampled tokens."""
+        targets = [(g, target) for g, _, target in plan.copies]
+        assert len(set(targets)) == len(targets)
+        for n, (g, source, _) in enumerate(plan.copies):
+            assert (g, source) not in targets[:n]
+        # As one gather and one scatter, which the plan promises to be enough.
+        read = [dict(self.memory.get((g, source), {})) for g, source, _ in plan.copies]
+        self.memory.update(zip(targets, read, strict=True))
+        written: set[tuple[int, int, int]] = set()
+        chunks = [c for c in plan.chunks if c.request.state is RequestState.RUNNING]
+        for chunk in chunks:
+            for position in range(chunk.start, chunk.start + chunk.count):
+                self._write(chunk.request, position, written)
+        sampled = {}
+        for chunk in chunks:
+            end = chunk.start + chunk.count
+            self._check(chunk.request, chunk.start, end)
+            if chunk.sample:
+                assert end == chunk.request.num_tokens
+                seed = cast(Params, chunk.request.params).seed
+                sampled[chunk.request.id] = next_token(chunk.request.tokens(0, end), seed)
+        return sampled
+
+    def _write(self, request: Request, position: int, written: set[tuple[int, int, int]]) -> None:
+        for g in range(len(self.groups)):
+            page = request.pages[g][position // self.page_size]
+            slot = (g, page, position % self.page_size)
+            assert page >= 0 and slot not in written, "two chunks write the same slot"
+            written.add(slot)
+            prefix = tuple(request.tokens(0, position + 1))
+            self.memory.setdefault((g, page), {})[slot[2]] = prefix
+
+    def _check(self, request: Request, start: int, end: int) -> None:
+        for g, group in enumerate(self.groups):
+            for position in range(group.first_needed(start), end):
+                page = request.pages[g][position // self.page_size]
+                found = self.memory.get((g, page), {}).get(position % self.page_size)
+                assert found == tuple(request.tokens(0, position + 1)), (request, g, position)
+
+
+class Bench:
+    """A scheduler and its fake model; every step is checked."""
+
+    def __init__(
+        self,
+        pages: int | Sequence[int] = 8,
+        windows: Sequence[int | None] = (None,),
+        page_size: int = 4,
+        *,
+        seqs: int = 4,
+        budget: int = 16,
+        length: int = 64,
+        share: float = 0.5,
+        align: int = 1,
+        **more: Any,
+    ) -> None:
+        self.limits = SchedulerLimits(seqs, budget, length, share, align)
+        self.groups = [LayerGroup(window) for window in windows]
+        counts = [pages] * len(windows) if isinstance(pages, int) else pages
+        self.scheduler = Scheduler(
+            self.limits, self.groups, counts, page_size, "dense", eos_token_ids={EOS}, **more
+        )
+        self.model = FakeModel(self.groups, page_size)
+
+    def add(self, id: str, prompt: Sequence[int], **more: Any) -> Request:
+        """`more`: fields of Params or of Request."""
+        names = {name: more.pop(name) for name in list(more) if name in Params.__annotations__}
+        request = make_request(id, prompt, Params(**names), **more)
+        self.scheduler.add(request)
+        return request
+
+    def schedule(self) -> StepPlan:
+        plan = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        self.check_plan(plan)
+        return plan
+
+    def step(self) -> list[tuple[str, int, int]]:
+        """One step; returns (id, start, count) of its chunks."""
+        plan = self.schedule()
+        self.scheduler.commit(plan, self.model.run(plan))
+        self.scheduler.check_integrity()
+        return [(chunk.request.id, chunk.start, chunk.count) for chunk in plan.chunks]
+
+    def drain(self, limit: int = 2000) -> None:
+        """Steps until nothing is left."""
+        for _ in range(limit):
+            if not self.scheduler.has_work:
+                return
+            assert self.step(), "an empty plan with work to do"
+        raise AssertionError(f"no end after {limit} steps")
+
+    def check_plan(self, plan: StepPlan) -> None:
+        limits, align = self.limits, self.limits.align
+        assert plan.num_tokens <= limits.max_num_batched_tokens
+        assert len(plan.chunks) <= limits.max_num_seqs
+        assert len({chunk.request.id for chunk in plan.chunks}) == len(plan.chunks)
+        for chunk in plan.chunks:
+            end = chunk.start + chunk.count
+            assert chunk.start == chunk.request.num_computed and chunk.count > 0
+            assert chunk.sample == (end == chunk.request.num_tokens)
+            if chunk.request.remaining > 1:
+                assert chunk.start % align == 0
+            assert end % align == 0 or chunk.sample
+
+    def assert_empty(self) -> None:
+        """No request, and no page that is not free or idle."""
+        assert not self.scheduler.has_work
+        assert self.scheduler.stats().used_pages == (0,) * len(self.groups)
