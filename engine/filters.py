@@ -1,8 +1,7 @@
-"""Top-k, top-p, min-p and the draw, for one row of logits; exact, never approximate.
+"""Top-k, top-p, min-p and the draw, for one row of logits; exact, and no sort of the vocabulary.
 
 Everything here is a function of one row alone, computed by numpy on one thread in a fixed order.
-The order of likelihood: higher logit first, equal logits by ascending token id; so top_k=1
-is greedy.
+The order of likelihood: higher logit first, then lower token id. So top_k=1 is the same as greedy.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ from numpy.typing import NDArray
 
 from .penalties import Ids, Row
 
-Weights = NDArray[np.float64]
+Reals = NDArray[np.float64]
 
-# The first guess of how many tokens a nucleus needs. A topk of this size costs a twentieth of a
-# sort of 150K logits, and a nucleus of a trained model seldom needs more; wider ones widen by 8.
-NUCLEUS_GUESS = 512
+# The nucleus is found in a histogram over depth = (peak - logit) / temperature. Bins of 1/32 nat
+# hold few tokens each, and below 32 nats a token weighs less than 1e-13: one last bin takes those.
+_BINS_PER_NAT = 32
+_BINS = 1024
 
 
 def draw_token(
@@ -28,10 +28,24 @@ def draw_token(
     row: float32 [V] with a finite maximum (-inf elsewhere is fine). The filters act in this order,
     each on the renormalised rest of the one before. top_k <= 0, top_p = 1, min_p = 0: off.
     """
-    if top_k <= 0 and top_p >= 1 and min_p <= 0:
-        return _at_quantile(_weights(row, row.max(), temperature), u)
-    kept, weights = _kept(row, temperature, top_k, top_p, min_p)
-    return int(kept[_at_quantile(weights, u)])
+    chosen: list[Ids] = []  # each holds indices into what the one before it left
+    values = row
+    if 0 < top_k < len(row):
+        chosen.append(most_likely(row, top_k))
+        values = row[chosen[-1]]
+    # Relative to the peak before dividing: no temperature can then overflow.
+    depth: Reals = (float(row.max()) - values.astype(np.float64)) / temperature
+    weights: Reals = np.exp(-depth)
+    if top_p < 1:
+        chosen.append(_nucleus(depth, weights, top_p))
+        weights = weights[chosen[-1]]
+    if min_p > 0:
+        chosen.append(np.flatnonzero(weights >= min_p))  # the peak weighs exactly 1
+        weights = weights[chosen[-1]]
+    index = _at_quantile(weights, u)
+    for indices in reversed(chosen):
+        index = int(indices[index])
+    return index
 
 
 def most_likely(row: Row, count: int) -> Ids:
@@ -44,59 +58,23 @@ def most_likely(row: Row, count: int) -> Ids:
     return candidates[order[:count]]
 
 
-def _kept(
-    row: Row, temperature: float, top_k: int, top_p: float, min_p: float
-) -> tuple[Ids, Weights]:
-    """Tokens that survive the filters, and their unnormalised weights; both by likelihood."""
-    peak = row.max()
-    if 0 < top_k < len(row):
-        kept = most_likely(row, top_k)
-        weights = _weights(row[kept], peak, temperature)
-        count = _nucleus(weights, top_p * weights.sum())
-    elif top_p < 1:
-        kept, weights, count = _nucleus_of_all(row, peak, temperature, top_p)
-    else:
-        return _above_min_p(row, peak, temperature, min_p)
-    if min_p > 0:
-        count = min(count, int((weights >= min_p).sum()))  # the peak weighs exactly 1
-    return kept[:count], weights[:count]
+def _nucleus(depth: Reals, weights: Reals, top_p: float) -> Ids:
+    """Indices of the smallest set of least deep entries that holds `top_p` of the whole weight.
+
+    Only the one bin in which the mass is reached is sorted; equal depths go by ascending index.
+    """
+    bins = np.minimum(depth * _BINS_PER_NAT, _BINS - 1).astype(np.int64)
+    mass = np.cumsum(np.bincount(bins, weights, minlength=_BINS))
+    wanted = top_p * mass[-1]
+    border = int(np.searchsorted(mass, wanted))
+    inside = np.flatnonzero(bins == border)
+    inside = inside[np.argsort(depth[inside], kind="stable")]
+    missing = wanted - (mass[border - 1] if border else 0.0)
+    count = int(np.searchsorted(np.cumsum(weights[inside]), missing)) + 1
+    return np.concatenate([np.flatnonzero(bins < border), inside[:count]])
 
 
-def _nucleus_of_all(
-    row: Row, peak: np.float32, temperature: float, top_p: float
-) -> tuple[Ids, Weights, int]:
-    """The likeliest tokens down to probability mass top_p, without sorting the vocabulary."""
-    mass = top_p * _weights(row, peak, temperature).sum()
-    width = NUCLEUS_GUESS
-    while True:
-        kept = most_likely(row, width)
-        weights = _weights(row[kept], peak, temperature)
-        # Enough is proven: the likeliest `width` tokens hold the mass, so no other one can belong.
-        if np.cumsum(weights)[-1] >= mass or width >= len(row):
-            return kept, weights, _nucleus(weights, mass)
-        width *= 8
-
-
-def _above_min_p(
-    row: Row, peak: np.float32, temperature: float, min_p: float
-) -> tuple[Ids, Weights]:
-    weights = _weights(row, peak, temperature)
-    kept = np.flatnonzero(weights >= min_p)
-    return kept, weights[kept]
-
-
-def _weights(logits: Row, peak: np.float32, temperature: float) -> Weights:
-    # Relative to the peak before dividing: no temperature can then overflow.
-    weights: Weights = np.exp((logits.astype(np.float64) - peak) / temperature)
-    return weights
-
-
-def _nucleus(weights: Weights, mass: float) -> int:
-    """How many leading weights reach `mass`; at least one, at most all."""
-    return min(int(np.searchsorted(np.cumsum(weights), mass)) + 1, len(weights))
-
-
-def _at_quantile(weights: Weights, u: float) -> int:
+def _at_quantile(weights: Reals, u: float) -> int:
     """The index whose slice of the total holds quantile `u`; never one of zero weight."""
     cumulative = np.cumsum(weights)
     total = cumulative[-1]

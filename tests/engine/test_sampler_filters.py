@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saccade.engine import filters
+
 from saccade.engine.filters import draw_token, most_likely
 from saccade.engine.randomness import draw_seed, philox4x32, uniform
 
@@ -55,19 +55,26 @@ def test_most_likely_is_a_stable_descending_sort(values: list[int], count: int) 
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    top_p=st.sampled_from([0.05, 0.5, 0.9, 0.999]),
-    u=st.floats(0, 1, exclude_max=True),
+    top_p=st.sampled_from([1e-9, 0.05, 0.5, 0.9, 0.999]),
     levels=st.sampled_from([2, 1000]),
+    spread=st.sampled_from([0.01, 3.0, 100.0]),
+    last=st.sampled_from([0.0, -np.inf]),
 )
-def test_the_nucleus_needs_no_full_sort(seed: int, top_p: float, u: float, levels: int) -> None:
+def test_the_nucleus_is_what_a_full_sort_gives(seed, top_p, levels, spread, last) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(seed)
-    row = (rng.integers(0, levels, 300) / levels * 8).astype(np.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        tokens = set()
-        for guess in (1, 4, 300):
-            patch.setattr(filters, "NUCLEUS_GUESS", guess)
-            tokens.add(draw_token(row, 1.0, 0, top_p, 0.0, u))
-    assert len(tokens) == 1
+    row = (rng.integers(0, levels, 300) / levels * spread).astype(np.float32)
+    row[-1] = last
+    weights = np.exp(row.astype(np.float64) - float(row.max()))
+    order = np.argsort(-row, kind="stable")
+    reached = np.cumsum(weights[order])
+    drawn = {draw_token(row, 1.0, 0, top_p, 0.0, step / 997) for step in range(997)}
+    # A mass reached but for rounding may fall on either side of its token.
+    low, high = (
+        int(np.searchsorted(reached, top_p * reached[-1] * f)) for f in (1 - 1e-9, 1 + 1e-9)
+    )
+    assert drawn <= set(order[: high + 1].tolist())
+    likely = weights[order[: low + 1]] / reached[low] > 2 / 997
+    assert drawn >= set(order[: low + 1][likely].tolist())
 
 
 @pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53])
