@@ -1,0 +1,108 @@
+"""Tiny random checkpoints of every supported family, written by transformers itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BASE: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+# family -> (the stem of its transformers classes, what it adds to BASE)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama_bias": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "smollm": (  # odd group size, derived head_dim
+        "Llama",
+        {
+            "tie_word_embeddings": True,
+            "hidden_size": 96,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+        },
+    ),
+    "mistral": ("Mistral", {"sliding_window": 7, "head_dim": 32}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2_window": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3_mixed": (
+        "Qwen3",
+        {
+            "head_dim": 16,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+}
+_TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n" * 4
+
+
+def write_tiny(
+    path: Path,
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    shard_size: str | None = None,
+    tokenizer: bool = False,
+    **overrides: Any,
+) -> Path:
+    """Writes a checkpoint folder and returns it.
+
+    shard_size: such as "40KB", for a sharded one. tokenizer: also a byte-level tokenizer.json
+    (<s> is 0, </s> is 1), with vocab_size 320 unless overridden. overrides: keys of the config.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+    stem, own = FAMILIES[family]
+    vocabulary = {"vocab_size": 320} if tokenizer else {}
+    config = getattr(transformers, f"{stem}Config")(**{**BASE, **own, **vocabulary, **overrides})
+    model = getattr(transformers, f"{stem}ForCausalLM")(config).to(getattr(torch, dtype))
+    _randomise(model, seed)
+    model.generation_config.max_length = None
+    model.save_pretrained(path, **({"max_shard_size": shard_size} if shard_size else {}))
+    if tokenizer:
+        write_tokenizer(path, config.vocab_size)
+    return path
+
+
+def write_tokenizer(path: Path, vocab_size: int) -> None:
+    """Trains a byte-level BPE of at most vocab_size tokens on a few lines, into tokenizer.json."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        [_TEXT], vocab_size=vocab_size, min_frequency=1, special_tokens=["<s>", "</s>"]
+    )
+    trained.save(str(path / "tokenizer.json"))
+
+
+def _randomise(model: torch.nn.Module, seed: int) -> None:
+    """Weights, biases and norms that all matter: the library's own would be zeros and ones."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:
+                parameter.copy_(1 + 0.2 * noise)
+            elif parameter.ndim == 1 or "embed" in name:
+                parameter.copy_(0.5 * noise)
+            else:
+                parameter.copy_(noise * 1.5 / parameter.shape[1] ** 0.5)
