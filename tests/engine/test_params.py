@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import pytest
+
 from saccade.engine.errors import RequestError
 from saccade.engine.params import SamplingParams, validate_prompt_ids
 

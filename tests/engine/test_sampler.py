@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from saccade.engine.errors import SaccadeError
 from saccade.engine.params import SamplingParams
 from saccade.engine.sampler import Sampled, Sampler

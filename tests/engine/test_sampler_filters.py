@@ -52,7 +52,7 @@ def test_most_likely_is_a_stable_descending_sort(values: list[int], count: int) 
     assert most_likely(row, count).tolist() == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     top_p=st.sampled_from([1e-9, 0.05, 0.5, 0.9, 0.999]),
@@ -67,13 +67,13 @@ def test_the_nucleus_is_what_a_full_sort_gives(seed, top_p, levels, spread, last
     weights = np.exp(row.astype(np.float64) - float(row.max()))
     order = np.argsort(-row, kind="stable")
     reached = np.cumsum(weights[order])
-    drawn = {draw_token(row, 1.0, 0, top_p, 0.0, step / 997) for step in range(997)}
+    drawn = {draw_token(row, 1.0, 0, top_p, 0.0, step / 397) for step in range(397)}
     # A mass reached but for rounding may fall on either side of its token.
     low, high = (
         int(np.searchsorted(reached, top_p * reached[-1] * f)) for f in (1 - 1e-9, 1 + 1e-9)
     )
     assert drawn <= set(order[: high + 1].tolist())
-    likely = weights[order[: low + 1]] / reached[low] > 2 / 997
+    likely = weights[order[: low + 1]] / reached[low] > 2 / 397
     assert drawn >= set(order[: low + 1][likely].tolist())
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from saccade.engine.errors import SaccadeError
 from saccade.engine.logprobs import PromptLogprobs, token_logprobs, with_text
 from saccade.engine.params import SamplingParams
