@@ -92,7 +92,8 @@ def layer_windows(config: Fields, family: Family, num_layers: int) -> tuple[int 
 
 
 def _declared_window(config: Fields, family: Family) -> int | None:
-    if family.window == "switch" and not config.boolean("use_sliding_window", False):
+    switch = config.boolean("use_sliding_window", family.window != "switch")
+    if not switch and family.window != "always":
         return None
     if family.window == "switch" and not config.has("sliding_window"):
         raise config.error("sliding_window", "missing, although use_sliding_window is true")

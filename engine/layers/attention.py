@@ -14,6 +14,18 @@ from ..checkpoint.config_json import ModelConfig
 from .weights import Weights
 
 
+def layer_shape(config: ModelConfig, layer: int) -> LayerShape:
+    """The attention geometry of one layer."""
+    return LayerShape(
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        v_head_dim=config.head_dim,
+        scale=config.head_dim**-0.5,
+        window=config.windows[layer],
+    )
+
+
 class AttentionContext(Protocol):
     """What the step gives to its attention layers."""
 
@@ -38,14 +50,7 @@ class Attention:
     def __init__(self, config: ModelConfig, layer: int, weights: Weights) -> None:
         name = f"model.layers.{layer}.self_attn."
         self.layer = layer
-        self.shape = LayerShape(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            v_head_dim=config.head_dim,
-            scale=config.head_dim**-0.5,
-            window=config.windows[layer],
-        )
+        self.shape = layer_shape(config, layer)
         self.eps = config.rms_norm_eps
         self.qkv = weights.projection(
             name + "q_proj", name + "k_proj", name + "v_proj", bias=config.qkv_bias
@@ -58,7 +63,7 @@ class Attention:
         """x: [T, hidden], normed -> [T, hidden], to be added to the residual stream."""
         heads, kv_heads, dim = self.shape.num_heads, self.shape.num_kv_heads, self.shape.head_dim
         qkv = linear(x, self.qkv).view(x.shape[0], heads + 2 * kv_heads, dim)
-        q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)  # views: rope turns qkv itself
+        q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)  # views, turned in place
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self._norm_heads(q, self.q_norm), self._norm_heads(k, self.k_norm)
         apply_rope(q, k, step.cos, step.sin)

@@ -54,7 +54,7 @@ class LlamaModel:
 
     @property
     def layer_shapes(self) -> list[LayerShape]:
-        """The attention geometry of each layer."""
+        """The attention geometry of every layer."""
         return [layer.attention.shape for layer in self.layers]
 
 

@@ -105,6 +105,7 @@ def test_windows(tmp_path: Path) -> None:
         assert on.windows == (None, None, None, 32)
         none = read(tmp_path, base, use_sliding_window=True, max_window_layers=9)
         assert none.windows == (None,) * 4
+    assert read(tmp_path, LLAMA, sliding_window=8, use_sliding_window=False).windows == (None,) * 4
     kinds = ["sliding_attention", "full_attention"] * 2
     mixed = read(tmp_path, QWEN3, use_sliding_window=True, layer_types=kinds)
     assert mixed.windows == (32, None, 32, None)

@@ -14,7 +14,7 @@ import transformers
 
 from saccade.engine.attention.base import LayerShape
 from saccade.engine.checkpoint.loader import Checkpoint
-from saccade.engine.models import LlamaModel, load_model, model_nbytes
+from saccade.engine.models import LlamaModel, layer_shapes, load_model, model_nbytes
 
 from .tiny import FAMILIES, write_tiny
 
@@ -173,6 +173,7 @@ def test_sharded_equals_single_and_conversion_on_load(tmp_path: Path) -> None:
 def test_layer_shapes_and_planned_memory(tmp_path: Path) -> None:
     checkpoint = Checkpoint(write_tiny(tmp_path, "qwen3_mixed"))
     model = load_model(checkpoint, max_model_len=50)
+    assert model.layer_shapes == layer_shapes(checkpoint.config)
     assert [shape.window for shape in model.layer_shapes] == [5, None, 5]
     first = model.layer_shapes[0]
     assert (first.num_heads, first.num_kv_heads, first.head_dim, first.v_head_dim) == (4, 2, 16, 16)
