@@ -1,8 +1,9 @@
 """The build: this folder *is* the package, and ninja compiles csrc/ into `saccade._native`.
 
 SACCADE_NO_NATIVE=1 skips the compiled module, SACCADE_REQUIRE_NATIVE=1 makes its failure an error
-(else it costs one printed line), SACCADE_BUILD_AMX_EMULATION=1 adds an emulated AMX build for
-tests. Everything else is in pyproject.toml.
+(else it costs one printed line), SACCADE_BUILD_ISAS="avx2 avx512" builds only these instruction
+sets and the portable one, SACCADE_BUILD_AMX_EMULATION=1 adds an emulated AMX build for tests.
+Everything else is in pyproject.toml.
 """
 
 import os

@@ -21,7 +21,10 @@ OPTIONAL = {"triton": "triton", "flash-attn": "flash_attn", "cupy": "cupy"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked for. state: "chosen", "found" (and not chosen), "missing" or "broken"."""
+    """One thing looked for.
+
+    state: "chosen", "found" (usable and not chosen), "unusable" (here), "missing" or "broken".
+    """
 
     group: str
     name: str
@@ -103,7 +106,10 @@ def compiled_kernels() -> list[Finding]:
     where = str(getattr(compiled, "__file__", "loaded"))
     found = [Finding("kernels", "compiled module", "found", where)]
     for row in rows:
-        found.append(Finding("kernels", row.name, "chosen" if row.chosen else "found", row.reason))
+        state = "unusable" if native.refusal(row.name) else "found"
+        found.append(Finding("kernels", row.name, "chosen" if row.chosen else state, row.reason))
+    if not any(row.chosen for row in rows):
+        found.append(Finding("kernels", "torch references", "chosen", "SACCADE_ISA=reference"))
     return found
 
 

@@ -86,14 +86,16 @@ def installed_from(python: Path, cwd: Path) -> Path:
 
 @pytest.mark.slow
 def test_install_with_a_compiler(tree: Path, python: Path, tmp_path: Path) -> None:
-    out = install(python, tree, SACCADE_REQUIRE_NATIVE="1", SACCADE_BUILD_AMX_EMULATION="0")
+    """Only the portable kernels, to save minutes: `make` has compiled all of them by then."""
+    out = install(python, tree, SACCADE_REQUIRE_NATIVE="1", SACCADE_BUILD_ISAS="portable")
     assert "were not built" not in out
     home = installed_from(python, tmp_path)
     assert home.is_relative_to(tmp_path / "venv")
     assert list(home.glob("_native.*"))
     found = doctor(python, tmp_path)
     assert found["compiled module"]["detail"].startswith(str(home))
-    assert found["portable"]["state"] in {"found", "chosen"}
+    assert found["portable"]["state"] == "chosen"
+    assert found["avx2"]["state"] == "unusable"
 
 
 @pytest.mark.slow
