@@ -50,7 +50,7 @@ _FOREIGN = (
     "attn_logit_softcapping final_logit_softcapping logit_scale logits_scaling clip_qkv "
     "residual_multiplier embedding_multiplier attention_multiplier query_pre_attn_scalar "
     "no_rope_layers rope_interleaved qk_layernorm use_qk_norm attention_chunk_size kv_lora_rank "
-    "num_nextn_predict_layers"
+    "num_nextn_predict_layers use_mrope"
 ).split()
 
 
