@@ -70,14 +70,15 @@ class PageTables:
         What running requests still need for their known tokens is theirs, and one page each is
         left to them on top, or else the newcomer would be preempted a few tokens later.
         """
+        reading = [other for other in running if other.remaining > 1]
         for g, pool in enumerate(self.pools):
             table = hit.tables[g]
             held = [page for page in table if page >= 0]
             need = self._missing(g, request, len(table), len(table) - len(held))
             need += sum(pool.references(page) == 0 for page in held)
-            for other in running:
-                need += 1 + self._missing(g, other, len(other.pages[g]), other.num_dropped[g])
-            if need > pool.num_available:
+            for other in reading:
+                need += self._missing(g, other, len(other.pages[g]), other.num_dropped[g])
+            if need + len(running) > pool.num_available:
                 return False
         return True
 

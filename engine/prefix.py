@@ -17,7 +17,7 @@ from math import lcm
 
 from xxhash import xxh3_128_digest
 
-from .pages import PagePool
+from .pages import PagePool, pages_for
 from .request import Request
 from .step_plan import LayerGroup
 
@@ -167,21 +167,19 @@ class PrefixCache:
         for group, pool in zip(self._groups, self._pools, strict=True):
             if group.window is None:
                 continue
+            most = pages_for(group.window, self._hasher.page_size)
             run = 0  # pages in a row that are there, up to and including page n - 1
             for n in range(1, found + 1):
                 run = run + 1 if pool.lookup(digests[n - 1]) is not None else 0
-                ready[n] = ready[n] and run >= n - self._first_page(group, n)
+                ready[n] = ready[n] and run >= min(n, most)
         return ready
-
-    def _first_page(self, group: LayerGroup, num_pages: int) -> int:
-        size = self._hasher.page_size
-        return group.first_needed(num_pages * size) // size
 
     def _aligned(self, num_pages: int) -> bool:
         return num_pages % self._align_pages == 0
 
     def _table(self, g: int, digests: Sequence[bytes]) -> list[int]:
-        first = self._first_page(self._groups[g], len(digests))
+        size = self._hasher.page_size
+        first = self._groups[g].first_needed(len(digests) * size) // size
         found = [self._pools[g].lookup(digest) for digest in digests[first:]]
         return [-1] * first + [page for page in found if page is not None]
 

@@ -130,12 +130,13 @@ class Scheduler:
 
     def _admit(self, step: StepBuilder, request: Request) -> None:
         """Starts a waiting request if all of it fits; else nobody after it is admitted either."""
-        if awaits_parent(request):
+        if awaits_parent(request) or not step.is_worth_a_lookup(request):
             return
         hit = self.tables.cache.lookup(request)
         count = step.chunk_size(hit.num_pages * self.tables.page_size, request.num_tokens)
         if count == 0 and not step.is_spent:
-            return  # long, and the share of long prefills is used up: others may go first
+            step.pass_over()  # the share of long prefills is used up: others may go first
+            return
         full = len(self.running) >= self.limits.max_num_seqs
         forks = self._fork_source(request) is not None  # in the next step, at no cost
         if count == 0 or full or forks or not self.tables.fits(request, hit, self.running):

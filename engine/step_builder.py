@@ -5,6 +5,9 @@ from __future__ import annotations
 from .request import Request
 from .step_plan import Chunk, PageCopy, SchedulerLimits, StepPlan
 
+# Looking up a long prompt costs a fraction of a millisecond; this many a step are tried in vain.
+MAX_VAIN_LOOKUPS = 16
+
 
 class StepBuilder:
     """Collects chunks and copies; decides how many tokens of a request may go into the step.
@@ -20,7 +23,9 @@ class StepBuilder:
         self._limits = limits
         self._max_chunk = max_chunk
         self._budget = limits.max_num_batched_tokens
+        self._long_tokens = limits.long_tokens
         self._long_budget = limits.long_tokens if crowded else limits.max_num_batched_tokens
+        self._vain_lookups = 0
 
     @property
     def is_spent(self) -> bool:
@@ -33,11 +38,23 @@ class StepBuilder:
         0: the budget, or the share of long prefills, has no room for them.
         """
         room = min(self._budget, self._max_chunk)
-        if self._limits.is_long(end - start):
+        if end - start > self._long_tokens:
             room = min(room, self._long_budget)
         if end - start <= room:
             return end - start
         return max(0, (start + room) // self._limits.align * self._limits.align - start)
+
+    def is_worth_a_lookup(self, request: Request) -> bool:
+        """False for a long prompt if many such were tried and the share of long prefills is used.
+
+        A prefix hit may make any of them short, but there can be thousands in the queue.
+        """
+        tried = self._vain_lookups >= MAX_VAIN_LOOKUPS
+        return not tried or request.num_tokens <= self._long_tokens
+
+    def pass_over(self) -> None:
+        """A long prefill has to wait because others use up the share."""
+        self._vain_lookups += 1
 
     def add(self, request: Request, count: int, copies: list[PageCopy]) -> None:
         """The request's next `count` tokens are part of the step, after these copies."""
@@ -46,7 +63,7 @@ class StepBuilder:
         self.chunks[request.id] = Chunk(request, start, count, sample)
         self._copies[request.id] = copies
         self._budget -= count
-        if self._limits.is_long(request.remaining):
+        if request.remaining > self._long_tokens:
             self._long_budget -= count
 
     def drop(self, request: Request) -> None:

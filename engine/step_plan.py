@@ -59,8 +59,7 @@ class SchedulerLimits:
     @property
     def long_tokens(self) -> int:
         """Tokens of a step that long prefills share when they are not alone."""
-        share = int(self.max_num_batched_tokens * self.long_prefill_share)
-        return max(self.align, share // self.align * self.align)
+        return max(self.align, int(self.max_num_batched_tokens * self.long_prefill_share))
 
     def is_long(self, num_tokens: int) -> bool:
         """Whether a request with this many tokens to compute counts as a long prefill."""

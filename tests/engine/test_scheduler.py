@@ -100,6 +100,13 @@ class TestLongPrefills:
         assert bench.step() == [("a", 16, 8), ("short", 0, 3)]  # b waits, short goes past it
         assert bench.step() == [("short", 3, 1), ("a", 24, 8)]
 
+    def test_a_short_request_behind_a_crowd_of_long_ones_is_still_found(self) -> None:
+        bench = self.bench(seqs=64)
+        for n in range(40):
+            bench.add(f"{n}", prompt(60, n))
+        bench.add("short", prompt(3, 99))
+        assert bench.step() == [("0", 0, 8), ("short", 0, 3)]
+
     def test_its_own_children_do_not_hold_a_long_prompt_back(self) -> None:
         bench = self.bench()
         parent = bench.add("a", prompt(60))
@@ -117,10 +124,10 @@ class TestLongPrefills:
 
 def test_chunks_begin_and_end_on_multiples_of_align() -> None:
     bench = Bench(pages=16, page_size=4, budget=10, align=6, share=1.0)
-    bench.add("a", prompt(15), ignore_eos=True)
-    assert [bench.step() for _ in range(3)] == [[("a", 0, 6)], [("a", 6, 6)], [("a", 12, 3)]]
+    bench.add("a", prompt(17), ignore_eos=True)
+    assert [bench.step() for _ in range(3)] == [[("a", 0, 6)], [("a", 6, 6)], [("a", 12, 5)]]
     bench.add("b", prompt(9, 1))
-    assert bench.step() == [("a", 15, 1), ("b", 0, 9)]
+    assert bench.step() == [("a", 17, 1), ("b", 0, 9)]
     bench.add("c", prompt(19, 2))
     assert bench.step()[-1] == ("c", 0, 6)
 
@@ -153,6 +160,15 @@ class TestAdmission:
         bench.step()
         bench.add("b", prompt(12, 1))  # 3 pages: 6 are free now, but 3 are a's
         assert bench.step() == [("a", 8, 8)]
+
+    def test_cached_pages_that_a_hit_takes_are_not_counted_as_room(self) -> None:
+        bench = Bench(pages=6, page_size=4, budget=32)
+        bench.add("old", prompt(12, 1), max_tokens=1)
+        bench.step()  # leaves 3 idle pages
+        bench.add("a", prompt(7, 0), ignore_eos=True)  # holds 2: 1 free and 3 idle are left
+        bench.step()
+        bench.add("b", [*prompt(12, 1), 0, 0, 0, 0])  # 3 of its 4 pages are the idle ones
+        assert [id for id, *_ in bench.step()] == ["a"]  # one is left, but it is a's to grow
 
     def test_a_prefix_hit_is_shared_counted_and_skipped(self) -> None:
         bench = Bench(pages=8, page_size=4)
