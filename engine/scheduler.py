@@ -70,6 +70,10 @@ class Scheduler:
         """
         if request.id in self.requests:
             raise RequestError(f"Request id {request.id!r} is already in use.", "request_id")
+        parent = request.parent
+        done = parent is None or parent.state is RequestState.FINISHED
+        if parent is not None and not done and self.requests.get(parent.id) is not parent:
+            raise RequestError(f"The parent of {request.id!r} was not added before.", "parent")
         check_request(request, self.limits.max_model_len, self.tables.max_tokens)
         room = self.tables.max_tokens - len(request.prompt)
         wanted = request.params.max_tokens
@@ -182,7 +186,7 @@ class Scheduler:
 
         `sampled`: a token id per chunk with `sample`. Requests that ended meanwhile are skipped.
         """
-        chunks = [c for c in plan.chunks if c.request.state is RequestState.RUNNING]
+        chunks = plan.live
         missing = [c.request.id for c in chunks if c.sample and c.request.id not in sampled]
         if missing:
             raise ValueError(f"No token was sampled for {', '.join(missing)}.")

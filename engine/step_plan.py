@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .request import Request
+from .request import Request, RequestState
 
 # (layer group, source page, destination page): copied before the step writes anything.
 PageCopy = tuple[int, int, int]
@@ -88,6 +88,11 @@ class StepPlan:
     copies: list[PageCopy]
 
     @property
+    def live(self) -> list[Chunk]:
+        """The chunks to run: a request that was aborted after planning has no pages any more."""
+        return [chunk for chunk in self.chunks if chunk.request.state is RequestState.RUNNING]
+
+    @property
     def num_tokens(self) -> int:
-        """Tokens computed by this step."""
+        """Tokens planned for this step."""
         return sum(chunk.count for chunk in self.chunks)

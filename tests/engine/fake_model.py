@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from saccade.engine.request import Request, RequestState
+from saccade.engine.request import Request
 from saccade.engine.scheduler import LayerGroup, Scheduler, SchedulerLimits, StepPlan
 
 VOCABULARY = 3  # few tokens, so that prompts share prefixes and outputs meet other prompts
@@ -70,12 +70,11 @@ class FakeModel:
         read = [dict(self.memory.get((g, source), {})) for g, source, _ in plan.copies]
         self.memory.update(zip(targets, read, strict=True))
         written: set[tuple[int, int, int]] = set()
-        chunks = [c for c in plan.chunks if c.request.state is RequestState.RUNNING]
-        for chunk in chunks:
+        for chunk in plan.live:
             for position in range(chunk.start, chunk.start + chunk.count):
                 self._write(chunk.request, position, written)
         sampled = {}
-        for chunk in chunks:
+        for chunk in plan.live:
             end = chunk.start + chunk.count
             self._check(chunk.request, chunk.start, end)
             if chunk.sample:

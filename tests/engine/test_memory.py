@@ -18,6 +18,7 @@ from saccade.engine.memory import (
     plan_memory,
     show_bytes,
 )
+from saccade.engine.scheduler import LayerGroup, Scheduler, SchedulerLimits
 
 KIB, MIB = 1024, 1024**2
 
@@ -127,6 +128,34 @@ def test_the_budget_is_kept_and_one_page_more_would_break_it(
     if full:
         grown = sum(size * (n + 1) for n, (size, _) in zip(plan.pages, groups, strict=True))
         assert grown > budget or sum(plan.group_bytes) + full > budget
+
+
+@given(
+    st.lists(st.none() | st.integers(1, 300), min_size=1, max_size=3),
+    st.integers(1, 2000),
+    st.integers(1, 5000),
+    st.integers(1, 300),
+    st.integers(1, 9),
+)
+def test_the_scheduler_takes_every_plan_as_it_is(
+    windows: list[int | None], budget: int, length: int, chunk: int, seqs: int
+) -> None:
+    request = replace(
+        BASE,
+        groups=[GroupPages(2, window) for window in windows],
+        kv_cache_memory=budget,
+        max_model_len=length,
+        length_is_explicit=False,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=chunk,
+    )
+    try:
+        plan = plan_memory(request)
+    except CapacityError:
+        return
+    limits = SchedulerLimits(seqs, chunk, plan.max_model_len)
+    tables = Scheduler(limits, [LayerGroup(w) for w in windows], plan.pages, 64, "dense").tables
+    assert (tables.max_tokens, tables.max_chunk) == (plan.max_model_len, chunk)
 
 
 MEMINFO = "MemTotal: 9000 kB\nMemAvailable:    5000 kB\n"

@@ -9,7 +9,7 @@ from saccade.engine.pages import IntegrityError
 from saccade.engine.request import RequestState
 from saccade.engine.scheduler import LayerGroup, SchedulerLimits
 
-from .fake_model import Bench, alone
+from .fake_model import Bench, alone, make_request
 
 
 def prompt(size: int, first: int = 0) -> list[int]:
@@ -213,6 +213,16 @@ class TestRefusals:
             bench.add("a", prompt(2))
         with pytest.raises(RequestError, match="differ in their prompts"):
             bench.add("b", prompt(3), parent=parent)
+
+    def test_a_child_needs_its_parent_in_the_queue_or_finished(self) -> None:
+        bench = Bench()
+        stranger = make_request("a", prompt(2))
+        with pytest.raises(RequestError, match="parent of 'b' was not added"):
+            bench.add("b", prompt(2), parent=stranger)
+        bench.scheduler.add(stranger)
+        bench.scheduler.abort("a")
+        bench.add("b", prompt(2), parent=stranger)
+        bench.drain()
 
     @pytest.mark.parametrize("pages, length, most", [(4, 100, 16), (99, 12, 12)])
     def test_output_is_clipped_to_what_fits(self, pages: int, length: int, most: int) -> None:

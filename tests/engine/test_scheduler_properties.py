@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -125,6 +127,40 @@ def test_every_request_gets_the_tokens_it_would_get_alone(
         event(f"{name}: {getattr(stats, name) > 0}")
     for reason in stats.misses:
         event(f"miss: {reason}")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_crowd_with_common_prompts_and_siblings(seed: int) -> None:
+    """More at a time than hypothesis draws: preemption, forks, copies and eviction all together."""
+    rng = random.Random(seed)
+    windows = [(None,), (None, 6), (4,), (None, 3, 9)][seed % 4]
+    bench = Bench(12, windows, 4, seqs=6, budget=24, length=48, share=0.4, align=1 + seed % 3)
+    common = [rng.randrange(VOCABULARY) for _ in range(24)]
+    requests: list[Request] = []
+    for clock in range(40):
+        tail = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 6))]
+        parent = None
+        for sibling in range(rng.choice([1, 1, 3])):
+            request = bench.add(
+                f"{clock}.{sibling}",
+                common[: rng.randrange(24)] + tail if parent is None else parent.prompt,
+                parent=parent,
+                seed=sibling,
+                priority=rng.randrange(2),
+                arrival=float(clock),
+                max_tokens=rng.randint(1, 24),
+                ignore_eos=rng.random() < 0.7,
+            )
+            requests.append(request)
+            parent = parent or request
+        for _ in range(rng.randrange(4)):
+            bench.step()
+    bench.drain()
+    bench.assert_empty()
+    assert all(request.output == alone(request) for request in requests)
+    stats = bench.scheduler.stats()
+    assert min(stats.forks, stats.copies, stats.evictions, stats.hit_tokens) > 0
+    assert stats.preemptions > 0 or None not in windows
 
 
 @settings(max_examples=100, deadline=None)
