@@ -42,10 +42,9 @@ def attend(
 
 
 def _check_tensors(layout: PageLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    if q.ndim != 3 or k.ndim != 4 or v.ndim != 4 or k.shape[:2] != v.shape[:2]:
-        raise ValueError(f"attend: q {tuple(q.shape)}, K {tuple(k.shape)}, V {tuple(v.shape)} do not fit")
-    if k.shape[2] != layout.page_size or v.shape[3] != layout.page_size or k.shape[3] != q.shape[2]:
-        raise ValueError(f"attend: K {tuple(k.shape)}, V {tuple(v.shape)}: head or page size differs from q's")
+    head_dim, _ = layout.dims(k, v)
+    if q.ndim != 3 or q.shape[2] != head_dim:
+        raise ValueError(f"attend: q {tuple(q.shape)} must be [T, H, {head_dim}] for these pages")
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"attend: {q.shape[1]} query heads are not a multiple of {k.shape[1]} KV heads")
     if not q.dtype == k.dtype == v.dtype:

@@ -21,8 +21,6 @@ def supports(
     out_dtype: torch.dtype,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if q.shape[2] % 2 or q.shape[2] > 1024 or v_pages.shape[2] > 1024:
-        return f"head dims {q.shape[2]}, {v_pages.shape[2]} (must be even for K, at most 1024)"
     if out_dtype not in (q.dtype, torch.float32):
         return f"output {out_dtype} for input {q.dtype}"
     if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
@@ -47,7 +45,7 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.attend.attend`."""
     rows, heads, head_dim = q.shape
-    pages, kv_heads, v_dim = k_pages.shape[0], k_pages.shape[1], v_pages.shape[2]
+    pages, kv_heads, v_dim = k_pages.shape[0], k_pages.shape[1], v_pages.shape[3]
     out = torch.empty((rows, heads, v_dim), dtype=out_dtype)
     lse = torch.empty((rows, heads), dtype=torch.float32)
     blocks = keys.blocks

@@ -69,7 +69,7 @@ def attend(
     """See `saccade.kernels.attend.attend`. Computes in fp32, or in fp64 when `out_dtype` is float64."""
     wide = torch.promote_types(out_dtype, torch.float32)
     heads, group = q.shape[1], q.shape[1] // k_pages.shape[1]
-    out = torch.zeros((*q.shape[:2], v_pages.shape[2]), dtype=out_dtype)
+    out = torch.zeros((*q.shape[:2], v_pages.shape[3]), dtype=out_dtype)
     lse = torch.full(q.shape[:2], -torch.inf)
     bounds = keys.cu_rows.tolist()
     for s, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):

@@ -26,8 +26,9 @@ def write_pages(
     Writing offset 0 clears the rest of that page of V, so that nothing a former owner left there (a NaN, say)
     can reach another sequence. Raises ValueError when shapes or dtypes disagree.
     """
-    want_k = (k_pages.shape[1], k_pages.shape[3])
-    want_v = (v_pages.shape[1], v_pages.shape[2])
+    head_dim, v_head_dim = layout.dims(k_pages, v_pages)
+    want_k = (k_pages.shape[1], head_dim)
+    want_v = (v_pages.shape[1], v_head_dim)
     if k.shape[1:] != want_k or v.shape[1:] != want_v or not k.shape[0] == v.shape[0] == slots.shape[0]:
         raise ValueError(
             f"write_pages: k {tuple(k.shape)}, v {tuple(v.shape)}, slots {tuple(slots.shape)} do not fit pages of "

@@ -9,34 +9,53 @@ import torch
 
 @dataclass(frozen=True)
 class PageLayout:
-    """The CPU layout: K by token, V transposed, so that both products stream pages without repacking.
+    """The CPU layout: panels whose vector lanes lie side by side, so that products stream pages without repacking.
 
-    k_pages: [pages, Hkv, page_size, d]; v_pages: [pages, Hkv, dv, page_size].
+    k_pages: [pages, Hkv, d / unit, page_size, unit], lanes are keys; v_pages: [pages, Hkv, page_size / unit, dv, unit],
+    lanes are channels. unit is 2 for bf16 (the machine's dot-product pairs; d must be even) and 1 otherwise.
     """
 
     page_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.page_size < 16 or self.page_size > 256 or self.page_size & (self.page_size - 1):
+        if self.page_size not in (16, 32, 64, 128, 256):
             raise ValueError(f"page_size must be 16, 32, 64, 128 or 256, not {self.page_size}")
+
+    @staticmethod
+    def unit(dtype: torch.dtype) -> int:
+        """Consecutive elements of the summed index that lie together."""
+        return 2 if dtype == torch.bfloat16 else 1
 
     def allocate(
         self, pages: int, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Zeroed K and V pages; the operating system commits the memory when it is first written."""
+        unit = self.unit(dtype)
+        if head_dim % unit:
+            raise ValueError(f"head_dim must be even for {dtype} pages, not {head_dim}")
         return (
-            torch.zeros((pages, kv_heads, self.page_size, head_dim), dtype=dtype),
-            torch.zeros((pages, kv_heads, v_head_dim, self.page_size), dtype=dtype),
+            torch.zeros((pages, kv_heads, head_dim // unit, self.page_size, unit), dtype=dtype),
+            torch.zeros((pages, kv_heads, self.page_size // unit, v_head_dim, unit), dtype=dtype),
         )
 
     def bytes_per_page(self, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype) -> int:
         """Bytes of one page of K and V."""
         return self.page_size * kv_heads * (head_dim + v_head_dim) * dtype.itemsize
 
+    def dims(self, k_pages: torch.Tensor, v_pages: torch.Tensor) -> tuple[int, int]:
+        """(head_dim, v_head_dim) of these pages. Raises ValueError when they do not have this layout."""
+        unit = self.unit(k_pages.dtype)
+        fits = k_pages.ndim == v_pages.ndim == 5 and k_pages.shape[:2] == v_pages.shape[:2]
+        if not fits or k_pages.shape[3:] != (self.page_size, unit) or v_pages.shape[4] != unit:
+            raise ValueError(
+                f"pages {tuple(k_pages.shape)}, {tuple(v_pages.shape)} do not have {self} for {k_pages.dtype}"
+            )
+        return k_pages.shape[2] * unit, v_pages.shape[3]
+
     def gather(
         self, k_pages: torch.Tensor, v_pages: torch.Tensor, page_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """K [n * page_size, Hkv, d] and V [n * page_size, Hkv, dv] of n pages, in order of position."""
-        k = k_pages[page_ids].permute(0, 2, 1, 3).flatten(0, 1)
-        v = v_pages[page_ids].permute(0, 3, 1, 2).flatten(0, 1)
+        k = k_pages[page_ids].permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+        v = v_pages[page_ids].permute(0, 2, 4, 1, 3).flatten(0, 2)
         return k, v

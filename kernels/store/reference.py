@@ -16,8 +16,9 @@ def write_pages(
     slots: torch.Tensor,
 ) -> None:
     """See `saccade.kernels.store.write_pages`."""
+    unit = layout.unit(k.dtype)
     keep = slots >= 0
     page, offset = slots[keep] // layout.page_size, slots[keep] % layout.page_size
     v_pages[page[offset == 0]] = 0
-    k_pages[page, :, offset] = k[keep]
-    v_pages[page, :, :, offset] = v[keep]
+    k_pages[page, :, :, offset] = k[keep].unflatten(-1, (-1, unit))
+    v_pages[page, :, offset // unit, :, offset % unit] = v[keep]

@@ -1,8 +1,8 @@
-// Paged attention. A lane of a vector is one query row: (token, head). Keys pass by in blocks of kPass positions:
-//   scores  S^T[key][lane] = K rows (straight from the page) * Q^T
-//   softmax down the keys of each lane
-//   values  O^T[channel][lane] += V^T rows (straight from the page) * P^T
-// Blocks and segments lie at absolute positions, sums run in ascending key order, and a masked key adds exactly 0.
+// Paged attention. A row is one (token, head); keys pass by in blocks of kPass positions:
+//   scores  S[row][key] = Q rows * K^T panels (straight from the page, lanes are keys)
+//   softmax along each row
+//   values  O[row][channel] += P rows * V panels (straight from the page, lanes are channels)
+// Blocks and segments lie at absolute positions, every sum runs in ascending key order, and a masked key adds exactly 0.
 // So a row's bits depend on that row's keys alone: not on the chunk, the batch, the tile or the number of threads.
 #include "attend.h"
 
@@ -14,353 +14,397 @@ namespace saccade {
 namespace SACCADE_ISA {
 namespace {
 
+constexpr int W = kWidth;
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-template <int W>
 SACCADE_INLINE F<W> tanh(F<W> x) {
   const F<W> one = splat<W>(1.0f);
   return one - splat<W>(2.0f) / (exp_any<W>(x + x) + one);
 }
 
-// Rows of P^T as the B operand of the second product: fp32, or bf16 pairs of consecutive keys.
-template <class S, int W>
-SACCADE_INLINE void put_probabilities(typename S::B* to, F<W> even, F<W> odd, int64_t lanes) {
-  if constexpr (S::kUnit == 1) {
-    store(to, even);
-    store(to + lanes, odd);
+SACCADE_INLINE I<W> iota() {
+  I<W> v{};
+  for (int i = 0; i < W; ++i) v[i] = i;
+  return v;
+}
+
+// Probabilities as the A operand of the second product: fp32, or bf16 where the machine multiplies bf16 pairs.
+template <class A>
+SACCADE_INLINE void put_probabilities(A* to, F<W> p) {
+  if constexpr (sizeof(A) == sizeof(float)) {
+    store(to, p);
   } else {
 #if defined(__AVX512BF16__)
-    if constexpr (W == 16) {
-      alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-      const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-      store(to, _mm512_permutexvar_epi16(_mm512_load_si512(order), both));
-    } else {
-      alignas(32) static const uint16_t order[16] = {0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15};
-      const __m256i both = (__m256i)_mm256_cvtne2ps_pbh((__m256)odd, (__m256)even);
-      store(to, _mm256_permutexvar_epi16(_mm256_load_si256(reinterpret_cast<const __m256i*>(order)), both));
-    }
+    store(to, _mm512_cvtneps_pbh((__m512)p));
 #endif
   }
 }
 
-// What one unit of work (tokens of one sequence x heads of one KV head) does, for one arithmetic S and lane width.
-template <class S, int W, int NV, bool kTiles>
+// What one unit of work (tokens of one sequence x heads of one KV head) does with one arithmetic S.
+template <class S, bool kTiles>
 struct UnitRun {
-  static constexpr int L = W * NV;
-  // Tile instructions take 32 rows at a time, register tiles 8.
-  static constexpr int64_t kGrain = kTiles ? 32 : 8;
   using A = typename S::A;
   using B = typename S::B;
+  static constexpr int kU = S::kUnit;
 
-  struct Lanes {  // one group of L rows
-    alignas(64) int32_t hi[L], lo[L], past[L];  // a row sees key j: lo <= j < hi, and j > past or j < sinks
-    alignas(64) uint32_t bits[L];               // blocks of the current pass that the row's list holds
-    const int32_t* list[L];
-    int32_t cursor[L];
-    int32_t min_lo, max_lo, min_hi, max_hi, min_past, max_past;
+  struct Row {
+    int32_t lo, hi, past;  // sees key j: lo <= j < hi, and j > past or j < sinks
+    int32_t cursor;        // where in `list` the current pass begins
+    uint32_t bits;         // bit i: the list holds the block of keys 16 i .. 16 i + 15 of the pass
+    const int32_t* list;
+  };
+  struct Span {  // offsets in the pass, whole vectors
+    int64_t begin, end;
   };
 
   const AttendParams& p;
   const Unit& u;
   const float to_log2;  // raw score -> log2 units
-  int64_t lanes, groups;
-  Lanes* info;
-  B* q;
-  float* scores;
-  B* probabilities;
-  float *k_wide, *v_wide;
+  int64_t rows, padded;
+  Row* info;
+  A* q;              // [padded][dim]
+  float* scores;     // [kSub][kPass]
+  A* probabilities;  // [kSub][kPass]
+  float* shrink;     // [kSub]: by how much earlier sums and outputs shrink in this pass
   float* own_partial;
   float* own_total;
-  Pass<A> pass;
+  int64_t used;
+  Pass<B> pass, next;  // next: the pages to fetch ahead while this pass computes
 
   UnitRun(const AttendParams& params, const Unit& unit, char* scratch)
       : p(params), u(unit), to_log2(params.softcap > 0 ? 1.0f : params.scale * kLog2E) {
-    lanes = u.tokens * u.heads;
-    groups = (lanes + L - 1) / L;
+    rows = u.tokens * u.heads;
+    padded = kTiles ? (rows + 15) / 16 * 16 : rows;
     Carver carve{scratch};
-    info = carve.take<Lanes>(groups);
-    q = carve.take<B>(groups * p.dim * L);
-    scores = carve.take<float>(kPass * L);
-    probabilities = carve.take<B>(kPass * L);
-    k_wide = carve.take<float>(converts() ? kPass * p.dim : 0);
-    v_wide = carve.take<float>(converts() ? kPass * p.v_dim : 0);
+    info = carve.take<Row>(rows);
+    q = carve.take<A>(padded * p.dim);
+    scores = carve.take<float>(kSub * kPass);
+    probabilities = carve.take<A>(kSub * kPass);
+    shrink = carve.take<float>(kSub);
     own_partial = carve.take<float>(partial_floats());
     own_total = carve.take<float>(partial_floats());
     used = carve.at - scratch;
   }
-  int64_t used;
 
-  bool converts() const { return sizeof(A) != static_cast<size_t>(size_of(p.dtype)); }
-  // Per group: O^T [v_dim][L], then the running maximum [L] (log2 units), then the sum [L].
-  int64_t group_floats() const { return (p.v_dim + 2) * L; }
-  int64_t partial_floats() const { return groups * group_floats(); }
+  // A partial result: O [padded][v_dim], then per row W partial sums and the running maximum in log2 units.
+  int64_t partial_floats() const { return padded * (p.v_dim + W + 1); }
+  float* sums(float* partial) const { return partial + padded * p.v_dim; }
+  float* tops(float* partial) const { return partial + padded * (p.v_dim + W); }
+  const float* sums(const float* partial) const { return partial + padded * p.v_dim; }
+  const float* tops(const float* partial) const { return partial + padded * (p.v_dim + W); }
 
-  // ---- set-up: bounds of each lane, and Q^T ----
+  int64_t row_of(int64_t r) const { return u.row + r / u.heads; }
+  int64_t head_of(int64_t r) const { return u.head + r % u.heads; }
 
-  void set_lane(Lanes& g, int at, int64_t lane) {
-    const int64_t row = u.row + lane / u.heads, head = u.head + lane % u.heads;
-    const int64_t position = p.positions[row];
-    g.hi[at] = p.hi != nullptr ? p.hi[row] : static_cast<int32_t>(position + 1);
-    g.lo[at] = p.lo != nullptr && p.lo[row] > 0 ? p.lo[row] : 0;
-    const int64_t limit = p.table_width * p.page;  // no key lies beyond the page table
-    if (g.hi[at] > limit) g.hi[at] = static_cast<int32_t>(limit);
-    g.past[at] = p.window > 0 ? static_cast<int32_t>(position - p.window) : -1;
-    g.cursor[at] = 0;
-    g.list[at] = nullptr;
+  // ---- set-up ----
+
+  void set_row(int64_t r) {
+    Row& row = info[r];
+    const int64_t at = row_of(r), position = p.positions[at], limit = p.table_width * p.page;
+    const int64_t hi = p.hi != nullptr ? p.hi[at] : position + 1;
+    row.hi = static_cast<int32_t>(hi < limit ? hi : limit);  // no key lies beyond the page table
+    row.lo = p.lo != nullptr && p.lo[at] > 0 ? p.lo[at] : 0;
+    row.past = p.window > 0 ? static_cast<int32_t>(position - p.window) : -1;
+    row.cursor = 0;
+    row.bits = 0;
+    row.list = nullptr;
     if (p.blocks != nullptr) {
-      const int64_t owner = p.owners == p.heads ? head : u.kv_head;
-      g.list[at] = p.blocks + (p.list_of_row[row] * p.owners + owner) * p.list_width;
+      const int64_t owner = p.owners == p.heads ? head_of(r) : u.kv_head;
+      row.list = p.blocks + (p.list_of_row[at] * p.owners + owner) * p.list_width;
     }
   }
 
-  void pack_q(int64_t group, int at, int64_t lane) {
-    const int64_t row = u.row + lane / u.heads, head = u.head + lane % u.heads;
-    const int64_t offset = row * p.q_row + head * p.q_head;
-    B* to = q + group * p.dim * L + at * S::kUnit;
-    if constexpr (S::kUnit == 2) {
-      const uint16_t* from = static_cast<const uint16_t*>(p.q) + offset;
-      for (int64_t c = 0; c < p.dim; c += 2) std::memcpy(to + c * L, from + c, 4);
-    } else if (p.dtype == DType::kF32) {
-      const float* from = static_cast<const float*>(p.q) + offset;
-      for (int64_t c = 0; c < p.dim; ++c) to[c * L] = from[c];
-    } else {
-      const uint16_t* from = static_cast<const uint16_t*>(p.q) + offset;
-      const bool bf16 = p.dtype == DType::kBF16;
-      for (int64_t c = 0; c < p.dim; ++c) {
-        to[c * L] = bf16 ? widen_bf16(from[c]) : get_one<ElementF16>(from + c);
-      }
+  void copy_q(int64_t r) {
+    const int64_t offset = row_of(r) * p.q_row + head_of(r) * p.q_head;
+    A* to = q + r * p.dim;
+    if (sizeof(A) == static_cast<size_t>(size_of(p.dtype))) {
+      std::memcpy(to, static_cast<const A*>(p.q) + offset, static_cast<size_t>(p.dim) * sizeof(A));
+      return;
+    }
+    const uint16_t* from = static_cast<const uint16_t*>(p.q) + offset;
+    for (int64_t c = 0; c < p.dim; ++c) {
+      const float x = p.dtype == DType::kBF16 ? widen_bf16(from[c]) : get_one<ElementF16>(from + c);
+      to[c] = static_cast<A>(x);
     }
   }
 
   void prepare() {
-    for (int64_t group = 0; group < groups; ++group) {
-      Lanes& g = info[group];
-      for (int at = 0; at < L; ++at) {
-        // Spare lanes repeat the last row, so that they never widen or narrow what the group sees.
-        const int64_t lane = group * L + at < lanes ? group * L + at : lanes - 1;
-        set_lane(g, at, lane);
-        pack_q(group, at, lane);
-      }
-      g.min_lo = g.max_lo = g.lo[0];
-      g.min_hi = g.max_hi = g.hi[0];
-      g.min_past = g.max_past = g.past[0];
-      for (int at = 1; at < L; ++at) {
-        if (g.lo[at] < g.min_lo) g.min_lo = g.lo[at];
-        if (g.lo[at] > g.max_lo) g.max_lo = g.lo[at];
-        if (g.hi[at] < g.min_hi) g.min_hi = g.hi[at];
-        if (g.hi[at] > g.max_hi) g.max_hi = g.hi[at];
-        if (g.past[at] < g.min_past) g.min_past = g.past[at];
-        if (g.past[at] > g.max_past) g.max_past = g.past[at];
-      }
+    for (int64_t r = 0; r < rows; ++r) {
+      set_row(r);
+      copy_q(r);
     }
+    std::memset(static_cast<void*>(q + rows * p.dim), 0, static_cast<size_t>((padded - rows) * p.dim) * sizeof(A));
   }
 
   void clear(float* partial) const {
-    for (int64_t group = 0; group < groups; ++group) {
-      float* o = partial + group * group_floats();
-      std::memset(o, 0, static_cast<size_t>(group_floats()) * sizeof(float));
-      for (int at = 0; at < L; ++at) o[p.v_dim * L + at] = -INFINITY;
+    std::memset(partial, 0, static_cast<size_t>(padded * (p.v_dim + W)) * sizeof(float));
+    for (int64_t r = 0; r < padded; ++r) tops(partial)[r] = -INFINITY;
+  }
+
+  // ---- which keys of the pass a row looks at ----
+
+  Span span_of(const Row& row, int64_t first) const {
+    int64_t begin = row.lo, end = row.hi;
+    if (p.window > 0 && first >= p.sinks && begin <= row.past) begin = row.past + 1;
+    begin = begin > first ? (begin - first) / W * W : 0;
+    end = end < first + kPass ? (end - first + W - 1) / W * W : kPass;
+    return begin < end && (p.blocks == nullptr || row.bits != 0) ? Span{begin, end} : Span{0, 0};
+  }
+
+  bool masked(const Row& row, const Span& span, int64_t first) const {
+    return row.lo > first + span.begin || row.hi < first + span.end ||
+           (p.window > 0 && row.past >= first + span.begin) || p.blocks != nullptr;
+  }
+
+  void mark_blocks(Row& row, int64_t first) const {
+    const int32_t* list = row.list;
+    int64_t c = row.cursor;
+    while (c < p.list_width && list[c] >= 0 && (list[c] + int64_t{1}) * p.block <= first) ++c;
+    row.cursor = static_cast<int32_t>(c);
+    row.bits = 0;
+    for (; c < p.list_width && list[c] >= 0 && list[c] * p.block < first + kPass; ++c) {
+      const int64_t from = list[c] * p.block - first, to = from + p.block;
+      const int64_t low = from > 0 ? from / 16 : 0, high = to < kPass ? to / 16 : kPass / 16;
+      for (int64_t bit = low; bit < high; ++bit) row.bits |= 1u << bit;
     }
   }
 
-  // ---- which keys of the pass a group looks at ----
-
-  struct Span {
-    int64_t begin, end;  // offsets in the pass, whole grains
-    bool masked;
-  };
-
-  Span span_of(const Lanes& g, int64_t first) const {
-    const int64_t last = first + kPass;
-    int64_t begin = g.min_lo, end = g.max_hi;
-    if (p.window > 0 && first >= p.sinks && begin <= g.min_past) begin = g.min_past + 1;
-    begin = begin > first ? begin : first;
-    end = end < last ? end : last;
-    if (begin >= end) return {0, 0, false};
-    begin = (begin - first) / kGrain * kGrain;
-    end = (end - first + kGrain - 1) / kGrain * kGrain;
-    const bool masked = g.max_lo > first + begin || g.min_hi < first + end ||
-                        (p.window > 0 && g.max_past >= first + begin) || p.blocks != nullptr;
-    return {begin, end, masked};
-  }
-
-  // Marks which blocks of this pass each lane's list holds; false when none does. Bit i: keys 16 i .. 16 i + 15.
-  bool mark_blocks(Lanes& g, int64_t first) const {
-    bool any = false;
-    for (int at = 0; at < L; ++at) {
-      const int32_t* list = g.list[at];
-      int64_t c = g.cursor[at];
-      if (c > 0 && static_cast<int64_t>(list[c - 1] + 1) * p.block > first) c = 0;  // a new unit went back
-      while (c < p.list_width && list[c] >= 0 && (list[c] + int64_t{1}) * p.block <= first) ++c;
-      g.cursor[at] = static_cast<int32_t>(c);
-      uint32_t bits = 0;
-      for (; c < p.list_width && list[c] >= 0 && list[c] * p.block < first + kPass; ++c) {
-        const int64_t from = list[c] * p.block - first, to = from + p.block;
-        const int64_t low = from > 0 ? from / 16 : 0, high = to < kPass ? to / 16 : kPass / 16;
-        for (int64_t bit = low; bit < high; ++bit) bits |= 1u << bit;
-      }
-      g.bits[at] = bits;
-      any |= bits != 0;
-    }
-    return any;
-  }
-
-  // ---- the three stages ----
-
-  void score(const Span& span, const B* qt) {
-    for (int64_t c = 0; c < pass.chunks; ++c) {
-      const int64_t begin = span.begin > c * pass.chunk ? span.begin : c * pass.chunk;
-      const int64_t end = span.end < (c + 1) * pass.chunk ? span.end : (c + 1) * pass.chunk;
-      for (int64_t r = begin; r < end; r += kGrain) {
-        float* to = scores + r * L;
-        if (pass.k[c] == nullptr) {
-          for (int64_t i = 0; i < kGrain * L; ++i) to[i] = -INFINITY;
-          continue;
-        }
-        const A* rows = pass.k[c] + (r - c * pass.chunk) * p.dim;
-#if SACCADE_AMX
-        if constexpr (kTiles) {
-          amx::product<2, L / 16>(to, L, rows, p.dim, qt, 2 * L, p.dim / 32);
-          continue;
-        }
-#endif
-        F<W> acc[8][NV] = {};
-        product<S, W, NV, 8>(acc, rows, p.dim, qt, L * S::kUnit, p.dim / S::kUnit);
-        for (int m = 0; m < 8; ++m)
-          for (int n = 0; n < NV; ++n) store(to + m * L + n * W, acc[m][n]);
-      }
-    }
-  }
-
-  SACCADE_INLINE F<W> capped(F<W> s) const {
-    return tanh<W>(s * splat<W>(p.scale / p.softcap)) * splat<W>(p.softcap * kLog2E);
-  }
-
-  SACCADE_INLINE I<W> seen(const Lanes& g, int n, int64_t key, int64_t offset) const {
-    const I<W> j = splat_int<W>(static_cast<int32_t>(key));
-    I<W> mask = (j < load<I<W>>(g.hi + n * W)) & (j >= load<I<W>>(g.lo + n * W));
-    if (p.window > 0 && key >= p.sinks) mask &= j > load<I<W>>(g.past + n * W);
-    if (p.blocks != nullptr) {
-      const U<W> bits = load<U<W>>(g.bits + n * W) >> static_cast<uint32_t>(offset / 16);
-      mask &= (I<W>)(bits & 1u) != I<W>{};
-    }
+  SACCADE_INLINE I<W> seen(const Row& row, int64_t first, int64_t offset) const {
+    const I<W> j = iota() + static_cast<int32_t>(first + offset);
+    I<W> mask = (j < row.hi) & (j >= row.lo);
+    if (p.window > 0) mask &= (j > row.past) | (j < static_cast<int32_t>(p.sinks));
+    if (p.blocks != nullptr && ((row.bits >> (offset / 16)) & 1u) == 0) mask = I<W>{};
     return mask;
   }
 
-  // Turns scores into probabilities; returns the factors by which earlier sums and outputs shrink.
-  void softmax(const Lanes& g, const Span& span, int64_t first, float* top, float* sum, F<W> (&shrink)[NV]) {
-    const F<W> none = splat<W>(-INFINITY);
-    for (int n = 0; n < NV; ++n) {
-      F<W> high = none;
-      float* column = scores + n * W;
-      if (span.masked || p.softcap > 0) {
-        for (int64_t r = span.begin; r < span.end; ++r) {
-          F<W> s = load<F<W>>(column + r * L);
-          if (p.softcap > 0) s = capped(s);
-          if (span.masked) s = seen(g, n, first + r, r) ? s : none;
-          store(column + r * L, s);
-          high = max<W>(high, s);
-        }
-      } else {
-        for (int64_t r = span.begin; r < span.end; ++r) high = max<W>(high, load<F<W>>(column + r * L));
-      }
-      const F<W> factor = splat<W>(to_log2), old = load<F<W>>(top + n * W);
-      const F<W> now = max<W>(old, high * factor);
-      const F<W> base = now == none ? F<W>{} : now;
-      shrink[n] = exp2_nonpositive<W>(old - base);
-      F<W> even_sum{}, odd_sum{};
-      for (int64_t r = span.begin; r < span.end; r += 2) {
-        const F<W> even = exp2_nonpositive<W>(fma<W>(load<F<W>>(column + r * L), factor, -base));
-        const F<W> odd = exp2_nonpositive<W>(fma<W>(load<F<W>>(column + r * L + L), factor, -base));
-        even_sum += even;
-        odd_sum += odd;
-        put_probabilities<S, W>(probabilities + r * L + n * W * S::kUnit, even, odd, L);
-      }
-      store(sum + n * W, fma<W>(load<F<W>>(sum + n * W), shrink[n], even_sum + odd_sum));
-      store(top + n * W, now);
-    }
-  }
+  // ---- the three stages, for up to kSub rows ----
 
-  struct ValueRows {  // O^T rows of M channels
-    const UnitRun& run;
-    const Span& span;
-    float* o;
-    const F<W> (&shrink)[NV];
+  struct ScoreBlock {  // kVec vectors of keys
+    UnitRun& run;
+    const A* q;
+    const B* k;
+    float* to;
 
-    template <int M>
-    SACCADE_INLINE void run_block(int64_t channel) {
-      F<W> acc[M][NV];
-      float* rows = o + channel * L;
+    template <int M, int NV>
+    SACCADE_INLINE void tile(int64_t r, int64_t at) {
+      const AttendParams& p = run.p;
+      F<W> acc[M][NV] = {};
+      product<S, W, NV, M>(acc, q + r * p.dim, p.dim, k + at * kU, p.page * kU, p.dim / kU);
       for (int m = 0; m < M; ++m)
-        for (int n = 0; n < NV; ++n) acc[m][n] = load<F<W>>(rows + m * L + n * W) * shrink[n];
-      const auto& pass = run.pass;
-      for (int64_t c = 0; c < pass.chunks; ++c) {
-        const int64_t begin = span.begin > c * pass.chunk ? span.begin : c * pass.chunk;
-        const int64_t end = span.end < (c + 1) * pass.chunk ? span.end : (c + 1) * pass.chunk;
-        if (begin >= end || pass.v[c] == nullptr) continue;
-        product<S, W, NV, M>(acc, pass.v[c] + channel * pass.v_row + (begin - c * pass.chunk), pass.v_row,
-                             run.probabilities + begin * L, L * S::kUnit, (end - begin) / S::kUnit);
-      }
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < NV; ++n) store(rows + m * L + n * W, acc[m][n]);
+        for (int n = 0; n < NV; ++n) store(to + (r + m) * kPass + at + n * W, acc[m][n]);
     }
   };
 
-#if SACCADE_AMX
-  template <int R>
-  void value_tiles(const Span& span, float* rows, int64_t channel) {
-    amx::fetch<R, L / 16>(rows, L);
+  // Scores of `count` rows from `first_row` for the keys of `span`, chunk by chunk of the pass.
+  void score(int64_t first_row, int64_t count, const Span& span) {
     for (int64_t c = 0; c < pass.chunks; ++c) {
-      const int64_t begin = span.begin > c * pass.chunk ? span.begin : c * pass.chunk;
-      const int64_t end = span.end < (c + 1) * pass.chunk ? span.end : (c + 1) * pass.chunk;
-      if (pass.v[c] == nullptr) continue;
-      for (int64_t r = begin; r < end; r += 32) {
-        const A* v = pass.v[c] + channel * pass.v_row + (r - c * pass.chunk);
-        amx::step<R, L / 16>(v, pass.v_row, probabilities + r * L, 2 * L);
+      const int64_t base = c * pass.chunk;
+      const int64_t begin = span.begin > base ? span.begin - base : 0;
+      const int64_t end = span.end < base + pass.chunk ? span.end - base : pass.chunk;
+      if (begin >= end) continue;
+      if (pass.k[c] == nullptr) {
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t i = begin; i < end; ++i) scores[r * kPass + base + i] = -INFINITY;
+        continue;
       }
-    }
-    amx::put<R, L / 16>(rows, L);
-  }
+      ScoreBlock block{*this, q + first_row * p.dim, pass.k[c], scores + base};
+#if SACCADE_AMX
+      if constexpr (kTiles) {
+        score_tiles(block, count, begin, end);
+        continue;
+      }
 #endif
+      for_tiles<W>(block, count, begin, end);
+    }
+  }
 
-  void values(const Span& span, float* o, const F<W> (&shrink)[NV]) {
+  struct ValueBlock {
+    UnitRun& run;
+    const Span& span;
+    float* o;
+    int64_t first_row;
+
+    template <int M, int NV>
+    SACCADE_INLINE void tile(int64_t r, int64_t channel) {
+      const AttendParams& p = run.p;
+      F<W> acc[M][NV];
+      float* to = o + (first_row + r) * p.v_dim + channel;
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < NV; ++n) {
+          acc[m][n] = load<F<W>>(to + m * p.v_dim + n * W) * splat<W>(run.shrink[r + m]);
+        }
+      for (int64_t c = 0; c < run.pass.chunks; ++c) {
+        const int64_t base = c * run.pass.chunk;
+        const int64_t begin = span.begin > base ? span.begin - base : 0;
+        const int64_t end = span.end < base + run.pass.chunk ? span.end - base : run.pass.chunk;
+        if (begin >= end || run.pass.v[c] == nullptr) continue;
+        product<S, W, NV, M>(acc, run.probabilities + r * kPass + base + begin, kPass,
+                             run.pass.v[c] + begin * p.v_dim + channel * kU, p.v_dim * kU, (end - begin) / kU);
+      }
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < NV; ++n) store(to + m * p.v_dim + n * W, acc[m][n]);
+    }
+  };
+
+  void values(int64_t first_row, int64_t count, const Span& span, float* o) {
 #if SACCADE_AMX
     if constexpr (kTiles) {
-      for (int64_t i = 0; i < p.v_dim; ++i) {
-        for (int n = 0; n < NV; ++n) store(o + i * L + n * W, load<F<W>>(o + i * L + n * W) * shrink[n]);
-      }
-      int64_t channel = 0;
-      for (; channel + 32 <= p.v_dim; channel += 32) value_tiles<2>(span, o + channel * L, channel);
-      if (channel < p.v_dim) value_tiles<1>(span, o + channel * L, channel);
+      value_tiles(first_row, count, span, o);
       return;
     }
 #endif
-    ValueRows rows{*this, span, o, shrink};
-    int64_t i = 0;
-    for (; i + 8 <= p.v_dim; i += 8) rows.template run_block<8>(i);
-    for (; i + 2 <= p.v_dim; i += 2) rows.template run_block<2>(i);
-    for (; i < p.v_dim; ++i) rows.template run_block<1>(i);
+    ValueBlock block{*this, span, o, first_row};
+    const int64_t whole = p.v_dim / W * W;
+    for_tiles<W>(block, count, 0, whole);
+    if (whole < p.v_dim) value_rest(first_row, count, span, o, whole);
+  }
+
+  // Channels beyond the last whole vector, one at a time.
+  void value_rest(int64_t first_row, int64_t count, const Span& span, float* o, int64_t channel) {
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t i = channel; i < p.v_dim; ++i) {
+        float sum = o[(first_row + r) * p.v_dim + i] * shrink[r];
+        for (int64_t key = span.begin; key < span.end; ++key) {
+          const int64_t c = key / pass.chunk, at = key % pass.chunk;
+          if (pass.v[c] == nullptr) continue;
+          const B* v = pass.v[c] + at / kU * kU * p.v_dim + i * kU + at % kU;
+          const A* weight = probabilities + r * kPass + key;
+          sum += S::one(weight) * S::one(v);
+        }
+        o[(first_row + r) * p.v_dim + i] = sum;
+      }
+  }
+
+#if SACCADE_AMX
+  void score_tiles(const ScoreBlock& block, int64_t count, int64_t begin, int64_t end) {
+    const int64_t ldb = p.page * kU;
+    for (int64_t at = begin / 32 * 32; at < end; at += 32) {
+      const B* k = block.k + at * kU;
+      int64_t r = 0;
+      for (; r + 16 < count; r += 32) {
+        amx::product<2, 2>(block.to + r * kPass + at, kPass, block.q + r * p.dim, p.dim, k, ldb, p.dim / 32);
+      }
+      if (r < count) {
+        amx::product<1, 2>(block.to + r * kPass + at, kPass, block.q + r * p.dim, p.dim, k, ldb, p.dim / 32);
+      }
+    }
+  }
+
+  template <int R, int C>
+  void value_tile(int64_t r, int64_t channel, const Span& span, float* o) {
+    amx::fetch<R, C>(o, p.v_dim);
+    for (int64_t c = 0; c < pass.chunks; ++c) {
+      const int64_t base = c * pass.chunk;
+      const int64_t begin = span.begin > base ? (span.begin - base) / 32 * 32 : 0;
+      const int64_t end = span.end < base + pass.chunk ? span.end - base : pass.chunk;
+      if (pass.v[c] == nullptr) continue;
+      for (int64_t at = begin; at < end; at += 32) {
+        amx::step<R, C>(probabilities + r * kPass + base + at, kPass, pass.v[c] + at * p.v_dim + channel * kU,
+                        p.v_dim * kU);
+      }
+    }
+    amx::put<R, C>(o, p.v_dim);
+  }
+
+  void value_tiles(int64_t first_row, int64_t count, const Span& span, float* o) {
+    for (int64_t r = 0; r < count; ++r) {
+      float* row = o + (first_row + r) * p.v_dim;
+      for (int64_t i = 0; i < p.v_dim; i += W) store(row + i, load<F<W>>(row + i) * splat<W>(shrink[r]));
+    }
+    for (int64_t channel = 0; channel < p.v_dim; channel += 32) {
+      const bool wide = channel + 32 <= p.v_dim;
+      for (int64_t r = 0; r < count; r += 32) {
+        float* to = o + (first_row + r) * p.v_dim + channel;
+        const bool tall = r + 16 < count;
+        if (tall && wide) value_tile<2, 2>(r, channel, span, to);
+        if (tall && !wide) value_tile<2, 1>(r, channel, span, to);
+        if (!tall && wide) value_tile<1, 2>(r, channel, span, to);
+        if (!tall && !wide) value_tile<1, 1>(r, channel, span, to);
+      }
+    }
+  }
+#endif
+
+  SACCADE_INLINE F<W> capped(F<W> s) const {
+    return tanh(s * splat<W>(p.scale / p.softcap)) * splat<W>(p.softcap * kLog2E);
+  }
+
+  // Largest score of a row, after mask and cap.
+  SACCADE_INLINE float highest(const Row& row, const Span& own, int64_t first, float* s) const {
+    const F<W> none = splat<W>(-INFINITY);
+    F<W> high = none;
+    if (p.softcap > 0) {
+      for (int64_t i = own.begin; i < own.end; i += W) store(s + i, capped(load<F<W>>(s + i)));
+    }
+    if (masked(row, own, first)) {
+      for (int64_t i = own.begin; i < own.end; i += W) {
+        store(s + i, seen(row, first, i) ? load<F<W>>(s + i) : none);
+      }
+    }
+    for (int64_t i = own.begin; i < own.end; i += W) high = max<W>(high, load<F<W>>(s + i));
+    return max_lanes<W>(high);
+  }
+
+  // Scores of one row -> probabilities over `span`; keeps the row's maximum and sums.
+  SACCADE_INLINE void softmax_row(int64_t first_row, int64_t r, int64_t first, const Span& span, float* partial) {
+    const Row& row = info[first_row + r];
+    float* s = scores + r * kPass;
+    A* to = probabilities + r * kPass;
+    float* top = tops(partial) + first_row + r;
+    float* sum = sums(partial) + (first_row + r) * W;
+    const Span own = span_of(row, first);
+    for (int64_t i = span.begin; i < own.begin; i += W) put_probabilities(to + i, F<W>{});
+    for (int64_t i = own.begin > own.end ? span.begin : own.end; i < span.end; i += W) {
+      put_probabilities(to + i, F<W>{});
+    }
+    const float high = highest(row, own, first, s) * to_log2;
+    const float now = *top > high ? *top : high;
+    const float base = now == -INFINITY ? 0.0f : now;
+    shrink[r] = exp2_nonpositive<4>(splat<4>(*top - base))[0];
+    const F<W> factor = splat<W>(to_log2), minus = splat<W>(-base);
+    F<W> total{};
+    for (int64_t i = own.begin; i < own.end; i += W) {
+      const F<W> e = exp2_nonpositive<W>(fma<W>(load<F<W>>(s + i), factor, minus));
+      total += e;
+      put_probabilities(to + i, e);
+    }
+    store(sum, fma<W>(load<F<W>>(sum), splat<W>(shrink[r]), total));
+    *top = now;
   }
 
   // ---- a segment of keys, and what becomes of it ----
 
+  void attend_rows(int64_t first_row, int64_t count, int64_t first, const Span& span, float* partial) {
+    score(first_row, count, span);
+    for (int64_t r = 0; r < count; ++r) softmax_row(first_row, r, first, span, partial);
+    if constexpr (kTiles) {  // rows that pad a tile, and keys that pad a step, weigh nothing
+      for (int64_t r = 0; r < (count + 15) / 16 * 16; ++r) {
+        A* to = probabilities + r * kPass;
+        if (r >= count) std::memset(static_cast<void*>(to), 0, kPass * sizeof(A));
+        for (int64_t i = span.begin / 32 * 32; i < span.begin; i += W) put_probabilities(to + i, F<W>{});
+        for (int64_t i = span.end; i < (span.end + 31) / 32 * 32; i += W) put_probabilities(to + i, F<W>{});
+      }
+    }
+    values(first_row, count, span, partial);
+  }
+
   void attend_pass(int64_t first, float* partial) {
     bool located = false;
-    for (int64_t group = 0; group < groups; ++group) {
-      Lanes& g = info[group];
-      const Span span = span_of(g, first);
-      if (span.begin >= span.end || (p.blocks != nullptr && !mark_blocks(g, first))) continue;
-      if (!located) {
-        pass.locate(p, u, first, k_wide, v_wide, converts());
-        located = true;
+    for (int64_t first_row = 0; first_row < rows; first_row += kSub) {
+      const int64_t count = rows - first_row < kSub ? rows - first_row : kSub;
+      Span span{kPass, 0};
+      for (int64_t r = first_row; r < first_row + count; ++r) {
+        if (p.blocks != nullptr) mark_blocks(info[r], first);
+        const Span own = span_of(info[r], first);
+        if (own.begin >= own.end) continue;
+        if (own.begin < span.begin) span.begin = own.begin;
+        if (own.end > span.end) span.end = own.end;
       }
-      float* o = partial + group * group_floats();
-      F<W> shrink[NV];
-      score(span, q + group * p.dim * L);
-      softmax(g, span, first, o + p.v_dim * L, o + (p.v_dim + 1) * L, shrink);
-      values(span, o, shrink);
+      if (span.begin >= span.end) continue;
+      if (!located) pass.locate(p, u, first);
+      located = true;
+      attend_rows(first_row, count, first, span, partial);
     }
   }
 
@@ -368,58 +412,49 @@ struct UnitRun {
   void attend_segment(int64_t begin, int64_t end, float* partial) {
     clear(partial);
     const int64_t past = p.positions[u.row] - p.window + 1;  // rows ascend: the first row sees furthest back
-    for (int64_t first = begin; first < end; first += kPass) {
-      if (p.window > 0 && first >= p.sinks && first + kPass <= past) {
-        first = past / kPass * kPass - kPass;
-        continue;
-      }
-      attend_pass(first, partial);
+    for (int64_t first = begin; first < end && first < u.hi; first += kPass) {
+      const bool between = p.window > 0 && first >= p.sinks && first + kPass <= past;  // sinks and window
+      if (!between) attend_pass(first, partial);
     }
   }
 
   void merge_into(float* total, const float* partial) const {
-    for (int64_t group = 0; group < groups; ++group) {
-      float* to = total + group * group_floats();
-      const float* from = partial + group * group_floats();
-      for (int n = 0; n < NV; ++n) {
-        const int64_t top = p.v_dim * L + n * W, sum = top + L;
-        const F<W> none = splat<W>(-INFINITY);
-        const F<W> a = load<F<W>>(to + top), b = load<F<W>>(from + top);
-        const F<W> now = max<W>(a, b), base = now == none ? F<W>{} : now;
-        const F<W> keep = exp2_nonpositive<W>(a - base), add = exp2_nonpositive<W>(b - base);
-        for (int64_t i = 0; i < p.v_dim; ++i) {
-          float* at = to + i * L + n * W;
-          store(at, fma<W>(load<F<W>>(from + i * L + n * W), add, load<F<W>>(at) * keep));
-        }
-        store(to + sum, fma<W>(load<F<W>>(from + sum), add, load<F<W>>(to + sum) * keep));
-        store(to + top, now);
-      }
+    for (int64_t r = 0; r < rows; ++r) {
+      float* top = tops(total) + r;
+      const float other = tops(partial)[r];
+      const float now = *top > other ? *top : other, base = now == -INFINITY ? 0.0f : now;
+      const F<W> keep = splat<W>(exp2_nonpositive<4>(splat<4>(*top - base))[0]);
+      const F<W> add = splat<W>(exp2_nonpositive<4>(splat<4>(other - base))[0]);
+      float* to = total + r * p.v_dim;
+      const float* from = partial + r * p.v_dim;
+      for_vectors<W>(
+          p.v_dim,
+          [&](int64_t i) { store(to + i, fma<W>(load<F<W>>(from + i), add, load<F<W>>(to + i) * keep)); },
+          [&](int64_t i) { to[i] = from[i] * add[0] + to[i] * keep[0]; });
+      float* sum = sums(total) + r * W;
+      store(sum, fma<W>(load<F<W>>(sums(partial) + r * W), add, load<F<W>>(sum) * keep));
+      *top = now;
     }
   }
 
   template <class E>
   void put_rows(const float* total) const {
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const float* o = total + lane / L * group_floats() + lane % L;
-      const int64_t row = u.row + lane / u.heads, head = u.head + lane % u.heads;
-      float top = o[p.v_dim * L], sum = o[(p.v_dim + 1) * L], keep = 1.0f;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = row_of(r) * p.heads + head_of(r);
+      float top = tops(total)[r], sum = sum_lanes<W>(load<F<W>>(sums(total) + r * W)), keep = 1.0f;
       if (p.sink_logits != nullptr) {
-        const float sink = p.sink_logits[head] * kLog2E, now = top > sink ? top : sink;
+        const float sink = p.sink_logits[head_of(r)] * kLog2E, now = top > sink ? top : sink;
         keep = exp2f(top - now);
         sum = sum * keep + exp2f(sink - now);
         top = now;
       }
       const float factor = sum == 0.0f ? 0.0f : keep / sum;
-      typename E::T* out = static_cast<typename E::T*>(p.out) + (row * p.heads + head) * p.v_dim;
-      float four[W];
+      const float* o = total + r * p.v_dim;
+      typename E::T* out = static_cast<typename E::T*>(p.out) + at * p.v_dim;
       for_vectors<W>(
-          p.v_dim,
-          [&](int64_t i) {
-            for (int e = 0; e < W; ++e) four[e] = o[(i + e) * L];
-            E::template put<W>(out + i, load<F<W>>(four) * splat<W>(factor));
-          },
-          [&](int64_t i) { put_one<E>(out + i, o[i * L] * factor); });
-      p.lse[row * p.heads + head] = sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;
+          p.v_dim, [&](int64_t i) { E::template put<W>(out + i, load<F<W>>(o + i) * splat<W>(factor)); },
+          [&](int64_t i) { put_one<E>(out + i, o[i] * factor); });
+      p.lse[at] = sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;
     }
   }
 
@@ -461,35 +496,24 @@ struct Entry {
   static UnitOps ops() { return {scratch_bytes, partial_floats, whole, segment, clear, merge, finish}; }
 };
 
-template <class S, bool kTiles>
-UnitOps ops_for_lanes(int64_t lanes) {
-  // Few rows (a decode step) take narrow vectors: the same bits in less work.
-  if constexpr (kWidth == 16 && !kTiles) {
-    if (lanes <= 8) return Entry<UnitRun<S, 8, 1, false>, false>::ops();
-  }
-  if (lanes <= kWidth) return Entry<UnitRun<S, kWidth, 1, kTiles>, kTiles>::ops();
-  return Entry<UnitRun<S, kWidth, 2, kTiles>, kTiles>::ops();
-}
-
-UnitOps choose_ops(const AttendParams& p, int64_t lanes) {
-#if defined(__AVX512BF16__)
-  if (p.dtype == DType::kBF16) {
+UnitOps choose_ops(const AttendParams& p) {
+  if (p.dtype == DType::kF32) return Entry<UnitRun<StepF32, false>, false>::ops();
+  if (p.dtype == DType::kF16) return Entry<UnitRun<StepF16, false>, false>::ops();
 #if SACCADE_AMX
-    if (p.dim % 32 == 0 && p.v_dim % 16 == 0 && p.page % 32 == 0) return ops_for_lanes<StepBF16, true>(lanes);
+  if (p.dim % 32 == 0 && p.v_dim % 16 == 0 && p.page % 32 == 0) return Entry<UnitRun<StepBF16, true>, true>::ops();
 #endif
-    return ops_for_lanes<StepBF16, false>(lanes);
-  }
+#if defined(__AVX512BF16__)
+  return Entry<UnitRun<StepBF16, false>, false>::ops();
 #else
-  (void)p;
+  return Entry<UnitRun<StepPairs, false>, false>::ops();
 #endif
-  return ops_for_lanes<StepF32, false>(lanes);
 }
 
 }  // namespace
 
 void attend(const AttendParams& p, ThreadPool& pool) {
   const UnitPlan plan(p);
-  if (plan.count() > 0) run_units(p, plan, choose_ops, pool);
+  if (plan.count() > 0) run_units(p, plan, choose_ops(p), pool);
 }
 
 }  // namespace SACCADE_ISA

@@ -1,6 +1,6 @@
 // How an attention call is cut into units and segments, and how threads share them.
 //
-// A unit is up to kMaxLanes query rows of one sequence and one KV head: consecutive tokens x the heads of the group.
+// A unit is up to kMaxRows query rows of one sequence and one KV head: consecutive tokens x the heads of the group.
 // A segment is kSegment keys at an absolute position. Each row's result is the merge, in order, of its segments'
 // partial results, whoever computed them: one thread after the other (many units) or several at once (few units).
 #pragma once
@@ -19,7 +19,9 @@ namespace SACCADE_ISA {
 constexpr int64_t kPass = SACCADE_AMX ? 256 : 128;
 constexpr int64_t kSegment = 2048;
 // More rows in a unit read K and V less often; the unit's output must stay in the second-level cache.
-constexpr int64_t kMaxLanes = SACCADE_AMX ? 256 : 128;
+constexpr int64_t kMaxRows = SACCADE_AMX ? 256 : 128;
+// Rows of a unit that go through scores, softmax and values together: their scores stay in the first-level cache.
+constexpr int64_t kSub = 32;
 
 struct Unit {
   int64_t seq, kv_head, head, heads, row, tokens;
@@ -52,17 +54,18 @@ struct TileScope {
 #endif
 };
 
-// The pages under one pass of keys, widened to fp32 first where the arithmetic needs it.
-template <class A>
+// The pages under one pass of keys. Within a page, K is [dim / unit][page][unit] and V is [page / unit][v_dim][unit]:
+// both are panels whose vector lanes (keys, channels) lie side by side, unit elements of the summed index together.
+template <class B>
 struct Pass {
-  int64_t chunk, chunks, v_row;
-  const A* k[kPass / 16];  // K rows of each chunk (null: no such page), `dim` apart
-  const A* v[kPass / 16];  // first V^T row of each chunk, rows `v_row` apart
+  int64_t chunk, chunks;
+  const B* k[kPass / 16];  // K panel from the first key of each chunk (null: no such page)
+  const B* v[kPass / 16];  // V panel from the first key of each chunk
 
-  void locate(const AttendParams& p, const Unit& u, int64_t first, float* k_wide, float* v_wide, bool widen) {
+  void locate(const AttendParams& p, const Unit& u, int64_t first) {
     chunk = p.page < kPass ? p.page : kPass;
     chunks = kPass / chunk;
-    v_row = widen ? kPass : p.page;
+    const int64_t unit = p.dtype == DType::kBF16 ? 2 : 1;
     for (int64_t c = 0; c < chunks; ++c) {
       const int64_t key = first + c * chunk, index = key / p.page, offset = key % p.page;
       k[c] = v[c] = nullptr;
@@ -70,30 +73,8 @@ struct Pass {
       const int64_t id = p.table[u.seq * p.table_row + index];
       if (id < 0 || id >= p.pages) continue;
       const int64_t base = (id * p.kv_heads + u.kv_head) * p.page;
-      if (!widen) {
-        k[c] = static_cast<const A*>(p.k_pages) + base * p.dim + offset * p.dim;
-        v[c] = static_cast<const A*>(p.v_pages) + base * p.v_dim + offset;
-        continue;
-      }
-      if constexpr (sizeof(A) == sizeof(float)) {
-        const uint16_t* k_page = static_cast<const uint16_t*>(p.k_pages) + base * p.dim + offset * p.dim;
-        const uint16_t* v_page = static_cast<const uint16_t*>(p.v_pages) + base * p.v_dim + offset;
-        const bool bf16 = p.dtype == DType::kBF16;
-        float* k_to = k_wide + c * chunk * p.dim;
-        widen_row(k_to, k_page, chunk * p.dim, bf16);
-        for (int64_t i = 0; i < p.v_dim; ++i) {
-          widen_row(v_wide + i * kPass + c * chunk, v_page + i * p.page, chunk, bf16);
-        }
-        k[c] = k_to;
-        v[c] = v_wide + c * chunk;
-      }
-    }
-  }
-
-  static SACCADE_INLINE void widen_row(float* to, const uint16_t* from, int64_t n, bool bf16) {
-    constexpr int W = kWidth;
-    for (int64_t i = 0; i < n; i += W) {  // n is a multiple of 16
-      store(to + i, bf16 ? widen_bf16<W>(from + i) : widen_f16<W>(from + i));
+      k[c] = static_cast<const B*>(p.k_pages) + base * p.dim + offset * unit;
+      v[c] = static_cast<const B*>(p.v_pages) + base * p.v_dim + offset * p.v_dim;
     }
   }
 };
@@ -103,9 +84,9 @@ class UnitPlan {
  public:
   explicit UnitPlan(const AttendParams& p) : p_(p) {
     const int64_t group = p.heads / p.kv_heads;
-    heads_ = group < kMaxLanes ? group : kMaxLanes;
+    heads_ = group < kMaxRows ? group : kMaxRows;
     splits_ = (group + heads_ - 1) / heads_;
-    tokens_ = kMaxLanes / heads_;
+    tokens_ = kMaxRows / heads_;
     first_ = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
     first_[0] = 0;
     for (int64_t s = 0; s < p.seqs; ++s) {
@@ -177,12 +158,11 @@ struct UnitOps {
   void (*merge)(const AttendParams&, const Unit&, float* total, const float* partial);
   void (*finish)(const AttendParams&, const Unit&, const float* total);
 };
-using ChooseOps = UnitOps (*)(const AttendParams&, int64_t lanes);
 
 struct UnitCall {
   const AttendParams& p;
   const UnitPlan& plan;
-  ChooseOps choose;
+  UnitOps ops;
   char* scratch;
   int64_t slice;
   // Few units: items of one round are (unit, segment) pairs with a slot each.
@@ -199,7 +179,7 @@ inline void run_whole_units(UnitCall& call, ThreadPool& pool) {
       [](void* context, int64_t item, int thread) {
         UnitCall& c = *static_cast<UnitCall*>(context);
         const Unit u = c.plan.unit(c.plan.count() - 1 - item);
-        c.choose(c.p, u.tokens * u.heads).whole(c.p, u, c.scratch + thread * c.slice);
+        c.ops.whole(c.p, u, c.scratch + thread * c.slice);
       },
       &call);
 }
@@ -210,8 +190,7 @@ inline void run_round(UnitCall& call, int64_t items, ThreadPool& pool) {
       [](void* context, int64_t item, int thread) {
         UnitCall& c = *static_cast<UnitCall*>(context);
         const Unit& u = *c.unit_of_item[item];
-        c.choose(c.p, u.tokens * u.heads)
-            .segment(c.p, u, c.segment_of_item[item], c.scratch + thread * c.slice, c.slots + item * c.slot_floats);
+        c.ops.segment(c.p, u, c.segment_of_item[item], c.scratch + thread * c.slice, c.slots + item * c.slot_floats);
       },
       &call);
 }
@@ -225,15 +204,14 @@ inline void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round)
   call.slots = totals + count * call.slot_floats;
   for (int64_t i = 0; i < count; ++i) {
     units[i] = call.plan.unit(i);
-    call.choose(call.p, units[i].tokens * units[i].heads).clear(call.p, units[i], totals + i * call.slot_floats);
+    call.ops.clear(call.p, units[i], totals + i * call.slot_floats);
   }
   int64_t queued = 0;
   const auto flush = [&] {
     run_round(call, queued, pool);
     for (int64_t i = 0; i < queued; ++i) {
       const Unit& u = *call.unit_of_item[i];
-      call.choose(call.p, u.tokens * u.heads)
-          .merge(call.p, u, totals + (&u - units) * call.slot_floats, call.slots + i * call.slot_floats);
+      call.ops.merge(call.p, u, totals + (&u - units) * call.slot_floats, call.slots + i * call.slot_floats);
     }
     queued = 0;
   };
@@ -247,18 +225,16 @@ inline void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round)
   }
   flush();
   for (int64_t i = 0; i < count; ++i) {
-    call.choose(call.p, units[i].tokens * units[i].heads)
-        .finish(call.p, units[i], totals + i * call.slot_floats);
+    call.ops.finish(call.p, units[i], totals + i * call.slot_floats);
   }
   free(totals);
   free(units);
 }
 
-inline void run_units(const AttendParams& p, const UnitPlan& plan, ChooseOps choose, ThreadPool& pool) {
-  UnitCall call{p, plan, choose, nullptr, 0, {}, {}, nullptr, 0};
+inline void run_units(const AttendParams& p, const UnitPlan& plan, const UnitOps& ops, ThreadPool& pool) {
+  UnitCall call{p, plan, ops, nullptr, 0, {}, {}, nullptr, 0};
   Unit largest = plan.unit(0);
   largest.tokens = plan.largest() / largest.heads;
-  const UnitOps ops = choose(p, plan.largest());
   call.slice = (ops.scratch_bytes(p, largest) + 4095) / 4096 * 4096;
   call.scratch = pool.scratch(call.slice);
   bool several = false;

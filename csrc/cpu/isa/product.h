@@ -12,6 +12,7 @@ struct StepF32 {  // fp32 * fp32
   using A = float;
   using B = float;
   static constexpr int kUnit = 1;
+  static SACCADE_INLINE float one(const float* x) { return *x; }
   template <int W>
   struct Wide {
     F<W> v;
@@ -32,6 +33,8 @@ struct StepF32 {  // fp32 * fp32
 
 struct StepF16 : StepF32 {  // fp32 * fp16 (B widened on load)
   using B = uint16_t;
+  using StepF32::one;
+  static SACCADE_INLINE float one(const uint16_t* x) { return get_one<ElementF16>(x); }
   template <int W>
   static SACCADE_INLINE Wide<W> wide(const B* b) {
     return {widen_f16<W>(b)};
@@ -42,6 +45,8 @@ struct StepPairs {  // fp32 pairs * bf16 pairs, for machines without a bf16 dot 
   using A = float;
   using B = uint16_t;
   static constexpr int kUnit = 2;
+  static SACCADE_INLINE float one(const float* x) { return *x; }
+  static SACCADE_INLINE float one(const uint16_t* x) { return widen_bf16(*x); }
   template <int W>
   struct Wide {
     F<W> even, odd;
@@ -66,6 +71,7 @@ struct StepBF16 {  // bf16 pairs * bf16 pairs by the machine's dot product
   using A = uint16_t;
   using B = uint16_t;
   static constexpr int kUnit = 2;
+  static SACCADE_INLINE float one(const uint16_t* x) { return widen_bf16(*x); }
   template <int W>
   struct Wide {
     I<W> v;
@@ -113,6 +119,42 @@ SACCADE_INLINE void for_row_blocks(int64_t n, Fn& fn) {
   if (i + 4 <= n) fn.template run<4>(i), i += 4;
   if (i + 2 <= n) fn.template run<2>(i), i += 2;
   if (i < n) fn.template run<1>(i);
+}
+
+// Register tiles: 16 accumulators where there are 32 registers, 8 where there are 16. Few rows take wider tiles, which
+// read memory in longer runs (a decode step).
+constexpr int kTileRows = kWidth == 16 ? 8 : 4;
+constexpr int kTileVectors = 2;
+
+// Calls block.tile<M, NV>(row, column) over `rows` rows and the columns [begin, end), whole vectors of W.
+template <int W, int M, int NV, class Block>
+SACCADE_INLINE void for_columns(Block& block, int64_t row, int64_t begin, int64_t end) {
+  int64_t at = begin;
+  for (; at + NV * W <= end; at += NV * W) block.template tile<M, NV>(row, at);
+  if constexpr (NV > 2) {
+    if (at + 2 * W <= end) block.template tile<M, 2>(row, at), at += 2 * W;
+  }
+  if constexpr (NV > 1) {
+    if (at < end) block.template tile<M, 1>(row, at);
+  }
+}
+
+template <int W, class Block>
+SACCADE_INLINE void for_tiles(Block& block, int64_t rows, int64_t begin, int64_t end) {
+  int64_t r = 0;
+  if (rows >= kTileRows) {  // one panel of columns serves all rows before the next one is read
+    const int64_t whole = rows / kTileRows * kTileRows, step = kTileVectors * W;
+    for (int64_t at = begin; at < end; at += step) {
+      const int64_t stop = at + step < end ? at + step : end;
+      for (r = 0; r < whole; r += kTileRows) for_columns<W, kTileRows, kTileVectors>(block, r, at, stop);
+    }
+    r = whole;
+  }
+  if constexpr (kTileRows == 8) {
+    if (r + 4 <= rows) for_columns<W, 4, 4>(block, r, begin, end), r += 4;
+  }
+  if (r + 2 <= rows) for_columns<W, 2, 4>(block, r, begin, end), r += 2;
+  if (r < rows) for_columns<W, 1, 4>(block, r, begin, end);
 }
 
 }  // namespace SACCADE_ISA

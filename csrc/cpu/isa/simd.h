@@ -88,7 +88,19 @@ SACCADE_INLINE F<W> max(F<W> a, F<W> b) {
   return a > b ? a : b;
 }
 
-// Sum and maximum over the lanes, in a fixed order.
+template <int W>
+SACCADE_INLINE float max_lanes(F<W> v) {
+  if constexpr (W == 4) {
+    const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+    return a > b ? a : b;
+  } else {
+    F<W / 2> halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    return max_lanes<W / 2>(max<W / 2>(halves[0], halves[1]));
+  }
+}
+
+// Sum over the lanes, in a fixed order.
 template <int W>
 SACCADE_INLINE float sum_lanes(F<W> v) {
   float lanes[W];

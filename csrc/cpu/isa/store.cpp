@@ -1,4 +1,4 @@
-// Writing K and V into pages: K by token, V transposed.
+// Writing K and V into pages: panels [dim / unit][page][unit] for K and [page / unit][v_dim][unit] for V.
 #include "simd.h"
 #include "tables.h"
 
@@ -7,7 +7,7 @@ namespace SACCADE_ISA {
 namespace {
 
 // Rows [begin, end) of one KV head that fall into one page, at consecutive offsets.
-template <class T>
+template <class T, int kU>
 void write_run(const WritePagesParams& p, int64_t head, int64_t begin, int64_t end) {
   const int64_t page = p.slots[begin] / p.page, offset = p.slots[begin] % p.page, count = end - begin;
   T* k_page = static_cast<T*>(p.k_pages) + (page * p.kv_heads + head) * p.page * p.dim;
@@ -16,16 +16,18 @@ void write_run(const WritePagesParams& p, int64_t head, int64_t begin, int64_t e
   const T* v = static_cast<const T*>(p.v) + begin * p.v_row + head * p.v_head;
   // A fresh page starts clean: masked keys have weight 0, and 0 * NaN of a former owner would be NaN.
   if (offset == 0) std::memset(v_page, 0, static_cast<size_t>(p.page * p.v_dim) * sizeof(T));
-  for (int64_t i = 0; i < count; ++i) {
-    std::memcpy(k_page + (offset + i) * p.dim, k + i * p.k_row, static_cast<size_t>(p.dim) * sizeof(T));
+  for (int64_t c = 0; c < p.dim; c += kU) {
+    T* to = k_page + c * p.page + offset * kU;
+    for (int64_t i = 0; i < count; ++i) std::memcpy(to + i * kU, k + i * p.k_row + c, kU * sizeof(T));
   }
-  for (int64_t c = 0; c < p.v_dim; ++c) {
-    T* column = v_page + c * p.page + offset;
-    for (int64_t i = 0; i < count; ++i) column[i] = v[i * p.v_row + c];
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = offset + i;
+    T* to = v_page + at / kU * kU * p.v_dim + at % kU;
+    for (int64_t c = 0; c < p.v_dim; ++c) to[c * kU] = v[i * p.v_row + c];
   }
 }
 
-template <class T>
+template <class T, int kU>
 void write_head(const WritePagesParams& p, int64_t head) {
   const int64_t slots = p.pages * p.page;
   for (int64_t begin = 0; begin < p.rows;) {
@@ -35,7 +37,7 @@ void write_head(const WritePagesParams& p, int64_t head) {
       continue;
     }
     while (end < p.rows && p.slots[end] == p.slots[end - 1] + 1 && p.slots[end] % p.page != 0) ++end;
-    write_run<T>(p, head, begin, end);
+    write_run<T, kU>(p, head, begin, end);
     begin = end;
   }
 }
@@ -49,11 +51,9 @@ void write_pages(const WritePagesParams& p, ThreadPool& pool) {
   Job job{&p};
   const auto one = [](void* context, int64_t head, int) {
     const WritePagesParams& params = *static_cast<Job*>(context)->p;
-    if (params.element == 4) {
-      write_head<uint32_t>(params, head);
-    } else {
-      write_head<uint16_t>(params, head);
-    }
+    if (params.dtype == DType::kF32) write_head<uint32_t, 1>(params, head);
+    if (params.dtype == DType::kBF16) write_head<uint16_t, 2>(params, head);
+    if (params.dtype == DType::kF16) write_head<uint16_t, 1>(params, head);
   };
   if (p.rows < 16) {  // a decode step: waking threads costs more than the copies
     for (int64_t head = 0; head < p.kv_heads; ++head) one(&job, head, 0);

@@ -14,8 +14,8 @@ struct AttendParams {
   int64_t seqs, rows, heads, kv_heads, dim, v_dim, page, pages;
   const void* q;  // [T, H, dim], strides below, last dimension contiguous
   int64_t q_row, q_head;
-  const void* k_pages;   // [pages, Hkv, P, dim]
-  const void* v_pages;   // [pages, Hkv, v_dim, P]
+  const void* k_pages;   // [pages, Hkv, dim / unit, P, unit]: unit is 2 for bf16, else 1
+  const void* v_pages;   // [pages, Hkv, P / unit, v_dim, unit]
   const int32_t* table;  // [S, table_width], row stride table_row
   int64_t table_row, table_width;
   const int32_t* cu_rows;    // [S + 1]
@@ -84,7 +84,8 @@ struct MergeParams {
 };
 
 struct WritePagesParams {
-  int64_t element, rows, kv_heads, dim, v_dim, page, pages;
+  DType dtype;
+  int64_t rows, kv_heads, dim, v_dim, page, pages;
   void *k_pages, *v_pages;
   const void* k;
   int64_t k_row, k_head;
