@@ -178,19 +178,30 @@ struct UnitRun {
     return mask;
   }
 
+  // A decode step is a stream of pages: while K is scored, V of the same keys is asked for, and while V is summed, K of
+  // the next pass. (Units of many rows compute longer than memory takes.)
+  SACCADE_INLINE Ahead ahead_of(const B* from, int64_t elements, int64_t steps) const {
+    if (from == nullptr || rows > kStreamRows) return {};
+    const int64_t lines = elements * static_cast<int64_t>(sizeof(B)) / 64;
+    return {reinterpret_cast<const char*>(from), (lines + steps - 1) / steps};
+  }
+
   // ---- the three stages, for up to kSub rows ----
 
   struct ScoreBlock {  // kVec vectors of keys
     UnitRun& run;
     const A* q;
     const B* k;
+    const B* v;  // of the same keys, wanted next
     float* to;
 
     template <int M, int NV>
     SACCADE_INLINE void tile(int64_t r, int64_t at) {
       const AttendParams& p = run.p;
       F<W> acc[M][NV] = {};
-      product<S, W, NV, M>(acc, q + r * p.dim, p.dim, k + at * kU, p.page * kU, p.dim / kU);
+      const int64_t steps = p.dim / kU;
+      product<S, W, NV, M>(acc, q + r * p.dim, p.dim, k + at * kU, p.page * kU, steps,
+                           run.ahead_of(v == nullptr || r > 0 ? nullptr : v + at * p.v_dim, NV * W * p.v_dim, steps));
       for (int m = 0; m < M; ++m)
         for (int n = 0; n < NV; ++n) store(to + (r + m) * kPass + at + n * W, acc[m][n]);
     }
@@ -208,7 +219,7 @@ struct UnitRun {
           for (int64_t i = begin; i < end; ++i) scores[r * kPass + base + i] = -INFINITY;
         continue;
       }
-      ScoreBlock block{*this, q + first_row * p.dim, pass.k[c], scores + base};
+      ScoreBlock block{*this, q + first_row * p.dim, pass.k[c], pass.v[c], scores + base};
 #if SACCADE_AMX
       if constexpr (kTiles) {
         score_tiles(block, count, begin, end);
@@ -239,8 +250,11 @@ struct UnitRun {
         const int64_t begin = span.begin > base ? span.begin - base : 0;
         const int64_t end = span.end < base + run.pass.chunk ? span.end - base : run.pass.chunk;
         if (begin >= end || run.pass.v[c] == nullptr) continue;
+        const int64_t steps = (end - begin) / kU, share = run.pass.chunk * p.dim / p.v_dim;  // K per channel
+        const B* k = r > 0 || run.next.k[c] == nullptr ? nullptr : run.next.k[c] + channel * share;
         product<S, W, NV, M>(acc, run.probabilities + r * kPass + base + begin, kPass,
-                             run.pass.v[c] + begin * p.v_dim + channel * kU, p.v_dim * kU, (end - begin) / kU);
+                             run.pass.v[c] + begin * p.v_dim + channel * kU, p.v_dim * kU, steps,
+                             run.ahead_of(k, NV * W * share, steps));
       }
       for (int m = 0; m < M; ++m)
         for (int n = 0; n < NV; ++n) store(to + m * p.v_dim + n * W, acc[m][n]);
@@ -402,7 +416,10 @@ struct UnitRun {
         if (own.end > span.end) span.end = own.end;
       }
       if (span.begin >= span.end) continue;
-      if (!located) pass.locate(p, u, first);
+      if (!located) {
+        pass.locate(p, u, first);
+        next.locate(p, u, first + kPass);
+      }
       located = true;
       attend_rows(first_row, count, first, span, partial);
     }

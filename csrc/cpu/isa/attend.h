@@ -22,6 +22,8 @@ constexpr int64_t kSegment = 2048;
 constexpr int64_t kMaxRows = SACCADE_AMX ? 256 : 128;
 // Rows of a unit that go through scores, softmax and values together: their scores stay in the first-level cache.
 constexpr int64_t kSub = 32;
+// Units of at most this many rows wait for memory rather than for arithmetic, and fetch ahead.
+constexpr int64_t kStreamRows = 16;
 
 struct Unit {
   int64_t seq, kv_head, head, heads, row, tokens;

@@ -94,11 +94,21 @@ struct StepBF16 {  // bf16 pairs * bf16 pairs by the machine's dot product
 };
 #endif
 
+// Memory to ask for while a product runs: `lines` cache lines per step of k, from `at` on. Null: none.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t lines = 0;
+};
+
 // C += A * B for `steps` steps of k. lda: elements between rows of A; ldb: elements between steps of B.
 template <class S, int W, int NV, int M>
 SACCADE_INLINE void product(F<W> (&c)[M][NV], const typename S::A* a, int64_t lda, const typename S::B* b,
-                            int64_t ldb, int64_t steps) {
+                            int64_t ldb, int64_t steps, Ahead ahead = {}) {
   for (int64_t k = 0; k < steps; ++k) {
+    for (int64_t line = 0; line < ahead.lines; ++line) {
+      __builtin_prefetch(ahead.at, 0, 2);
+      ahead.at += 64;
+    }
     typename S::template Wide<W> wide[NV];
 #pragma GCC unroll 4
     for (int n = 0; n < NV; ++n) wide[n] = S::template wide<W>(b + k * ldb + n * W * S::kUnit);
