@@ -131,10 +131,9 @@ SACCADE_INLINE void for_row_blocks(int64_t n, Fn& fn) {
   if (i < n) fn.template run<1>(i);
 }
 
-// Register tiles: 16 accumulators where there are 32 registers, 8 where there are 16. Few rows take wider tiles, which
-// read memory in longer runs (a decode step).
-constexpr int kTileRows = kWidth == 16 ? 8 : 4;
-constexpr int kTileVectors = 2;
+// Register tiles: 16 accumulators where there are 32 registers, 8 where there are 16.
+constexpr int kTileRows = 4;
+constexpr int kTileVectors = kWidth == 16 ? 4 : 2;
 
 // Calls block.tile<M, NV>(row, column) over `rows` rows and the columns [begin, end), whole vectors of W.
 template <int W, int M, int NV, class Block>
@@ -159,9 +158,6 @@ SACCADE_INLINE void for_tiles(Block& block, int64_t rows, int64_t begin, int64_t
       for (r = 0; r < whole; r += kTileRows) for_columns<W, kTileRows, kTileVectors>(block, r, at, stop);
     }
     r = whole;
-  }
-  if constexpr (kTileRows == 8) {
-    if (r + 4 <= rows) for_columns<W, 4, 4>(block, r, begin, end), r += 4;
   }
   if (r + 2 <= rows) for_columns<W, 2, 4>(block, r, begin, end), r += 2;
   if (r < rows) for_columns<W, 1, 4>(block, r, begin, end);
