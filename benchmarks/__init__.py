@@ -1,0 +1,1 @@
+"""Benchmarks: how fast Saccade is, and how good its demo checkpoint is."""

@@ -1,0 +1,1 @@
+"""Quality: the data, training and evaluation of the demo checkpoint in `engine/demo`."""
