@@ -1,0 +1,165 @@
+"""Plots of a run. matplotlib is optional: `require` says how to get it, before any measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..engine.errors import RequestError
+from .measure import Row
+from .roofline import GIGA, TERA
+
+if TYPE_CHECKING:
+    from .engine_rows import EngineRow
+
+OURS, PEER, CEILING = "#1f77b4", "#c7c7c7", "#d62728"
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def require() -> None:
+    """RequestError without matplotlib."""
+    if not available():
+        raise RequestError("--plot needs matplotlib: pip install 'saccade[bench]'", "plot")
+
+
+def figure(columns: int, title: str) -> tuple[Any, Sequence[Any]]:
+    """A figure with `columns` panels that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(5.6 * columns, 4.6), layout="constrained")
+    FigureCanvasAgg(made)
+    made.suptitle(title, fontsize=10)
+    axes = made.subplots(1, columns, squeeze=False)[0]
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+    return made, axes
+
+
+def save(made: Any, path: Path) -> None:
+    """Write the PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path, dpi=110)
+
+
+def paired_bars(
+    axes: Any,
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    colours: Sequence[str],
+) -> None:
+    """Groups of bars side by side; None leaves a gap that says so."""
+    width = 0.8 / len(series)
+    for index, (name, values) in enumerate(series.items()):
+        at = [i + (index - (len(series) - 1) / 2) * width for i in range(len(labels))]
+        drawn = axes.bar(
+            at, [value or 0 for value in values], width, label=name, color=colours[index]
+        )
+        texts = ["not\nmeasured" if value is None else f"{value:.3g}" for value in values]
+        axes.bar_label(drawn, texts, fontsize=7, padding=1)
+    axes.set_xticks(range(len(labels)), labels, fontsize=7)
+    axes.margins(y=0.15)
+
+
+def kernels(rows: Sequence[Row], rates: Mapping[str, float], title: str, path: Path) -> None:
+    """Attention prefill in TFLOP/s, decode in GB/s, and every ratio to its peer.
+
+    rates: the ceilings by name, FLOP/s for "bf16 matmul" and B/s for "stream".
+    """
+    made, (prefill, decode, others) = figure(3, title)
+    bf16 = [row for row in rows if row.op == "attend" and row.dtype == "bf16"]
+    flat = [row for row in bf16 if row.name != "decode"]
+    _against_peer(prefill, flat, "tflops", "bf16 prefill", "TFLOP/s")
+    if flat and "bf16 matmul" in rates:
+        _line(prefill, rates["bf16 matmul"] / TERA, "bf16 matrix product")
+    deep = [row for row in bf16 if row.name == "decode"]
+    _against_peer(decode, deep, "gbps", "bf16 decode", "GB/s")
+    if deep and "stream" in rates:
+        _line(decode, rates["stream"] / GIGA, "streaming read")
+    _ratios(others, rows)
+    save(made, path)
+
+
+def engine(rows: Sequence[EngineRow], floors: Mapping[int, float], title: str, path: Path) -> None:
+    """Prefill and decode tokens per second by context. floors: the decode limit of each context."""
+    made, (prefill, decode) = figure(2, title)
+    contexts = list(floors)
+    for axes, field in ((prefill, "prefill"), (decode, "decode")):
+        series = {
+            name: [_rate(rows, name, context, field) for context in contexts]
+            for name in dict.fromkeys(row.implementation for row in rows)
+        }
+        paired_bars(axes, [str(context) for context in contexts], series, (OURS, PEER))
+        axes.set_title(field, fontsize=9)
+        axes.set_xlabel("context (tokens)")
+        axes.set_ylabel("tokens/s")
+    at = range(len(contexts))
+    decode.hlines(
+        list(floors.values()),
+        [i - 0.45 for i in at],
+        [i + 0.45 for i in at],
+        color=CEILING,
+        linestyle="--",
+        linewidth=1,
+        label="memory floor",
+    )
+    for axes in (prefill, decode):
+        axes.legend(fontsize=7)
+    save(made, path)
+
+
+def _rate(rows: Sequence[EngineRow], name: str, context: int, field: str) -> float | None:
+    found = [row for row in rows if row.implementation == name and row.context == context]
+    value = getattr(found[0], field) if found else None
+    return None if value is None else float(value.value)
+
+
+def _against_peer(axes: Any, rows: Sequence[Row], field: str, title: str, unit: str) -> None:
+    axes.set_title(title, fontsize=9)
+    axes.set_ylabel(unit)
+    ours = [row for row in rows if row.ours]
+    peers = [row for row in rows if not row.ours]
+    if not ours:
+        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+        return
+    labels = [_label(row) for row in ours]
+    series = {ours[0].implementation: [getattr(row, field) for row in ours]}
+    series[f"{ours[0].peer} (its fastest form)"] = [getattr(row, field) for row in peers]
+    paired_bars(axes, labels, series, (OURS, PEER))
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, 1.0))
+
+
+def _label(row: Row) -> str:
+    params = [f"{key}={value}" for key, value in row.params.items() if key not in ("q", "kv")]
+    return "\n".join([row.name, *params])
+
+
+def _line(axes: Any, value: float, name: str) -> None:
+    axes.axhline(value, color=CEILING, linewidth=1, linestyle="--", label=f"{name}: {value:.3g}")
+    axes.legend(fontsize=7)
+    axes.set_ylim(top=max(axes.get_ylim()[1], value * 1.3))
+
+
+def _ratios(axes: Any, rows: Sequence[Row]) -> None:
+    axes.set_title("speed relative to the fastest torch form", fontsize=9)
+    axes.set_xlabel("times as fast")
+    ours = [row for row in rows if row.ours and row.ratio is not None][::-1]
+    names = [f"{row.name} {_short(row)} {row.dtype}" for row in ours]
+    drawn = axes.barh(range(len(ours)), [row.ratio for row in ours], color=OURS, height=0.7)
+    axes.set_xscale("log", base=2)  # half as fast is as far from 1 as twice as fast
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.bar_label(drawn, fmt="%.2f", fontsize=6, padding=1)
+    axes.set_yticks(range(len(ours)), names, fontsize=6)
+    axes.axvline(1.0, color=CEILING, linewidth=1, linestyle="--", label="as fast as torch")
+    axes.margins(x=0.12)
+    axes.legend(fontsize=7)
+
+
+def _short(row: Row) -> str:
+    return " ".join(f"{k}={v}" for k, v in row.params.items() if k not in ("q", "kv"))
