@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -63,7 +65,9 @@ def chosen_isa() -> str | None:
         return None
     if wanted:
         if wanted not in (*ISAS, "amx_emulated"):
-            raise ValueError(f"SACCADE_ISA={wanted!r} is unknown; choose from reference, {', '.join(ISAS)}")
+            raise ValueError(
+                f"SACCADE_ISA={wanted!r} is unknown; choose from reference, {', '.join(ISAS)}"
+            )
         reason = refusal(wanted)
         if reason is not None:
             raise ValueError(f"SACCADE_ISA={wanted}: {reason}")
@@ -81,10 +85,28 @@ def load(isa: str) -> Any:
 
 
 @cache
-def kernels() -> Any | None:
+def kernels() -> Any:
     """The process-wide kernel set of the chosen instruction set, or None."""
     isa = chosen_isa()
     return None if isa is None else load(isa)
+
+
+@contextmanager
+def single_threaded_torch() -> Iterator[None]:
+    """Keeps torch's own threads asleep while the compiled kernels use the processors.
+
+    torch's OpenMP threads poll for some time after each parallel region, on the very cores that the
+    next kernel needs. Without compiled kernels nothing changes.
+    """
+    before = torch.get_num_threads()
+    if kernels() is None or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def unsupported(*tensors: torch.Tensor | None) -> str | None:

@@ -1,4 +1,6 @@
-"""The op table: each op is a readable torch reference plus faster implementations in order of preference."""
+"""The op table: each op is a readable torch reference plus faster implementations in order of
+preference.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Op:
-    """An operation with its reference; calling it runs the first implementation that supports the call."""
+    """An operation with its reference; calling it runs the first implementation that supports the
+    call.
+    """
 
     name: str
     reference: Callable[..., Any]

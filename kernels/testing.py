@@ -15,9 +15,12 @@ def error(value: torch.Tensor, truth: torch.Tensor) -> float:
 def within_budget(
     value: torch.Tensor, same_precision: torch.Tensor, truth: torch.Tensor, factor: float = 2.0
 ) -> None:
-    """Raises AssertionError unless `value` is at most `factor` times as far from `truth` (fp64) as the reference
-    at the same precision is, with one rounding step of the value's dtype as the least budget."""
-    floor = torch.finfo(value.dtype).eps * max(float(truth.double().nan_to_num(0, 0, 0).abs().max()), 1e-30)
+    """Raises AssertionError unless `value` is at most `factor` times as far from `truth` (fp64) as
+    the reference at the same precision is, with one rounding step of the value's dtype as the least
+    budget."""
+    floor = torch.finfo(value.dtype).eps * max(
+        float(truth.double().nan_to_num(0, 0, 0).abs().max()), 1e-30
+    )
     budget = max(factor * error(same_precision, truth), floor)
     found = error(value, truth)
     if not found <= budget:

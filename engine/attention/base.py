@@ -1,4 +1,6 @@
-"""The one abstraction: what a layer looks like, what a step looks like, and what a method does with them."""
+"""The one abstraction: what a layer looks like, what a step looks like, and what a method does with
+them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ...kernels.store import PageLayout
+from ...kernels.store import PageLayout, write_pages
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,18 @@ class LayerShape:
     head_dim: int
     v_head_dim: int
     scale: float
-    window: int | None = None  # sliding window of the trained model, in tokens; None: full attention
+    window: int | None = (
+        None  # sliding window of the trained model, in tokens; None: full attention
+    )
     softcap: float | None = None
     sinks: bool = False  # the layer has a learned sink logit per head
 
 
 @dataclass(frozen=True)
 class PageField:
-    """Extra state that a method keeps per page: shape [num_pages, *shape], shared and copied with the page."""
+    """Extra state that a method keeps per page: shape [num_pages, *shape], shared and copied with
+    the page.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -36,16 +42,26 @@ class PageField:
 class Step:
     """The rows of one step that one method serves, over one layer group's pages."""
 
-    cu_rows: torch.Tensor  # int32 [S+1]: rows of sequence s are cu_rows[s] .. cu_rows[s+1]      (Batch)
-    positions: torch.Tensor  # int64 [T]: absolute position of each row                            (Batch)
-    slots: torch.Tensor  # int64 [T]: page id * page size + offset, where each row's K,V goes      (Batch)
-    page_table: torch.Tensor  # int32 [S, max pages]: page ids in order of position, -1 = evicted  (Batch)
+    cu_rows: (
+        torch.Tensor
+    )  # int32 [S+1]: rows of sequence s are cu_rows[s] .. cu_rows[s+1]      (Batch)
+    positions: (
+        torch.Tensor
+    )  # int64 [T]: absolute position of each row                            (Batch)
+    slots: (
+        torch.Tensor
+    )  # int64 [T]: page id * page size + offset, where each row's K,V goes      (Batch)
+    page_table: (
+        torch.Tensor
+    )  # int32 [S, max pages]: page ids in order of position, -1 = evicted  (Batch)
     rows: slice  # where these rows lie in the step's whole batch                                  (Batch)
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """The paged memory of one layer: K, V and the page fields of its methods, under the same page ids."""
+    """The paged memory of one layer: K, V and the page fields of its methods, under the same page
+    ids.
+    """
 
     layout: PageLayout
     k: torch.Tensor
@@ -61,7 +77,9 @@ class Aux:
 
 
 class AttentionMethod(Protocol):
-    """How a layer writes and reads its pages. Implementations are frozen dataclasses; equal ones share a plan."""
+    """How a layer writes and reads its pages. Implementations are frozen dataclasses; equal ones
+    share a plan.
+    """
 
     @property
     def align(self) -> int:
@@ -73,11 +91,17 @@ class AttentionMethod(Protocol):
         ...
 
     def plan(self, shape: LayerShape, step: Step) -> Any:
-        """Whatever can be computed once per step, before the first layer, from lengths and page tables."""
+        """Whatever can be computed once per step, before the first layer, from lengths and page
+        tables.
+        """
         ...
 
-    def write(self, cache: LayerCache, step: Step, plan: Any, k: torch.Tensor, v: torch.Tensor, aux: Aux) -> None:
-        """Stores k [T, Hkv, d] and v [T, Hkv, dv] in the pages and finishes the summaries they complete."""
+    def write(
+        self, cache: LayerCache, step: Step, plan: Any, k: torch.Tensor, v: torch.Tensor, aux: Aux
+    ) -> None:
+        """Stores k [T, Hkv, d] and v [T, Hkv, dv] in the pages and finishes the summaries they
+        complete.
+        """
         ...
 
     def attend(
@@ -85,3 +109,10 @@ class AttentionMethod(Protocol):
     ) -> torch.Tensor:
         """Attention output [T, H, dv] for q [T, H, d]."""
         ...
+
+
+def store(cache: LayerCache, step: Step, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Writes the step's k [T, Hkv, d] and v [T, Hkv, dv] to their slots: all that a dense method
+    keeps.
+    """
+    write_pages(cache.layout, cache.k, cache.v, k, v, step.slots)

@@ -11,7 +11,9 @@ SILU_MUL = Op("silu_mul", reference.silu_mul, (Implementation("cpu", cpu.silu_mu
 
 
 def silu_mul(x: torch.Tensor) -> torch.Tensor:
-    """silu(x[:, :n]) * x[:, n:] for x [T, 2n] -> [T, n], in fp32, rounded once. ValueError for an odd width."""
+    """silu(x[:, :n]) * x[:, n:] for x [T, 2n] -> [T, n], in fp32, rounded once. ValueError for an
+    odd width.
+    """
     if x.ndim != 2 or x.shape[1] % 2:
         raise ValueError(f"silu_mul needs x [T, 2n], got {tuple(x.shape)}")
     out: torch.Tensor = SILU_MUL(x)

@@ -1,4 +1,6 @@
-"""Paged attention: dense, window and sinks, row subsets with their own key ranges, and explicit block lists."""
+"""Paged attention: dense, window and sinks, row subsets with their own key ranges, and explicit
+block lists.
+"""
 
 from __future__ import annotations
 

@@ -23,21 +23,28 @@ def attend(
     sink_logits: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax attention of ragged query rows over paged keys; prefill chunks and decode rows may mix.
+    """Softmax attention of ragged query rows over paged keys; prefill chunks and decode rows may
+    mix.
 
-    q: [T, H, d]; k_pages, v_pages: as `layout` allocates them, of q's dtype; sink_logits: float32 [H], an extra logit
-    in each head's denominator; softcap: c * tanh(score / c) on scaled scores.
-    Returns out [T, H, dv] (`out_dtype`, default q's) and lse float32 [T, H] (natural log, sink included). A row
-    without visible keys gives out 0 and lse -inf (or the sink logit). Row results depend on that row's keys alone.
-    Raises ValueError when shapes, dtypes or options are unusable.
+    q: [T, H, d]; k_pages, v_pages: as `layout` allocates them, of q's dtype; sink_logits: float32
+    [H], an extra logit in each head's denominator; softcap: c * tanh(score / c) on scaled scores.
+    Returns out [T, H, dv] (`out_dtype`, default q's) and lse float32 [T, H] (natural log, sink
+    included). A row without visible keys gives out 0 and lse -inf (or the sink logit). Row results
+    depend on that row's keys alone. Raises ValueError when shapes, dtypes or options are unusable.
     """
     _check_tensors(layout, q, k_pages, v_pages)
     _check_keys(keys, q.shape[0], q.shape[1], k_pages.shape[1])
     if not 0.0 < scale < float("inf") or (softcap is not None and softcap <= 0):
         raise ValueError(f"attend: scale and softcap must be positive, got {scale} and {softcap}")
-    if sink_logits is not None and (sink_logits.shape != q.shape[1:2] or sink_logits.dtype != torch.float32):
-        raise ValueError(f"attend: sink_logits must be float32 [{q.shape[1]}], got {tuple(sink_logits.shape)}")
-    out, lse = ATTEND(layout, q, k_pages, v_pages, keys, scale, softcap, sink_logits, out_dtype or q.dtype)
+    if sink_logits is not None and (
+        sink_logits.shape != q.shape[1:2] or sink_logits.dtype != torch.float32
+    ):
+        raise ValueError(
+            f"attend: sink_logits must be float32 [{q.shape[1]}], got {tuple(sink_logits.shape)}"
+        )
+    out, lse = ATTEND(
+        layout, q, k_pages, v_pages, keys, scale, softcap, sink_logits, out_dtype or q.dtype
+    )
     return out, lse
 
 
@@ -46,7 +53,9 @@ def _check_tensors(layout: PageLayout, q: torch.Tensor, k: torch.Tensor, v: torc
     if q.ndim != 3 or q.shape[2] != head_dim:
         raise ValueError(f"attend: q {tuple(q.shape)} must be [T, H, {head_dim}] for these pages")
     if q.shape[1] % k.shape[1]:
-        raise ValueError(f"attend: {q.shape[1]} query heads are not a multiple of {k.shape[1]} KV heads")
+        raise ValueError(
+            f"attend: {q.shape[1]} query heads are not a multiple of {k.shape[1]} KV heads"
+        )
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"attend: q is {q.dtype}, K {k.dtype}, V {v.dtype}; they must agree")
 
@@ -62,11 +71,17 @@ def _check_keys(keys: Keys, rows: int, heads: int, kv_heads: int) -> None:
         if bound is not None and (bound.dtype != torch.int32 or bound.shape != (rows,)):
             raise ValueError(f"attend: {name} must be int32 [{rows}]")
     if (keys.window is not None and keys.window < 1) or keys.sinks < 0:
-        raise ValueError(f"attend: window {keys.window} must be positive and sinks {keys.sinks} not negative")
+        raise ValueError(
+            f"attend: window {keys.window} must be positive and sinks {keys.sinks} not negative"
+        )
     blocks = keys.blocks
     if blocks is None:
         return
-    if blocks.ids.ndim != 3 or blocks.ids.shape[1] not in (heads, kv_heads) or blocks.ids.dtype != torch.int32:
+    if (
+        blocks.ids.ndim != 3
+        or blocks.ids.shape[1] not in (heads, kv_heads)
+        or blocks.ids.dtype != torch.int32
+    ):
         raise ValueError(f"attend: block ids must be int32 [lists, {heads} or {kv_heads}, n]")
     if blocks.list_of_row.shape != (rows,) or blocks.list_of_row.dtype != torch.int32:
         raise ValueError(f"attend: list_of_row must be int32 [{rows}]")

@@ -1,4 +1,6 @@
-"""Paged attention in plain torch: gather the pages, build the mask, one softmax. The oracle of every kernel."""
+"""Paged attention in plain torch: gather the pages, build the mask, one softmax. The oracle of
+every kernel.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def softmax_attention(
     softcap: float | None,
     sink_logits: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out [T, H, dv], lse [T, H]) of q [T, H, d], k [L, H, d], v [L, H, dv] under mask [H or 1, T, L]."""
+    """(out [T, H, dv], lse [T, H]) of q [T, H, d], k [L, H, d], v [L, H, dv] under mask [H or 1, T,
+    L].
+    """
     scores = torch.einsum("thd,lhd->htl", q, k) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -51,7 +55,9 @@ def softmax_attention(
         sink = sink_logits.to(scores)[:, None, None].expand(-1, scores.shape[1], 1)
         scores = torch.cat([scores, sink], dim=-1)
     lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - torch.where(lse == -torch.inf, 0.0, lse)[..., None])[..., : k.shape[0]]
+    weights = torch.exp(scores - torch.where(lse == -torch.inf, 0.0, lse)[..., None])[
+        ..., : k.shape[0]
+    ]
     return torch.einsum("htl,lhd->thd", weights, v), lse.T
 
 
@@ -66,7 +72,9 @@ def attend(
     sink_logits: torch.Tensor | None,
     out_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `saccade.kernels.attend.attend`. Computes in fp32, or in fp64 when `out_dtype` is float64."""
+    """See `saccade.kernels.attend.attend`. Computes in fp32, or in fp64 when `out_dtype` is
+    float64.
+    """
     wide = torch.promote_types(out_dtype, torch.float32)
     heads, group = q.shape[1], q.shape[1] // k_pages.shape[1]
     out = torch.zeros((*q.shape[:2], v_pages.shape[3]), dtype=out_dtype)

@@ -13,11 +13,13 @@ __all__ = ["LINEAR", "PANEL", "PackedWeight", "linear", "pack"]
 LINEAR = Op("linear", reference.linear, (Implementation("cpu", cpu.linear, cpu.supports),))
 
 
-def linear(x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+def linear(
+    x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """x @ W^T + bias for x [T, in] -> [T, out] in `out_dtype` (default: x's), accumulated in fp32.
 
-    A row's result does not depend on the other rows: any cut of a batch gives the same bits (compiled kernel).
-    Raises ValueError when widths or dtypes disagree.
+    A row's result does not depend on the other rows: any cut of a batch gives the same bits
+    (compiled kernel). Raises ValueError when widths or dtypes disagree.
     """
     if x.ndim != 2 or x.shape[1] != weight.in_features:
         raise ValueError(f"linear needs x [T, {weight.in_features}], got {tuple(x.shape)}")

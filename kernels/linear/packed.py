@@ -13,8 +13,9 @@ PANEL = 32
 class PackedWeight:
     """A weight [out, in] rearranged for the compiled kernels; `unpack` gives it back.
 
-    data: [panels, in / unit, 32, unit], outputs padded with zero rows to whole panels. unit is 2 for bf16 (the
-    machine's dot-product pairs; an odd `in` is padded with a zero column) and 1 otherwise. bias: float32 [out] or None.
+    data: [panels, in / unit, 32, unit], outputs padded with zero rows to whole panels. unit is 2
+    for bf16 (the machine's dot-product pairs; an odd `in` is padded with a zero column) and 1
+    otherwise. bias: float32 [out] or None.
     """
 
     data: torch.Tensor
@@ -40,10 +41,14 @@ class PackedWeight:
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
-    """Packs weight [out, in] and bias [out]; the caller may free the original. ValueError for a bad shape."""
+    """Packs weight [out, in] and bias [out]; the caller may free the original. ValueError for a bad
+    shape.
+    """
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
         shape = None if bias is None else tuple(bias.shape)
-        raise ValueError(f"pack needs weight [out, in] and bias [out], got {tuple(weight.shape)} and {shape}")
+        raise ValueError(
+            f"pack needs weight [out, in] and bias [out], got {tuple(weight.shape)} and {shape}"
+        )
     out_features, in_features = weight.shape
     unit = 2 if weight.dtype == torch.bfloat16 else 1
     panels, steps = -(-out_features // PANEL), -(-in_features // unit)
@@ -54,4 +59,6 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight
     if whole < panels:
         rest = padded[whole * PANEL :].reshape(-1, steps, unit)
         data[whole, :, : rest.shape[0]] = rest.permute(1, 0, 2)
-    return PackedWeight(data, None if bias is None else bias.float().contiguous(), in_features, out_features)
+    return PackedWeight(
+        data, None if bias is None else bias.float().contiguous(), in_features, out_features
+    )

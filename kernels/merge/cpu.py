@@ -7,7 +7,9 @@ import torch
 from .. import native
 
 
-def supports(out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor) -> str | None:
+def supports(
+    out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
+) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
     if not all(t.is_contiguous() for t in (out_a, lse_a, out_b, lse_b)):
         return "not contiguous"

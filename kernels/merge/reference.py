@@ -15,7 +15,10 @@ def merge(
     total = weight_a + weight_b
     share_a = torch.where(total > 0, weight_a / total, 0.0)[..., None]
     share_b = torch.where(total > 0, weight_b / total, 0.0)[..., None]
-    # An empty side is skipped by selection, not by weight 0, so that whatever it holds (NaN too) stays out.
+    # An empty side is skipped by selection, not by weight 0, so that whatever it holds (NaN too)
+    # stays out.
     part_a = torch.where(share_a > 0, out_a.float() * share_a, 0.0)
     part_b = torch.where(share_b > 0, out_b.float() * share_b, 0.0)
-    return (part_a + part_b).to(out_a.dtype), safe.add(torch.log(total)).where(total > 0, -torch.inf)
+    return (part_a + part_b).to(out_a.dtype), safe.add(torch.log(total)).where(
+        total > 0, -torch.inf
+    )

@@ -15,12 +15,17 @@ def rms_norm(
 ) -> torch.Tensor:
     """x / rms(x) * weight over the last dimension, in fp32, rounded once to x's dtype.
 
-    x: [T, n]; weight: [n]; residual: [T, n] or None. With a residual, `residual += x` happens in place
-    (rounded to its dtype) and the sum is what is normed. Raises ValueError when shapes disagree.
+    x: [T, n]; weight: [n]; residual: [T, n] or None. With a residual, `residual += x` happens in
+    place (rounded to its dtype) and the sum is what is normed. Raises ValueError when shapes
+    disagree.
     """
     if x.ndim != 2 or weight.shape != x.shape[1:]:
-        raise ValueError(f"rms_norm needs x [T, n] and weight [n], got {tuple(x.shape)} and {tuple(weight.shape)}")
+        raise ValueError(
+            f"rms_norm needs x [T, n] and weight [n], got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
     if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"rms_norm: residual {tuple(residual.shape)} differs from x {tuple(x.shape)}")
+        raise ValueError(
+            f"rms_norm: residual {tuple(residual.shape)} differs from x {tuple(x.shape)}"
+        )
     out: torch.Tensor = RMS_NORM(x, weight, eps, residual)
     return out

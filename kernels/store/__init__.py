@@ -10,7 +10,9 @@ from .layout import PageLayout
 
 __all__ = ["WRITE_PAGES", "PageLayout", "write_pages"]
 
-WRITE_PAGES = Op("write_pages", reference.write_pages, (Implementation("cpu", cpu.write_pages, cpu.supports),))
+WRITE_PAGES = Op(
+    "write_pages", reference.write_pages, (Implementation("cpu", cpu.write_pages, cpu.supports),)
+)
 
 
 def write_pages(
@@ -21,15 +23,20 @@ def write_pages(
     v: torch.Tensor,
     slots: torch.Tensor,
 ) -> None:
-    """Writes k [T, Hkv, d] and v [T, Hkv, dv] to slots int64 [T] (page id * page size + offset; -1: skip the row).
+    """Writes k [T, Hkv, d] and v [T, Hkv, dv] to slots int64 [T] (page id * page size + offset; -1:
+    skip the row).
 
-    Writing offset 0 clears the rest of that page of V, so that nothing a former owner left there (a NaN, say)
-    can reach another sequence. Raises ValueError when shapes or dtypes disagree.
+    Writing offset 0 clears the rest of that page of V, so that nothing a former owner left there (a
+    NaN, say) can reach another sequence. Raises ValueError when shapes or dtypes disagree.
     """
     head_dim, v_head_dim = layout.dims(k_pages, v_pages)
     want_k = (k_pages.shape[1], head_dim)
     want_v = (v_pages.shape[1], v_head_dim)
-    if k.shape[1:] != want_k or v.shape[1:] != want_v or not k.shape[0] == v.shape[0] == slots.shape[0]:
+    if (
+        k.shape[1:] != want_k
+        or v.shape[1:] != want_v
+        or not k.shape[0] == v.shape[0] == slots.shape[0]
+    ):
         raise ValueError(
             f"write_pages: k {tuple(k.shape)}, v {tuple(v.shape)}, slots {tuple(slots.shape)} do not fit pages of "
             f"K {want_k} and V {want_v}"

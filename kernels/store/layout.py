@@ -1,4 +1,6 @@
-"""How K and V lie inside a page. Nobody outside this folder and the compiled kernels indexes page memory."""
+"""How K and V lie inside a page. Nobody outside this folder and the compiled kernels indexes page
+memory.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,12 @@ import torch
 
 @dataclass(frozen=True)
 class PageLayout:
-    """The CPU layout: panels whose vector lanes lie side by side, so that products stream pages without repacking.
+    """The CPU layout: panels whose vector lanes lie side by side, so that products stream pages
+    without repacking.
 
-    k_pages: [pages, Hkv, d / unit, page_size, unit], lanes are keys; v_pages: [pages, Hkv, page_size / unit, dv, unit],
-    lanes are channels. unit is 2 for bf16 (the machine's dot-product pairs; d must be even) and 1 otherwise.
+    k_pages: [pages, Hkv, d / unit, page_size, unit], lanes are keys; v_pages: [pages, Hkv,
+    page_size / unit, dv, unit], lanes are channels. unit is 2 for bf16 (the machine's dot-product
+    pairs; d must be even) and 1 otherwise.
     """
 
     page_size: int = 64
@@ -38,12 +42,16 @@ class PageLayout:
             torch.zeros((pages, kv_heads, self.page_size // unit, v_head_dim, unit), dtype=dtype),
         )
 
-    def bytes_per_page(self, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype) -> int:
+    def bytes_per_page(
+        self, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype
+    ) -> int:
         """Bytes of one page of K and V."""
         return self.page_size * kv_heads * (head_dim + v_head_dim) * dtype.itemsize
 
     def dims(self, k_pages: torch.Tensor, v_pages: torch.Tensor) -> tuple[int, int]:
-        """(head_dim, v_head_dim) of these pages. Raises ValueError when they do not have this layout."""
+        """(head_dim, v_head_dim) of these pages. Raises ValueError when they do not have this
+        layout.
+        """
         unit = self.unit(k_pages.dtype)
         fits = k_pages.ndim == v_pages.ndim == 5 and k_pages.shape[:2] == v_pages.shape[:2]
         if not fits or k_pages.shape[3:] != (self.page_size, unit) or v_pages.shape[4] != unit:
@@ -55,7 +63,9 @@ class PageLayout:
     def gather(
         self, k_pages: torch.Tensor, v_pages: torch.Tensor, page_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """K [n * page_size, Hkv, d] and V [n * page_size, Hkv, dv] of n pages, in order of position."""
+        """K [n * page_size, Hkv, d] and V [n * page_size, Hkv, dv] of n pages, in order of
+        position.
+        """
         k = k_pages[page_ids].permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
         v = v_pages[page_ids].permute(0, 2, 4, 1, 3).flatten(0, 2)
         return k, v

@@ -1,0 +1,160 @@
+"""Building an engine's parts from its config: everything is checked and planned before memory is
+taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..kernels.store import PageLayout
+from .attention.base import LayerShape
+from .attention.spec import AttentionPolicy, parse_policy
+from .cache import KVCache, bytes_per_page, layer_groups
+from .checkpoint.config_json import ModelConfig
+from .checkpoint.loader import Checkpoint
+from .config import EngineConfig
+from .errors import CheckpointError
+from .memory import GroupPages, MemoryPlan, MemoryRequest, available_memory, plan_memory
+from .models import layer_shapes, load_model, model_nbytes
+from .runner import ModelRunner
+from .scheduler import Scheduler, SchedulerLimits
+from .step_plan import LayerGroup
+from .tokenizer import Tokenizer
+
+_TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine consists of."""
+
+    model_config: ModelConfig
+    policy: AttentionPolicy
+    memory: MemoryPlan
+    scheduler: Scheduler
+    runner: ModelRunner
+    tokenizer: Tokenizer | None
+
+
+def assemble(config: EngineConfig) -> Parts:
+    """Reads the checkpoint, plans memory, then loads the weights and allocates the pages.
+
+    Raises CheckpointError, CapacityError, or ValueError for a setting that does not fit the model.
+    """
+    checkpoint = Checkpoint(config.model)
+    model_config, dtype = checkpoint.config, checkpoint.dtype(config.dtype)
+    shapes = layer_shapes(model_config)
+    policy = _policy(config, model_config)
+    layout = PageLayout(config.page_size)
+    groups, group_of = layer_groups(shapes)
+    memory = _plan(config, model_config, dtype, shapes, policy, layout, groups, group_of)
+    folder = checkpoint.folder
+    tokenizer = Tokenizer.from_folder(folder) if (folder / _TOKENIZER).exists() else None
+    model = load_model(checkpoint, config.dtype, memory.max_model_len, config.check_finite)
+    cache = KVCache(shapes, group_of, memory.pages, policy, layout, dtype)
+    limits = SchedulerLimits(
+        config.max_num_seqs,
+        config.max_num_batched_tokens,
+        memory.max_model_len,
+        config.long_prefill_share,
+        policy.align,
+    )
+    scheduler = Scheduler(
+        limits,
+        groups,
+        memory.pages,
+        config.page_size,
+        policy.name,
+        model_id=_model_id(folder, dtype),
+        eos_token_ids=model_config.eos_token_ids,
+        prefix_caching=config.enable_prefix_caching,
+        mark_outputs=policy.differs,
+    )
+    return Parts(
+        model_config, policy, memory, scheduler, ModelRunner(model, cache, policy), tokenizer
+    )
+
+
+def _policy(config: EngineConfig, model: ModelConfig) -> AttentionPolicy:
+    """The user's specs, or else the checkpoint's own."""
+    specs = (config.attention, config.prefill_attention, config.decode_attention)
+    own = model.attention
+    if any(specs) or own is None:
+        return parse_policy(*specs, model.num_layers)
+    entries = own if isinstance(own, Mapping) else {"attention": own}
+    unknown = set(entries) - {"attention", "prefill_attention", "decode_attention"}
+    if unknown or not all(isinstance(value, str) for value in entries.values()):
+        raise CheckpointError(
+            f"config.json: the attention entry must be a spec, or an object of specs named attention, "
+            f"prefill_attention, decode_attention; got {own!r}"
+        )
+    found = {name: str(value) for name, value in entries.items()}
+    return parse_policy(
+        found.get("attention"),
+        found.get("prefill_attention"),
+        found.get("decode_attention"),
+        model.num_layers,
+    )
+
+
+def _plan(
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    shapes: list[LayerShape],
+    policy: AttentionPolicy,
+    layout: PageLayout,
+    groups: list[LayerGroup],
+    group_of: list[int],
+) -> MemoryPlan:
+    length = config.max_model_len or model.max_position
+    pages = [
+        GroupPages(bytes_per_page(shapes, group_of, g, policy, layout, dtype), group.window)
+        for g, group in enumerate(groups)
+    ]
+    return plan_memory(
+        MemoryRequest(
+            groups=pages,
+            page_size=config.page_size,
+            weights_bytes=model_nbytes(model, dtype, length),
+            scratch_bytes=scratch_bytes(
+                model, dtype, config.max_num_batched_tokens, config.max_num_seqs
+            ),
+            available_bytes=available_memory(),
+            kv_cache_memory=config.kv_cache_memory,
+            max_model_len=length,
+            length_is_explicit=config.max_model_len is not None,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+    )
+
+
+def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
+    """An upper bound on what one step allocates beside weights and pages; it does not depend on the
+    context.
+
+    Per row: residual, norm, update; q, k, v and the attention output (and its fp32 partial results
+    where a method merges); gate, up and their product; angles. Then the logits of all sampled rows,
+    twice, and of one piece of prompt rows; then a fixed arena per thread for the kernels.
+    """
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    row = (3 * model.hidden_size + heads + 3 * model.intermediate_size) * dtype.itemsize
+    partial = 3 * model.num_heads * model.head_dim * 4 + 4 * model.head_dim
+    logits = (2 * seqs + 256) * model.vocab_size * 4
+    return tokens * (row + partial) + logits + (32 << 20)
+
+
+def _model_id(folder: Path, dtype: torch.dtype) -> str:
+    """Names the weights in prefix-cache keys: config and weight files by size and time of change."""
+    digest = hashlib.sha256(str(dtype).encode())
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors"):
+            state = path.stat()
+            digest.update(f"{path.name}:{state.st_size}:{state.st_mtime_ns};".encode())
+    return digest.hexdigest()

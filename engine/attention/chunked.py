@@ -1,0 +1,110 @@
+"""Memory-efficient chunked attention: exact, with working memory that depends on the chunk sizes
+alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...kernels.attend import Keys, attend
+from ...kernels.merge import merge
+from .base import Aux, LayerCache, LayerShape, PageField, Step, store
+
+
+@dataclass(frozen=True)
+class QueryChunk:
+    """Up to q_chunk rows of the step, and their keys in pieces of k_chunk positions."""
+
+    rows: slice
+    pieces: tuple[Keys, ...]
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """Rabe & Staats 2021 (arXiv 2112.05682): partial results over key chunks, merged as they come.
+
+    The paper keeps every key chunk's partial result and merges at the end; merging online needs
+    less. Key chunks lie at absolute positions; chunks wholly in the future or outside the window
+    are never visited; the last one has its true size. Rows are independent, so q_chunk changes
+    memory and never the result.
+    """
+
+    q_chunk: int = 1024
+    k_chunk: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.q_chunk < 1 or self.k_chunk < 1:
+            raise ValueError(
+                f"chunked: q_chunk and k_chunk must be at least 1, got {self.q_chunk}, {self.k_chunk}"
+            )
+
+    @property
+    def align(self) -> int:
+        """Prefill chunks may begin anywhere."""
+        return 1
+
+    def fields(self, shape: LayerShape, page_size: int) -> dict[str, PageField]:
+        """Nothing beyond K and V."""
+        return {}
+
+    def plan(self, shape: LayerShape, step: Step) -> tuple[QueryChunk, ...]:
+        """The chunks of rows, each with its key pieces."""
+        total = step.positions.shape[0]
+        return tuple(
+            self._rows(shape, step, begin, min(begin + self.q_chunk, total))
+            for begin in range(0, total, self.q_chunk)
+        )
+
+    def _rows(self, shape: LayerShape, step: Step, begin: int, end: int) -> QueryChunk:
+        positions = step.positions[begin:end]
+        cu_rows = (step.cu_rows - begin).clamp(0, end - begin)
+        hi = (positions + 1).int()
+        lo = torch.zeros_like(hi) if shape.window is None else (hi - shape.window).clamp(min=0)
+        first, last = int(lo.min()) // self.k_chunk, -(-int(hi.max()) // self.k_chunk)
+        pieces = []
+        for piece in range(first, last):
+            start, stop = piece * self.k_chunk, (piece + 1) * self.k_chunk
+            pieces.append(
+                Keys(cu_rows, positions, step.page_table, lo.clamp(min=start), hi.clamp(max=stop))
+            )
+        return QueryChunk(slice(begin, end), tuple(pieces))
+
+    def write(
+        self,
+        cache: LayerCache,
+        step: Step,
+        plan: tuple[QueryChunk, ...],
+        k: torch.Tensor,
+        v: torch.Tensor,
+        aux: Aux,
+    ) -> None:
+        """Stores K and V."""
+        store(cache, step, k, v)
+
+    def attend(
+        self,
+        shape: LayerShape,
+        cache: LayerCache,
+        step: Step,
+        plan: tuple[QueryChunk, ...],
+        q: torch.Tensor,
+        aux: Aux,
+    ) -> torch.Tensor:
+        """Attention output [T, H, dv]: fp32 partial results, rounded once."""
+        out = torch.empty((*q.shape[:2], shape.v_head_dim), dtype=q.dtype)
+        for chunk in plan:
+            rows = q[chunk.rows]
+            total: tuple[torch.Tensor, torch.Tensor] | None = None
+            for keys in chunk.pieces:
+                # A sink logit is one more key of the denominator: it belongs to one piece only.
+                sinks = aux.sink_logits if total is None else None
+                part = attend(
+                    cache.layout, rows, cache.k, cache.v, keys, shape.scale, shape.softcap, sinks,
+                    torch.float32,
+                )  # fmt: skip
+                total = part if total is None else merge(*total, *part)
+            if total is not None:
+                out[chunk.rows] = total[0].to(q.dtype)
+        return out

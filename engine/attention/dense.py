@@ -1,0 +1,53 @@
+"""Dense causal attention: every row sees all keys before it (in the model's own sliding window, if
+it has one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...kernels.attend import Keys, attend
+from .base import Aux, LayerCache, LayerShape, PageField, Step, store
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Softmax attention over all visible keys (Vaswani et al. 2017, arXiv 1706.03762). The oracle
+    of every method.
+    """
+
+    @property
+    def align(self) -> int:
+        """Prefill chunks may begin anywhere."""
+        return 1
+
+    def fields(self, shape: LayerShape, page_size: int) -> dict[str, PageField]:
+        """Nothing beyond K and V."""
+        return {}
+
+    def plan(self, shape: LayerShape, step: Step) -> Keys:
+        """The keys of every row: causal, in the layer's window."""
+        return Keys(step.cu_rows, step.positions, step.page_table, window=shape.window)
+
+    def write(
+        self, cache: LayerCache, step: Step, plan: Keys, k: torch.Tensor, v: torch.Tensor, aux: Aux
+    ) -> None:
+        """Stores K and V."""
+        store(cache, step, k, v)
+
+    def attend(
+        self,
+        shape: LayerShape,
+        cache: LayerCache,
+        step: Step,
+        plan: Keys,
+        q: torch.Tensor,
+        aux: Aux,
+    ) -> torch.Tensor:
+        """Attention output [T, H, dv]."""
+        out, _ = attend(
+            cache.layout, q, cache.k, cache.v, plan, shape.scale, shape.softcap, aux.sink_logits
+        )
+        return out

@@ -1,0 +1,65 @@
+"""What an engine is told at its start: one frozen, validated object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu")
+PAGE_SIZES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of an engine. Sizes in tokens unless said otherwise.
+
+    model: a checkpoint folder, or "demo". device: "auto" or "cpu". dtype: of weights, activations
+    and pages. attention, prefill_attention, decode_attention: specs (see engine/attention/spec.py);
+    None: what the checkpoint's config.json says, else dense. max_model_len: prompt plus output of
+    one request; None: what the model was trained for, reduced to what fits in memory. max_num_seqs:
+    sequences that run at once. max_num_batched_tokens: tokens of one step. kv_cache_memory: bytes
+    of pages; None: a share of what is available. long_prefill_share: part of a step that long
+    prompts may take while others have work. check_finite: refuse weights with NaN or infinity.
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str | None = None
+    prefill_attention: str | None = None
+    decode_attention: str | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    kv_cache_memory: int | None = None
+    page_size: int = 64
+    enable_prefix_caching: bool = True
+    long_prefill_share: float = 0.5
+    check_finite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must be a checkpoint folder or 'demo'")
+        for name, allowed in (("device", DEVICES), ("dtype", DTYPES), ("page_size", PAGE_SIZES)):
+            if getattr(self, name) not in allowed:
+                options = ", ".join(map(str, allowed))
+                raise ValueError(f"{name} must be one of {options}, not {getattr(self, name)!r}")
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory"):
+            self._check_positive(name)
+        share = self.long_prefill_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError(f"long_prefill_share must be in (0, 1], not {share!r}")
+
+    def _check_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        optional = next(field for field in fields(self) if field.name == name).default is None
+        if value is None and optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+
+    @staticmethod
+    def model_name(model: str | Path) -> str:
+        """The `model` field for a name or a path."""
+        return str(model)

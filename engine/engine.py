@@ -1,0 +1,288 @@
+"""Engine: prompts in, tokens out. A step is three calls: schedule, run, commit."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .assembly import assemble
+from .config import EngineConfig
+from .errors import RequestError
+from .generation import Branch, Generation
+from .outputs import RequestOutput
+from .params import SamplingParams, validate_prompt_ids
+from .progress import Progress
+from .request import Request
+from .runner import StepResult
+from .sampler import Sampled, Sampler
+from .step_plan import Chunk, StepPlan
+
+Prompt = str | Sequence[int]
+
+# While idle, the page accounts are checked at most this often (seconds): a check reads every page's
+# entry.
+_IDLE_CHECK_S = 5.0
+
+
+class Engine:
+    """A model with its paged memory, serving any number of requests in continuous batches.
+
+    model: a checkpoint folder in Hugging Face format, or "demo". `options` are the fields of
+    EngineConfig: device, dtype, attention, prefill_attention, decode_attention, max_model_len,
+    max_num_seqs, max_num_batched_tokens, kv_cache_memory, page_size, enable_prefix_caching,
+    long_prefill_share, check_finite. verbose: print the memory plan to stderr at start. Not
+    thread-safe: one thread drives an engine.
+
+    Raises CheckpointError, CapacityError, or ValueError for a bad option.
+    """
+
+    def __init__(self, model: str | Path, *, verbose: bool = False, **options: Any) -> None:
+        known = EngineConfig.__dataclass_fields__.keys() - {"model"}
+        if unknown := sorted(options.keys() - known):
+            raise ValueError(
+                f"Engine has no option {unknown[0]!r}; its options are: {', '.join(sorted(known))}"
+            )
+        self.config = EngineConfig(EngineConfig.model_name(model), **options)
+        parts = assemble(self.config)
+        self.model_config, self.memory, self.tokenizer = (
+            parts.model_config,
+            parts.memory,
+            parts.tokenizer,
+        )
+        self.policy, self.scheduler = parts.policy, parts.scheduler
+        self._runner = parts.runner
+        self._sampler = Sampler()
+        self._live: dict[str, Generation] = {}
+        self._branches: dict[str, tuple[Generation, Branch]] = {}
+        self._ids = itertools.count()
+        self._checked = time.monotonic()
+        if verbose:
+            print("\n".join(self.memory.render()), file=sys.stderr)
+
+    # ---- what users call ----
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Answers a prompt (text or token ids) or a list of prompts; outputs come in the order of
+        the prompts.
+
+        sampling_params: one for all, or one per prompt; default SamplingParams(). progress: a bar
+        on stderr; None: on a terminal, for several prompts. A request that fails has finish_reason
+        "error" and `.error`; the others go on. Raises RequestError when a prompt or parameter is
+        refused; then nothing has been generated.
+        """
+        items = _as_list(prompts)
+        params = _spread(sampling_params, len(items))
+        generations: list[Generation] = []
+        try:
+            for prompt, each in zip(items, params, strict=True):
+                generations.append(self.add(prompt, each))
+            with Progress(len(items), progress) as bar:
+                while not all(generation.finished for generation in generations):
+                    self.step()
+                    bar.update(sum(generation.finished for generation in generations))
+        except BaseException:
+            for generation in generations:
+                self.abort(generation.id)
+            raise
+        return [generation.whole() for generation in generations]
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Iterator[RequestOutput]:
+        """Yields what is new after every step that brought text or tokens; the last output is
+        finished.
+
+        Closing the iterator early aborts the request.
+        """
+        generation = self.add(prompt, sampling_params or SamplingParams())
+        try:
+            while not generation.finished:
+                self.step()
+                output = generation.delta()
+                if generation.finished or any(
+                    each.token_ids or each.text for each in output.outputs
+                ):
+                    yield output
+        finally:
+            self.abort(generation.id)
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request now and frees its pages; False when there is no such unfinished request."""
+        generation = self._live.get(request_id)
+        if generation is None:
+            return False
+        for branch in generation.branches:
+            if self.scheduler.abort(branch.request.id):
+                self._close(branch.request.id)
+        return True
+
+    def close(self) -> None:
+        """Aborts everything that is left."""
+        for request_id in list(self._live):
+            self.abort(request_id)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- the step ----
+
+    def add(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> Generation:
+        """Queues a request; `step` advances it. RequestError or CapacityError when it is refused."""
+        text = prompt if isinstance(prompt, str) else None
+        ids = self._encode(prompt)
+        vocabulary = self.model_config.vocab_size
+        validate_prompt_ids(ids, vocabulary)
+        params.check_against(vocabulary)
+        name = request_id if request_id is not None else f"request-{next(self._ids)}"
+        if name in self._live:
+            raise RequestError(f"Request id {name!r} is already in use.", "request_id")
+        generation = Generation(
+            name,
+            text,
+            ids,
+            params,
+            sampler=self._sampler,
+            tokenizer=self.tokenizer,
+            eos_ids=self.model_config.eos_token_ids,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        for branch in generation.branches:
+            self.scheduler.add(branch.request)
+            self._branches[branch.request.id] = (generation, branch)
+        self._live[name] = generation
+        return generation
+
+    def step(self) -> None:
+        """Advances the engine by one batch; does nothing when no request is unfinished.
+
+        An exception while the batch runs fails its requests, not the engine.
+        """
+        if not self.scheduler.has_work:
+            return
+        plan = self.scheduler.schedule()
+        try:
+            self._run(plan)
+        except Exception as error:
+            self.scheduler.fail(plan, error)
+        for chunk in plan.chunks:
+            self._close_if_finished(chunk.request.id)
+        if not self.scheduler.has_work and time.monotonic() - self._checked > _IDLE_CHECK_S:
+            self.scheduler.check_integrity()
+            self._checked = time.monotonic()
+
+    def _run(self, plan: StepPlan) -> None:
+        chunks = plan.live
+        result = self._runner.run(chunks, plan.copies)
+        for index, chunk in enumerate(chunks):
+            generation, _ = self._branches[chunk.request.id]
+            generation.note_step()
+            self._read_prompt_logprobs(generation, index, chunk, result)
+        wanted = [index for index, chunk in enumerate(chunks) if chunk.sample]
+        sampled = self._sample(result, chunks, wanted)
+        for request in self.scheduler.commit(
+            plan, {name: each.token for name, each in sampled.items()}
+        ):
+            generation, branch = self._branches[request.id]
+            stop = generation.take(branch, sampled[request.id])
+            if stop is not None:
+                self._stop_by_text(request, stop)
+
+    def _stop_by_text(self, request: Request, stop: str) -> None:
+        """A stop string outranks the length limit that the same token may have reached."""
+        if not self.scheduler.finish(request.id, "stop", stop):
+            request.finish_reason, request.stop_reason = "stop", stop
+
+    def _sample(
+        self, result: StepResult, chunks: Sequence[Chunk], wanted: Sequence[int]
+    ) -> dict[str, Sampled]:
+        """A token for each chunk that wants one; a row that cannot be sampled fails its request
+        alone.
+        """
+        if not wanted:
+            return {}
+        states = [self._branches[chunks[index].request.id][1].state for index in wanted]
+        found = self._sampler.sample(result.last_logits(wanted), states)
+        sampled = {}
+        for index, each in zip(wanted, found, strict=True):
+            request_id = chunks[index].request.id
+            if each.error is not None:
+                self.scheduler.fail_request(request_id, each.error)
+            else:
+                sampled[request_id] = each
+        return sampled
+
+    def _read_prompt_logprobs(
+        self, generation: Generation, index: int, chunk: Chunk, result: StepResult
+    ) -> None:
+        wanted = generation.prompt_logprobs
+        if wanted is None or wanted.complete or chunk.request is not generation.branches[0].request:
+            return
+        for start, logits in result.chunk_logits(index):
+            wanted.add(start, logits)
+
+    # ---- small parts ----
+
+    def _close_if_finished(self, request_id: str) -> None:
+        entry = self._branches.get(request_id)
+        if entry is not None and entry[1].request.finish_reason is not None:
+            self._close(request_id)
+
+    def _close(self, request_id: str) -> None:
+        generation, branch = self._branches.pop(request_id)
+        generation.close(branch)
+        if generation.finished:
+            self._live.pop(generation.id, None)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if self.tokenizer is None:
+            raise RequestError(
+                "The checkpoint has no tokenizer.json: give token ids instead of text.", "prompt"
+            )
+        return self.tokenizer.encode(prompt)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many, as a list of prompts: a flat list of numbers is one prompt."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _spread(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(f"{len(params)} sampling_params for {count} prompts", "sampling_params")
+    return list(params)

@@ -1,0 +1,130 @@
+"""A user's request from the engine's side: its n completions, their sampling states, its clock and
+its outputs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from .completion import Completion
+from .logprobs import PromptLogprobs
+from .outputs import CompletionOutput, RequestOutput, Timings
+from .params import SamplingParams
+from .request import Request, RequestState
+from .sampler import Sampled, Sampler
+from .sampler_state import SamplerState
+from .tokenizer import Tokenizer
+
+
+class Branch:
+    """One of the n completions: the scheduler's request, the sampler's state, the growing text."""
+
+    def __init__(self, request: Request, state: SamplerState, completion: Completion) -> None:
+        self.request = request
+        self.state = state
+        self.completion = completion
+
+
+class Generation:
+    """n completions of one prompt; the first branch's request is the parent of the others."""
+
+    def __init__(
+        self,
+        id: str,
+        prompt: str | None,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        sampler: Sampler,
+        tokenizer: Tokenizer | None,
+        eos_ids: Sequence[int],
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None:
+        self.id = id
+        self.prompt = prompt
+        self.prompt_ids = prompt_ids
+        self.params = params
+        self.error: str | None = None
+        self.prompt_logprobs: PromptLogprobs | None = None
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = PromptLogprobs(prompt_ids, params.prompt_logprobs)
+        self._arrival = time.perf_counter()
+        self._first_step: float | None = None
+        self._first_token: float | None = None
+        self._last_token: float | None = None
+        first_state = sampler.new_state(params, prompt_ids, eos_ids)
+        self.branches: list[Branch] = []
+        for index in range(params.n):
+            parent = self.branches[0].request if index else None
+            request = Request(
+                f"{id}-{index}", prompt_ids, params, priority, self._arrival, cache_salt, parent
+            )
+            # One seed for all n: the stream number tells them apart.
+            state = first_state
+            if index:
+                state = SamplerState(
+                    params, prompt_ids, eos_ids, seed=first_state.seed, stream=index
+                )
+            self.branches.append(
+                Branch(request, state, Completion(index, params, tokenizer, prompt_ids))
+            )
+
+    @property
+    def finished(self) -> bool:
+        """True when no branch will get another token."""
+        return all(branch.request.state is RequestState.FINISHED for branch in self.branches)
+
+    def note_step(self) -> None:
+        """A step with tokens of this request has run."""
+        if self._first_step is None:
+            self._first_step = time.perf_counter()
+
+    def take(self, branch: Branch, sampled: Sampled) -> str | None:
+        """Adds an accepted token to its branch; returns the stop string that it completes, or None."""
+        self._last_token = time.perf_counter()
+        self._first_token = self._first_token or self._last_token
+        branch.state.advance(sampled.token)
+        is_stop = branch.request.finish_reason == "stop"
+        return branch.completion.push(sampled.token, sampled.logprobs, is_stop)
+
+    def close(self, branch: Branch) -> None:
+        """Ends a branch whose request has finished: text held back comes out."""
+        request = branch.request
+        if request.error is not None and self.error is None:
+            self.error = str(request.error) or type(request.error).__name__
+        branch.completion.finish(request.finish_reason or "abort", request.stop_reason)
+
+    def delta(self) -> RequestOutput:
+        """What is new since the last `delta`."""
+        return self._output([branch.completion.delta() for branch in self.branches])
+
+    def whole(self) -> RequestOutput:
+        """Everything so far."""
+        return self._output([branch.completion.whole() for branch in self.branches])
+
+    def _output(self, outputs: list[CompletionOutput]) -> RequestOutput:
+        logprobs = self.prompt_logprobs
+        parent = self.branches[0].request
+        return RequestOutput(
+            self.id,
+            self.prompt,
+            self.prompt_ids,
+            outputs,
+            logprobs.result() if logprobs is not None and logprobs.complete else None,
+            parent.num_cached,
+            self._timings(),
+            {"preemptions": sum(branch.request.num_preemptions for branch in self.branches)},
+            self.error,
+        )
+
+    def _timings(self) -> Timings:
+        first, token, last = self._first_step, self._first_token, self._last_token
+        return Timings(
+            queued_s=None if first is None else first - self._arrival,
+            prefill_s=None if first is None or token is None else token - first,
+            ttft_s=None if token is None else token - self._arrival,
+            decode_s=None if token is None or last is None else last - token,
+            total_s=time.perf_counter() - self._arrival if self.finished else None,
+        )

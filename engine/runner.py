@@ -1,0 +1,66 @@
+"""ModelRunner: one step of the model, from a list of chunks to hidden states and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..kernels.native import single_threaded_torch
+from .attention.spec import AttentionPolicy
+from .batch import Batch, build_batch
+from .cache import KVCache
+from .forward import Forward
+from .models import LlamaModel
+from .step_plan import Chunk, PageCopy
+
+
+class StepResult:
+    """The hidden states of a step's rows; logits are computed for the rows somebody asks for."""
+
+    def __init__(self, model: LlamaModel, batch: Batch, hidden: torch.Tensor) -> None:
+        self._model = model
+        self._batch = batch
+        self._hidden = hidden
+
+    def last_logits(self, chunks: Sequence[int]) -> torch.Tensor:
+        """float32 [R, V]: logits of the last row of each of these chunks (indices)."""
+        rows = torch.tensor([self._batch.last_row[chunk] for chunk in chunks], dtype=torch.int64)
+        return self._logits(self._hidden[rows])
+
+    def chunk_logits(self, chunk: int, size: int = 256) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first position, logits float32 [<= size, V]) pieces over all rows of a chunk.
+
+        Pieces bound the memory: a vocabulary of 150K takes 150 MiB for 256 rows.
+        """
+        for run, row in self._batch.runs:
+            if run.chunk == chunk:
+                for at in range(run.start, run.stop, size):
+                    begin, end = row + at - run.start, row + min(at + size, run.stop) - run.start
+                    yield at, self._logits(self._hidden[begin:end])
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), single_threaded_torch():
+            return self._model.logits(hidden)
+
+
+class ModelRunner:
+    """Runs steps over one model and one cache."""
+
+    def __init__(self, model: LlamaModel, cache: KVCache, policy: AttentionPolicy) -> None:
+        self._model = model
+        self._cache = cache
+        self._policy = policy
+        self._shapes = model.layer_shapes
+        self._num_groups = max(cache.group_of) + 1
+
+    def run(self, chunks: Sequence[Chunk], copies: Sequence[PageCopy]) -> StepResult:
+        """Copies pages, then computes all rows of `chunks`, which must not be empty."""
+        with torch.inference_mode(), single_threaded_torch():
+            self._cache.copy_pages(copies)
+            batch = build_batch(
+                chunks, self._num_groups, self._cache.layout.page_size, self._policy.differs
+            )
+            cos, sin = self._model.rope.cos_sin(batch.positions)
+            forward = Forward(batch, cos, sin, self._shapes, self._cache, self._policy)
+            return StepResult(self._model, batch, self._model.forward(forward))
