@@ -23,6 +23,9 @@ ENGINE: dict[str, dict[str, Any]] = {
     "--max-model-len": {"type": int, "metavar": "N", "help": "tokens of prompt and answer"},
     "--max-num-seqs": {"type": int, "metavar": "N", "help": "sequences that run at once"},
     "--max-num-batched-tokens": {"type": int, "metavar": "N", "help": "tokens of one step"},
+    "--long-prefill-share": {"type": float, "metavar": "X", "help": "of a step, for long prompts"},
+    "--page-size": {"type": int, "metavar": "N", "help": "tokens of a page (default 64)"},
+    "--check-finite": {"action": "store_true", "help": "refuse weights with NaN or infinity"},
     "--kv-cache-memory": {"metavar": "SIZE", "help": "memory for keys and values, e.g. 4GiB"},
 }
 

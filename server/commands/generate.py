@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print JSON (a line per piece if streamed)"
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no closing line of figures")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no memory plan, no figures")
     add_group(parser, "sampling", SAMPLING)
     add_group(parser, "engine", ENGINE)
     parser.set_defaults(run=run)
@@ -93,7 +93,7 @@ def open_engine(args: argparse.Namespace) -> Engine:
             options["kv_cache_memory"] = parse_size(options["kv_cache_memory"])
         from ...engine.engine import Engine
 
-        return Engine(args.model, **options)
+        return Engine(args.model, verbose=not (args.quiet or args.json), **options)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""`saccade methods`: the attention methods, what they keep and where they run."""
+"""`saccade methods`: the attention methods, their options and where they run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import EXIT_OK
 from ..tables import print_table
 
-COLUMNS = ("method", "parameters", "phases", "state per page", "backends", "source")
+COLUMNS = ("method", "parameters", "phases", "state beyond K and V", "backends", "source")
 
 
 def add_parser(commands: Any) -> None:

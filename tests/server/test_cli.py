@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from saccade import __version__
+from saccade.engine.config import EngineConfig
 from saccade.engine.errors import CapacityError, RequestError
 from saccade.engine.outputs import CompletionOutput, RequestOutput, Timings
 from saccade.engine.params import SamplingParams
@@ -37,8 +38,8 @@ class StubEngine:
     pieces: tuple[RequestOutput, ...]
     failure: BaseException | None
 
-    def __init__(self, model: str, **options: Any) -> None:
-        self.model, self.options = model, options
+    def __init__(self, model: str, *, verbose: bool, **options: Any) -> None:
+        self.model, self.verbose, self.options = model, verbose, options
         self.asked: list[tuple[str, SamplingParams]] = []
         self.closed = False
         type(self).made.append(self)
@@ -115,7 +116,8 @@ def test_generate_prints_text_and_figures(
     assert captured.out == "hello\n"
     assert "2 prompt tokens, 1 of them cached, first token 0.25 s, total 0.50 s" in captured.err
     (engine,) = stub.made
-    assert (engine.model, engine.options, engine.closed) == ("demo", {}, True)
+    assert (engine.model, engine.verbose, engine.options) == ("demo", True, {})
+    assert engine.closed
     assert engine.asked == [("hi", SamplingParams(max_tokens=3))]
 
 
@@ -153,8 +155,7 @@ def test_sampling_options_are_fields_of_sampling_params() -> None:
 
 
 def test_engine_options_are_keywords_of_the_engine() -> None:
-    config = pytest.importorskip("saccade.engine.config", reason="the engine is not written yet")
-    fields = set(config.EngineConfig.__dataclass_fields__)
+    fields = set(EngineConfig.__dataclass_fields__)
     assert {option[2:].replace("-", "_") for option in ENGINE} <= fields
 
 
@@ -205,6 +206,7 @@ def test_json_is_one_object(stub: type[StubEngine], capsys: pytest.CaptureFixtur
     captured = capsys.readouterr()
     assert json.loads(captured.out)["outputs"][0]["text"] == "hello"
     assert captured.err == ""
+    assert not stub.made[0].verbose
 
 
 def test_json_stream_is_one_object_per_line(
@@ -311,7 +313,6 @@ def test_bench_hands_all_options_on(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_methods_lists_what_works(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("saccade.engine.attention.spec", reason="the methods are not written yet")
     assert run("methods") == 0
     text = capsys.readouterr().out
     for name in ("dense", "window", "chunked"):
