@@ -90,8 +90,8 @@ def _policy(config: EngineConfig, model: ModelConfig) -> AttentionPolicy:
     unknown = set(entries) - {"attention", "prefill_attention", "decode_attention"}
     if unknown or not all(isinstance(value, str) for value in entries.values()):
         raise CheckpointError(
-            f"config.json: the attention entry must be a spec, or an object of specs named attention, "
-            f"prefill_attention, decode_attention; got {own!r}"
+            f"config.json: the attention entry must be a spec, or an object of specs named "
+            f"attention, prefill_attention, decode_attention; got {own!r}"
         )
     found = {name: str(value) for name, value in entries.items()}
     return parse_policy(
@@ -151,7 +151,7 @@ def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int
 
 
 def _model_id(folder: Path, dtype: torch.dtype) -> str:
-    """Names the weights in prefix-cache keys: config and weight files by size and time of change."""
+    """Names the weights in prefix-cache keys: config and weight files by size and time."""
     digest = hashlib.sha256(str(dtype).encode())
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".safetensors"):

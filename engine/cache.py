@@ -1,4 +1,4 @@
-"""The paged memory of all layers: K, V and page fields, allocated together under the same page ids."""
+"""The paged memory of all layers: K, V and page fields, allocated together, same page ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .step_plan import LayerGroup, PageCopy
 
 
 def layer_groups(shapes: Sequence[LayerShape]) -> tuple[list[LayerGroup], list[int]]:
-    """Layers that keep the same tokens share page tables: the groups, and the group of each layer."""
+    """Layers that keep the same tokens share page tables: the groups, and each layer's group."""
     windows = sorted({shape.window for shape in shapes}, key=lambda w: (w is not None, w or 0))
     return [LayerGroup(window) for window in windows], [windows.index(s.window) for s in shapes]
 

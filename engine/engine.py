@@ -118,7 +118,7 @@ class Engine:
             self.abort(generation.id)
 
     def abort(self, request_id: str) -> bool:
-        """Ends a request now and frees its pages; False when there is no such unfinished request."""
+        """Ends a request now and frees its pages; False when there is none of this id."""
         generation = self._live.get(request_id)
         if generation is None:
             return False
@@ -154,7 +154,7 @@ class Engine:
         priority: int = 0,
         cache_salt: str = "",
     ) -> Generation:
-        """Queues a request; `step` advances it. RequestError or CapacityError when it is refused."""
+        """Queues a request that `step` advances. RequestError, CapacityError when refused."""
         text = prompt if isinstance(prompt, str) else None
         ids = self._encode(prompt)
         vocabulary = self.model_config.vocab_size
@@ -190,7 +190,7 @@ class Engine:
         plan = self.scheduler.schedule()
         try:
             self._run(plan)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, it belongs to these requests)
             self.scheduler.fail(plan, error)
         for chunk in plan.chunks:
             self._close_if_finished(chunk.request.id)

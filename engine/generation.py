@@ -82,7 +82,7 @@ class Generation:
             self._first_step = time.perf_counter()
 
     def take(self, branch: Branch, sampled: Sampled) -> str | None:
-        """Adds an accepted token to its branch; returns the stop string that it completes, or None."""
+        """Adds an accepted token to its branch; returns the stop string that ends it, or None."""
         self._last_token = time.perf_counter()
         self._first_token = self._first_token or self._last_token
         branch.state.advance(sampled.token)

@@ -42,19 +42,12 @@ class PageField:
 class Step:
     """The rows of one step that one method serves, over one layer group's pages."""
 
-    cu_rows: (
-        torch.Tensor
-    )  # int32 [S+1]: rows of sequence s are cu_rows[s] .. cu_rows[s+1]      (Batch)
-    positions: (
-        torch.Tensor
-    )  # int64 [T]: absolute position of each row                            (Batch)
-    slots: (
-        torch.Tensor
-    )  # int64 [T]: page id * page size + offset, where each row's K,V goes      (Batch)
-    page_table: (
-        torch.Tensor
-    )  # int32 [S, max pages]: page ids in order of position, -1 = evicted  (Batch)
-    rows: slice  # where these rows lie in the step's whole batch                                  (Batch)
+    # All are filled by Batch.
+    cu_rows: torch.Tensor  # int32 [S+1]: rows of sequence s are cu_rows[s] .. cu_rows[s+1]
+    positions: torch.Tensor  # int64 [T]: absolute position of each row
+    slots: torch.Tensor  # int64 [T]: page id * page size + offset, where the row's K, V go
+    page_table: torch.Tensor  # int32 [S, max pages]: page ids by position, -1: evicted
+    rows: slice  # where these rows lie among all rows of the step
 
 
 @dataclass(frozen=True)

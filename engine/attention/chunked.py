@@ -37,7 +37,8 @@ class Chunked:
     def __post_init__(self) -> None:
         if self.q_chunk < 1 or self.k_chunk < 1:
             raise ValueError(
-                f"chunked: q_chunk and k_chunk must be at least 1, got {self.q_chunk}, {self.k_chunk}"
+                f"chunked: q_chunk and k_chunk must be at least 1, "
+                f"got {self.q_chunk}, {self.k_chunk}"
             )
 
     @property
@@ -101,9 +102,16 @@ class Chunked:
                 # A sink logit is one more key of the denominator: it belongs to one piece only.
                 sinks = aux.sink_logits if total is None else None
                 part = attend(
-                    cache.layout, rows, cache.k, cache.v, keys, shape.scale, shape.softcap, sinks,
+                    cache.layout,
+                    rows,
+                    cache.k,
+                    cache.v,
+                    keys,
+                    shape.scale,
+                    shape.softcap,
+                    sinks,
                     torch.float32,
-                )  # fmt: skip
+                )
                 total = part if total is None else merge(*total, *part)
             if total is not None:
                 out[chunk.rows] = total[0].to(q.dtype)

@@ -134,7 +134,8 @@ def parse_method(text: str) -> AttentionMethod:
     if match is None or match[1] not in classes:
         names = ", ".join(classes)
         raise ValueError(
-            f"attention method {text.strip()!r} is unknown; write name(option=value, ...) with one of {names}"
+            f"attention method {text.strip()!r} is unknown; "
+            f"write name(option=value, ...) with one of {names}"
         )
     name = match[1]
     allowed = next(info.parameters for info in _METHODS if info.name == name)

@@ -27,7 +27,8 @@ class Window(Dense):
     def __post_init__(self) -> None:
         if self.size < 1 or self.sinks < 0:
             raise ValueError(
-                f"window: size must be at least 1 and sinks at least 0, got {self.size}, {self.sinks}"
+                f"window: size must be at least 1 and sinks at least 0, "
+                f"got {self.size}, {self.sinks}"
             )
 
     def plan(self, shape: LayerShape, step: Step) -> Keys:

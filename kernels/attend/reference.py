@@ -4,6 +4,8 @@ every kernel.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from ..store import PageLayout
@@ -80,7 +82,7 @@ def attend(
     out = torch.zeros((*q.shape[:2], v_pages.shape[3]), dtype=out_dtype)
     lse = torch.full(q.shape[:2], -torch.inf)
     bounds = keys.cu_rows.tolist()
-    for s, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for s, (begin, end) in enumerate(pairwise(bounds)):
         if begin == end:
             continue
         rows = slice(begin, end)

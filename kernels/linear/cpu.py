@@ -21,8 +21,15 @@ def linear(x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> tor
     """See `saccade.kernels.linear.linear`."""
     out = torch.empty((x.shape[0], weight.out_features), dtype=out_dtype)
     native.kernels().linear(
-        native.DTYPES[x.dtype], native.DTYPES[out_dtype], x.shape[0], weight.in_features, weight.out_features,
-        x.data_ptr(), x.stride(0), weight.data.data_ptr(),
-        weight.bias.data_ptr() if weight.bias is not None else 0, out.data_ptr(),
-    )  # fmt: skip
+        native.DTYPES[x.dtype],
+        native.DTYPES[out_dtype],
+        x.shape[0],
+        weight.in_features,
+        weight.out_features,
+        x.data_ptr(),
+        x.stride(0),
+        weight.data.data_ptr(),
+        weight.bias.data_ptr() if weight.bias is not None else 0,
+        out.data_ptr(),
+    )
     return out

@@ -22,7 +22,14 @@ def merge(
     """See `saccade.kernels.merge.merge`."""
     out, lse = torch.empty_like(out_a), torch.empty_like(lse_a)
     native.kernels().merge(
-        native.DTYPES[out.dtype], lse.numel(), out.shape[-1], out_a.data_ptr(), lse_a.data_ptr(),
-        out_b.data_ptr(), lse_b.data_ptr(), out.data_ptr(), lse.data_ptr(),
-    )  # fmt: skip
+        native.DTYPES[out.dtype],
+        lse.numel(),
+        out.shape[-1],
+        out_a.data_ptr(),
+        lse_a.data_ptr(),
+        out_b.data_ptr(),
+        lse_b.data_ptr(),
+        out.data_ptr(),
+        lse.data_ptr(),
+    )
     return out, lse

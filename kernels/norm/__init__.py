@@ -21,7 +21,8 @@ def rms_norm(
     """
     if x.ndim != 2 or weight.shape != x.shape[1:]:
         raise ValueError(
-            f"rms_norm needs x [T, n] and weight [n], got {tuple(x.shape)} and {tuple(weight.shape)}"
+            f"rms_norm needs x [T, n] and weight [n], "
+            f"got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
     if residual is not None and residual.shape != x.shape:
         raise ValueError(

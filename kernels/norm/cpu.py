@@ -22,8 +22,15 @@ def rms_norm(
     """See `saccade.kernels.norm.rms_norm`."""
     out = torch.empty(x.shape, dtype=x.dtype)
     native.kernels().rms_norm(
-        native.DTYPES[x.dtype], x.shape[0], x.shape[1], x.data_ptr(), x.stride(0), weight.data_ptr(), eps,
+        native.DTYPES[x.dtype],
+        x.shape[0],
+        x.shape[1],
+        x.data_ptr(),
+        x.stride(0),
+        weight.data_ptr(),
+        eps,
         residual.data_ptr() if residual is not None else 0,
-        residual.stride(0) if residual is not None else 0, out.data_ptr(),
-    )  # fmt: skip
+        residual.stride(0) if residual is not None else 0,
+        out.data_ptr(),
+    )
     return out

@@ -23,7 +23,8 @@ def apply_rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.T
     rotary = 2 * cos.shape[-1]
     if cos.shape != sin.shape or cos.dtype != torch.float32 or cos.shape[0] != q.shape[0]:
         raise ValueError(
-            f"apply_rope needs float32 cos, sin [T, r/2], got {tuple(cos.shape)}, {tuple(sin.shape)}"
+            f"apply_rope needs float32 cos, sin [T, r/2], "
+            f"got {tuple(cos.shape)}, {tuple(sin.shape)}"
         )
     if q.shape[0] != k.shape[0] or rotary > min(q.shape[-1], k.shape[-1]):
         raise ValueError(

@@ -21,6 +21,13 @@ def apply_rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.T
     rope = native.kernels().rope
     for x in (q, k):
         rope(
-            native.DTYPES[x.dtype], x.shape[0], x.shape[1], cos.shape[1], x.data_ptr(), x.stride(0), x.stride(1),
-            cos.data_ptr(), sin.data_ptr(),
-        )  # fmt: skip
+            native.DTYPES[x.dtype],
+            x.shape[0],
+            x.shape[1],
+            cos.shape[1],
+            x.data_ptr(),
+            x.stride(0),
+            x.stride(1),
+            cos.data_ptr(),
+            sin.data_ptr(),
+        )

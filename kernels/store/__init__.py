@@ -38,7 +38,8 @@ def write_pages(
         or not k.shape[0] == v.shape[0] == slots.shape[0]
     ):
         raise ValueError(
-            f"write_pages: k {tuple(k.shape)}, v {tuple(v.shape)}, slots {tuple(slots.shape)} do not fit pages of "
+            f"write_pages: k {tuple(k.shape)}, v {tuple(v.shape)}, slots {tuple(slots.shape)} "
+            f"do not fit pages of "
             f"K {want_k} and V {want_v}"
         )
     if k.dtype != k_pages.dtype or v.dtype != v_pages.dtype or slots.dtype != torch.int64:

@@ -34,7 +34,20 @@ def write_pages(
 ) -> None:
     """See `saccade.kernels.store.write_pages`."""
     native.kernels().write_pages(
-        native.DTYPES[k.dtype], k.shape[0], k.shape[1], k.shape[2], v.shape[2], layout.page_size, k_pages.shape[0],
-        k_pages.data_ptr(), v_pages.data_ptr(), k.data_ptr(), k.stride(0), k.stride(1),
-        v.data_ptr(), v.stride(0), v.stride(1), slots.data_ptr(),
-    )  # fmt: skip
+        native.DTYPES[k.dtype],
+        k.shape[0],
+        k.shape[1],
+        k.shape[2],
+        v.shape[2],
+        layout.page_size,
+        k_pages.shape[0],
+        k_pages.data_ptr(),
+        v_pages.data_ptr(),
+        k.data_ptr(),
+        k.stride(0),
+        k.stride(1),
+        v.data_ptr(),
+        v.stride(0),
+        v.stride(1),
+        slots.data_ptr(),
+    )

@@ -33,7 +33,7 @@ class PageLayout:
     def allocate(
         self, pages: int, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Zeroed K and V pages; the operating system commits the memory when it is first written."""
+        """Zeroed K and V pages; the system commits their memory when it is first written."""
         unit = self.unit(dtype)
         if head_dim % unit:
             raise ValueError(f"head_dim must be even for {dtype} pages, not {head_dim}")
@@ -56,7 +56,8 @@ class PageLayout:
         fits = k_pages.ndim == v_pages.ndim == 5 and k_pages.shape[:2] == v_pages.shape[:2]
         if not fits or k_pages.shape[3:] != (self.page_size, unit) or v_pages.shape[4] != unit:
             raise ValueError(
-                f"pages {tuple(k_pages.shape)}, {tuple(v_pages.shape)} do not have {self} for {k_pages.dtype}"
+                f"pages {tuple(k_pages.shape)}, {tuple(v_pages.shape)} do not have {self} "
+                f"for {k_pages.dtype}"
             )
         return k_pages.shape[2] * unit, v_pages.shape[3]
 
