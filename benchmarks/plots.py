@@ -61,10 +61,14 @@ def paired_bars(
         drawn = axes.bar(
             at, [value or 0 for value in values], width, label=name, color=colours[index]
         )
-        texts = ["not\nmeasured" if value is None else f"{value:.3g}" for value in values]
+        texts = ["not\nmeasured" if value is None else _number(value) for value in values]
         axes.bar_label(drawn, texts, fontsize=7, padding=1)
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
-    axes.margins(y=0.15)
+    axes.margins(y=0.3)  # room for the legend
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def kernels(rows: Sequence[Row], rates: Mapping[str, float], title: str, path: Path) -> None:

@@ -200,10 +200,11 @@ class Engine:
 
     def _run(self, plan: StepPlan) -> None:
         chunks = plan.live
+        for chunk in chunks:
+            self._branches[chunk.request.id][0].note_step()
         result = self._runner.run(chunks, plan.copies)
         for index, chunk in enumerate(chunks):
             generation, _ = self._branches[chunk.request.id]
-            generation.note_step()
             self._read_prompt_logprobs(generation, index, chunk, result)
         wanted = [index for index, chunk in enumerate(chunks) if chunk.sample]
         sampled = self._sample(result, chunks, wanted)

@@ -77,7 +77,7 @@ class Generation:
         return all(branch.request.state is RequestState.FINISHED for branch in self.branches)
 
     def note_step(self) -> None:
-        """A step with tokens of this request has run."""
+        """A step with tokens of this request begins."""
         if self._first_step is None:
             self._first_step = time.perf_counter()
 

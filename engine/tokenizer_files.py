@@ -109,6 +109,7 @@ def _added_token(content: str, entry: Fields) -> tokenizers.AddedToken:
 def _chat_templates(folder: Path, config: Fields) -> dict[str, str]:
     """Templates by name; a file of its own wins over tokenizer_config.json."""
     found: Any = config.values.get("chat_template")
+    pairs: list[tuple[Any, Any]]
     if isinstance(found, list):
         entries = [each for each in found if isinstance(each, dict)]
         pairs = [(each.get("name"), each.get("template")) for each in entries]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
+MAX_THREADS = 1024
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -42,8 +43,8 @@ def threads() -> int:
     """Number of threads for the compiled kernels."""
     text = os.environ.get("SACCADE_NUM_THREADS", "")
     if text:
-        if not text.isdigit() or int(text) < 1:
-            raise ValueError(f"SACCADE_NUM_THREADS must be a positive integer, not {text!r}")
+        if not text.isdecimal() or not 1 <= int(text) <= MAX_THREADS:
+            raise ValueError(f"SACCADE_NUM_THREADS must be 1 .. {MAX_THREADS}, not {text!r}")
         return int(text)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -118,6 +119,8 @@ def unsupported(*tensors: torch.Tensor | None) -> str | None:
             continue
         if tensor.device.type != "cpu":
             return f"tensor on {tensor.device}"
+        if tensor.dtype not in DTYPES:
+            return f"dtype {tensor.dtype}"
         if tensor.numel() and tensor.stride(-1) != 1:
             return "last dimension is not contiguous"
     return None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 
 from ..ops import Implementation, Op
 from ..store import PageLayout
 from . import cpu, reference
-from .keys import Keys
+from .keys import BlockLists, Keys
 
 ATTEND = Op("attend", reference.attend, (Implementation("cpu", cpu.attend, cpu.supports),))
 
@@ -34,7 +36,7 @@ def attend(
     """
     _check_tensors(layout, q, k_pages, v_pages)
     _check_keys(keys, q.shape[0], q.shape[1], k_pages.shape[1])
-    if not 0.0 < scale < float("inf") or (softcap is not None and softcap <= 0):
+    if not 0.0 < scale < inf or (softcap is not None and not 0.0 < softcap < inf):
         raise ValueError(f"attend: scale and softcap must be positive, got {scale} and {softcap}")
     if sink_logits is not None and (
         sink_logits.shape != q.shape[1:2] or sink_logits.dtype != torch.float32
@@ -52,7 +54,7 @@ def _check_tensors(layout: PageLayout, q: torch.Tensor, k: torch.Tensor, v: torc
     head_dim, _ = layout.dims(k, v)
     if q.ndim != 3 or q.shape[2] != head_dim:
         raise ValueError(f"attend: q {tuple(q.shape)} must be [T, H, {head_dim}] for these pages")
-    if q.shape[1] % k.shape[1]:
+    if not k.shape[1] or not q.shape[1] or q.shape[1] % k.shape[1]:
         raise ValueError(
             f"attend: {q.shape[1]} query heads are not a multiple of {k.shape[1]} KV heads"
         )
@@ -65,8 +67,12 @@ def _check_keys(keys: Keys, rows: int, heads: int, kv_heads: int) -> None:
         raise ValueError("attend: cu_rows and page_table must be int32")
     if keys.positions.dtype != torch.int64 or keys.positions.shape != (rows,):
         raise ValueError(f"attend: positions must be int64 [{rows}]")
-    if keys.cu_rows.numel() != keys.page_table.shape[0] + 1:
-        raise ValueError("attend: cu_rows must have one entry more than page_table has rows")
+    if keys.page_table.ndim != 2 or keys.cu_rows.shape != (keys.page_table.shape[0] + 1,):
+        raise ValueError(
+            "attend: page_table must be [S, max pages] and cu_rows [S + 1], "
+            f"got {tuple(keys.page_table.shape)} and {tuple(keys.cu_rows.shape)}"
+        )
+    _check_cut(keys.cu_rows, rows)
     for name, bound in (("lo", keys.lo), ("hi", keys.hi)):
         if bound is not None and (bound.dtype != torch.int32 or bound.shape != (rows,)):
             raise ValueError(f"attend: {name} must be int32 [{rows}]")
@@ -74,9 +80,20 @@ def _check_keys(keys: Keys, rows: int, heads: int, kv_heads: int) -> None:
         raise ValueError(
             f"attend: window {keys.window} must be positive and sinks {keys.sinks} not negative"
         )
-    blocks = keys.blocks
-    if blocks is None:
+    if keys.blocks is not None:
+        _check_blocks(keys.blocks, rows, heads, kv_heads)
+
+
+def _check_cut(cu_rows: torch.Tensor, rows: int) -> None:
+    """Every row belongs to one sequence (looked at where that costs nothing: in CPU memory)."""
+    if cu_rows.device.type != "cpu":
         return
+    bounds = cu_rows.tolist()
+    if bounds[0] != 0 or bounds[-1] != rows or bounds != sorted(bounds):
+        raise ValueError(f"attend: cu_rows must ascend from 0 to {rows}, got {bounds[:8]}")
+
+
+def _check_blocks(blocks: BlockLists, rows: int, heads: int, kv_heads: int) -> None:
     if (
         blocks.ids.ndim != 3
         or blocks.ids.shape[1] not in (heads, kv_heads)
@@ -85,5 +102,12 @@ def _check_keys(keys: Keys, rows: int, heads: int, kv_heads: int) -> None:
         raise ValueError(f"attend: block ids must be int32 [lists, {heads} or {kv_heads}, n]")
     if blocks.list_of_row.shape != (rows,) or blocks.list_of_row.dtype != torch.int32:
         raise ValueError(f"attend: list_of_row must be int32 [{rows}]")
+    if rows and blocks.list_of_row.device.type == "cpu":
+        least, most = (int(end) for end in blocks.list_of_row.aminmax())
+        if least < 0 or most >= blocks.ids.shape[0]:
+            raise ValueError(
+                f"attend: list_of_row holds {least} .. {most}, but there are "
+                f"{blocks.ids.shape[0]} lists"
+            )
     if blocks.block < 16 or blocks.block & (blocks.block - 1):
         raise ValueError(f"attend: block must be a power of two of at least 16, not {blocks.block}")

@@ -28,8 +28,15 @@ def supports(
     return native.unsupported(q, k_pages, v_pages)
 
 
+INT32_MAX = 2**31 - 1  # the kernel's positions; a wider window or more sinks mean every key
+
+
 def _pointer(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def attend(
@@ -48,12 +55,18 @@ def attend(
     pages, kv_heads, v_dim = k_pages.shape[0], k_pages.shape[1], v_pages.shape[3]
     out = torch.empty((rows, heads, v_dim), dtype=out_dtype)
     lse = torch.empty((rows, heads), dtype=torch.float32)
+    # These stay referenced until the kernel has returned: the copies that `contiguous` makes too.
+    table, cu_rows, positions = (
+        x.contiguous() for x in (keys.page_table, keys.cu_rows, keys.positions)
+    )
+    lo, hi, sink_logits = _dense(keys.lo), _dense(keys.hi), _dense(sink_logits)
     blocks = keys.blocks
     ids = None if blocks is None else blocks.ids.contiguous()
+    list_of_row = None if blocks is None else blocks.list_of_row.contiguous()
     native.kernels().attend(
         native.DTYPES[q.dtype],
         native.DTYPES[out_dtype],
-        keys.page_table.shape[0],
+        table.shape[0],
         rows,
         heads,
         kv_heads,
@@ -66,20 +79,20 @@ def attend(
         q.stride(1),
         k_pages.data_ptr(),
         v_pages.data_ptr(),
-        keys.page_table.data_ptr(),
-        keys.page_table.stride(0),
-        keys.page_table.shape[1],
-        keys.cu_rows.data_ptr(),
-        keys.positions.data_ptr(),
-        _pointer(keys.lo),
-        _pointer(keys.hi),
-        keys.window or 0,
-        keys.sinks,
+        table.data_ptr(),
+        table.stride(0),
+        table.shape[1],
+        cu_rows.data_ptr(),
+        positions.data_ptr(),
+        _pointer(lo),
+        _pointer(hi),
+        min(keys.window or 0, INT32_MAX),
+        min(keys.sinks, INT32_MAX),
         scale,
         softcap or 0.0,
         _pointer(sink_logits),
         _pointer(ids),
-        0 if blocks is None else blocks.list_of_row.data_ptr(),
+        _pointer(list_of_row),
         0 if ids is None else ids.shape[1],
         0 if ids is None else ids.shape[2],
         0 if blocks is None else blocks.block,

@@ -20,8 +20,17 @@ def apply_rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.T
     first half is paired with element i + r/2. Computed in fp32, rounded once. Raises ValueError
     when shapes disagree.
     """
+    if q.ndim != 3 or k.ndim != 3:
+        raise ValueError(
+            f"apply_rope needs q [T, H, d] and k [T, Hkv, d], got {tuple(q.shape)}, {tuple(k.shape)}"
+        )
     rotary = 2 * cos.shape[-1]
-    if cos.shape != sin.shape or cos.dtype != torch.float32 or cos.shape[0] != q.shape[0]:
+    if (
+        cos.ndim != 2
+        or cos.shape != sin.shape
+        or not cos.dtype == sin.dtype == torch.float32
+        or cos.shape[0] != q.shape[0]
+    ):
         raise ValueError(
             f"apply_rope needs float32 cos, sin [T, r/2], "
             f"got {tuple(cos.shape)}, {tuple(sin.shape)}"

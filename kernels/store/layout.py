@@ -53,8 +53,12 @@ class PageLayout:
         layout.
         """
         unit = self.unit(k_pages.dtype)
-        fits = k_pages.ndim == v_pages.ndim == 5 and k_pages.shape[:2] == v_pages.shape[:2]
-        if not fits or k_pages.shape[3:] != (self.page_size, unit) or v_pages.shape[4] != unit:
+        if not (
+            k_pages.ndim == v_pages.ndim == 5
+            and k_pages.shape[:2] == v_pages.shape[:2]
+            and k_pages.shape[3:] == (self.page_size, unit)
+            and (v_pages.shape[2], v_pages.shape[4]) == (self.page_size // unit, unit)
+        ):
             raise ValueError(
                 f"pages {tuple(k_pages.shape)}, {tuple(v_pages.shape)} do not have {self} "
                 f"for {k_pages.dtype}"

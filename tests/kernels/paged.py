@@ -1,14 +1,18 @@
-"""Random paged attention problems for the kernel tests."""
+"""Random paged attention problems, and what attention over them must give."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from saccade.kernels.attend import Keys
+from saccade.kernels.attend import BlockLists, Keys, attend
+from saccade.kernels.attend.reference import softmax_attention, visible
 from saccade.kernels.store import PageLayout, write_pages
+from saccade.kernels.testing import within_budget
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Result = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -20,6 +24,26 @@ class Problem:
     k: torch.Tensor
     v: torch.Tensor
     keys: Keys
+    dense: list[Result]  # K and V of each sequence as they were written
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> Result:
+        """What the op answers."""
+        options = {"scale": self.q.shape[2] ** -0.5, **self.options}
+        return attend(self.layout, self.q, self.k, self.v, self.keys, **options)
+
+    def seeing(self, **changes: Any) -> Problem:
+        """The same problem with other `Keys` fields."""
+        return replace(self, keys=replace(self.keys, **changes))
+
+    def having(self, **options: Any) -> Problem:
+        """The same problem with other options of `attend`."""
+        return replace(self, options={**self.options, **options})
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """(first row, one past the last) of each sequence."""
+        cu = self.keys.cu_rows.tolist()
+        return list(zip(cu, cu[1:], strict=False))
 
 
 def slots_of(table: torch.Tensor, positions: torch.Tensor, page: int) -> torch.Tensor:
@@ -27,8 +51,21 @@ def slots_of(table: torch.Tensor, positions: torch.Tensor, page: int) -> torch.T
     return table.long()[positions // page] * page + positions % page
 
 
-def make(lengths, chunks, heads=4, kv_heads=2, dim=32, v_dim=32, page=64, dtype=torch.float32, seed=0) -> Problem:
-    """Pages are shuffled, unused ones and the rest of the last pages hold NaN, as memory of a former owner may."""
+def make(
+    lengths,
+    chunks,
+    heads=4,
+    kv_heads=2,
+    dim=32,
+    v_dim=32,
+    page=64,
+    dtype=torch.float32,
+    seed=0,
+    shuffle=0,
+    size=1.0,
+) -> Problem:
+    """Pages are shuffled by `shuffle`; unused ones and the rest of the last pages hold NaN, as memory
+    of a former owner may. `seed` makes the numbers, K and q `size` times a normal variable."""
     generator = torch.Generator().manual_seed(seed)
     layout = PageLayout(page)
     per_seq = [-(-length // page) for length in lengths]
@@ -36,18 +73,94 @@ def make(lengths, chunks, heads=4, kv_heads=2, dim=32, v_dim=32, page=64, dtype=
     k, v = layout.allocate(total, kv_heads, dim, v_dim, dtype)
     k.fill_(torch.nan)
     v.fill_(torch.nan)
-    order = torch.randperm(total, generator=generator).int()
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(shuffle)).int()
     table = torch.full((len(lengths), max(per_seq) + 1), -1, dtype=torch.int32)
-    used, positions = 0, []
+    used, positions, dense = 0, [], []
     for s, (length, chunk) in enumerate(zip(lengths, chunks, strict=True)):
         table[s, : per_seq[s]] = order[used : used + per_seq[s]]
         used += per_seq[s]
         where = torch.arange(length)
-        new_k = torch.randn((length, kv_heads, dim), generator=generator).to(dtype)
+        new_k = (torch.randn((length, kv_heads, dim), generator=generator) * size).to(dtype)
         new_v = torch.randn((length, kv_heads, v_dim), generator=generator).to(dtype)
         write_pages(layout, k, v, new_k, new_v, slots_of(table[s], where, page))
         positions.append(where[length - chunk :])
-    rows = sum(chunks)
-    q = torch.randn((rows, heads, dim), generator=generator).to(dtype)
+        dense.append((new_k, new_v))
+    q = (torch.randn((sum(chunks), heads, dim), generator=generator) * size).to(dtype)
     cu = torch.tensor([0, *torch.tensor(chunks).cumsum(0).tolist()], dtype=torch.int32)
-    return Problem(layout, q, k, v, Keys(cu, torch.cat(positions), table))
+    return Problem(layout, q, k, v, Keys(cu, torch.cat(positions), table), dense)
+
+
+def oracle(problem: Problem, exact: bool) -> Result:
+    """Attention over the keys as they were before any page: in fp64, or as a plain implementation at
+    the problem's precision would do it (fp32 sums, probabilities and result rounded to the dtype)."""
+    q, keys = problem.q, problem.keys
+    wide = torch.float64 if exact else torch.float32
+    options = {"softcap": None, "sink_logits": None, "scale": q.shape[2] ** -0.5} | problem.options
+    out_dtype = options.pop("out_dtype", None) or q.dtype
+    outs, lses = [], []
+    for (begin, end), (k, v) in zip(problem.bounds(), problem.dense, strict=True):
+        rows, group = slice(begin, end), q.shape[1] // k.shape[1]
+        k, v = (x.to(wide).repeat_interleave(group, dim=1) for x in (k, v))
+        mask = visible(keys, rows, q.shape[1], k.shape[0])
+        if exact or q.dtype == torch.float32:
+            out, lse = softmax_attention(q[rows].to(wide), k, v, mask, **options)
+        else:
+            out, lse = _rounded_attention(q[rows].to(wide), k, v, mask, q.dtype, options)
+        outs.append(out)
+        lses.append(lse)
+    out = torch.cat(outs)
+    return (out if exact else out.to(out_dtype)), torch.cat(lses)
+
+
+def _rounded_attention(q, k, v, mask, dtype, options) -> Result:
+    """Softmax attention whose probabilities are rounded to `dtype` before they weigh V."""
+    eye = torch.eye(k.shape[0], dtype=q.dtype)[:, None].expand(-1, q.shape[1], -1)
+    weights, lse = softmax_attention(q, k, eye, mask, **options)
+    return torch.einsum("thl,lhd->thd", weights.to(dtype).float(), v), lse
+
+
+def check(problem: Problem) -> Result:
+    """The op's answer, after a comparison with the oracle by the error budget."""
+    out, lse = problem.run()
+    truth, truth_lse = oracle(problem, exact=True)
+    rounded, rounded_lse = oracle(problem, exact=False)
+    within_budget(out, rounded, truth)
+    within_budget(lse, rounded_lse, truth_lse)
+    return out, lse
+
+
+def cut(problem: Problem, seq: int, begin: int, end: int) -> Problem:
+    """Rows begin .. end of one sequence as a call of their own."""
+    keys, first = problem.keys, int(problem.keys.cu_rows[seq])
+    rows = slice(first + begin, first + end)
+    blocks = keys.blocks
+    if blocks is not None:
+        blocks = BlockLists(blocks.ids, blocks.list_of_row[rows], blocks.block)
+    alone = replace(
+        keys,
+        cu_rows=torch.tensor([0, end - begin], dtype=torch.int32),
+        positions=keys.positions[rows],
+        page_table=keys.page_table[seq : seq + 1],
+        lo=None if keys.lo is None else keys.lo[rows],
+        hi=None if keys.hi is None else keys.hi[rows],
+        blocks=blocks,
+    )
+    return replace(problem, q=problem.q[rows], keys=alone, dense=[problem.dense[seq]])
+
+
+def random_lists(problem: Problem, block: int, owners: int, share: float = 0.3) -> BlockLists:
+    """Per row and owner a random subset of the blocks, also some in the future; some lists are empty."""
+    rows = problem.q.shape[0]
+    longest = max(k.shape[0] for k, _ in problem.dense)
+    total = -(-longest // block) + 1
+    held = torch.rand((rows, owners, total)) < share
+    held[torch.rand((rows, owners)) < 0.1] = False
+    ids = torch.where(held, torch.arange(total), total).sort(-1).values
+    ids = torch.where(ids == total, -1, ids).int()
+    order = torch.randperm(rows)
+    return BlockLists(ids[order].contiguous(), order.argsort().int(), block)
+
+
+def same(a: Result, b: Result) -> bool:
+    """Equal bit for bit (of finite numbers)."""
+    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])

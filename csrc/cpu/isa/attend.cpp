@@ -17,6 +17,7 @@ namespace {
 constexpr int W = kWidth;
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kFusible = 1 << 24;
 
 SACCADE_INLINE F<W> tanh(F<W> x) {
   const F<W> one = splat<W>(1.0f);
@@ -349,7 +350,9 @@ struct UnitRun {
     const F<W> none = splat<W>(-INFINITY);
     F<W> high = none;
     if (p.softcap > 0) {
-      for (int64_t i = own.begin; i < own.end; i += W) store(s + i, capped(load<F<W>>(s + i)));
+      for (int64_t i = own.begin; i < own.end; i += W) {
+        store(s + i, pass.k[i / pass.chunk] == nullptr ? none : capped(load<F<W>>(s + i)));
+      }
     }
     if (masked(row, own, first)) {
       for (int64_t i = own.begin; i < own.end; i += W) {
@@ -378,8 +381,11 @@ struct UnitRun {
     shrink[r] = exp2_nonpositive<4>(splat<4>(*top - base))[0];
     const F<W> factor = splat<W>(to_log2), minus = splat<W>(-base);
     F<W> total{};
+    // Beyond this size the rounding of `base` alone could make an exponent that is fused far too large.
+    const bool huge = base > kFusible || base < -kFusible;
     for (int64_t i = own.begin; i < own.end; i += W) {
-      const F<W> e = exp2_nonpositive<W>(fma<W>(load<F<W>>(s + i), factor, minus));
+      const F<W> x = load<F<W>>(s + i);
+      const F<W> e = exp2_nonpositive<W>(huge ? x * factor + minus : fma<W>(x, factor, minus));
       total += e;
       put_probabilities(to + i, e);
     }
@@ -428,9 +434,8 @@ struct UnitRun {
   // The partial result over the keys of [begin, end), a segment.
   void attend_segment(int64_t begin, int64_t end, float* partial) {
     clear(partial);
-    const int64_t past = p.positions[u.row] - p.window + 1;  // rows ascend: the first row sees furthest back
     for (int64_t first = begin; first < end && first < u.hi; first += kPass) {
-      const bool between = p.window > 0 && first >= p.sinks && first + kPass <= past;  // sinks and window
+      const bool between = p.window > 0 && first >= p.sinks && first + kPass <= u.window_begin;
       if (!between) attend_pass(first, partial);
     }
   }
@@ -461,8 +466,9 @@ struct UnitRun {
       float top = tops(total)[r], sum = sum_lanes<W>(load<F<W>>(sums(total) + r * W)), keep = 1.0f;
       if (p.sink_logits != nullptr) {
         const float sink = p.sink_logits[head_of(r)] * kLog2E, now = top > sink ? top : sink;
-        keep = exp2f(top - now);
-        sum = sum * keep + exp2f(sink - now);
+        const float base = now == -INFINITY ? 0.0f : now;
+        keep = exp2f(top - base);
+        sum = sum * keep + exp2f(sink - base);
         top = now;
       }
       const float factor = sum == 0.0f ? 0.0f : keep / sum;

@@ -28,6 +28,7 @@ constexpr int64_t kStreamRows = 16;
 struct Unit {
   int64_t seq, kv_head, head, heads, row, tokens;
   int64_t hi;                           // one past the last key that any of its rows sees
+  int64_t window_begin;                 // the first key in the window of any of its rows
   int64_t first_segment, last_segment;  // half open
 };
 
@@ -126,15 +127,20 @@ class UnitPlan {
 
  private:
   void set_keys(Unit& u) const {
-    int64_t lo = INT64_MAX, hi = 0;
+    const int64_t limit = p_.table_width * p_.page;  // no key lies beyond the page table
+    int64_t lo = INT64_MAX, hi = 0, window_begin = INT64_MAX;
     for (int64_t row = u.row; row < u.row + u.tokens; ++row) {
       const int64_t position = p_.positions[row];
       int64_t from = p_.lo != nullptr && p_.lo[row] > 0 ? p_.lo[row] : 0;
-      if (p_.window > 0 && p_.sinks == 0 && position - p_.window + 1 > from) from = position - p_.window + 1;
+      const int64_t in_window = position - p_.window + 1;
+      if (p_.window > 0 && p_.sinks == 0 && in_window > from) from = in_window;
       const int64_t to = p_.hi != nullptr ? p_.hi[row] : position + 1;
       if (from < lo) lo = from;
       if (to > hi) hi = to;
+      if (in_window < window_begin) window_begin = in_window;
     }
+    if (hi > limit) hi = limit;
+    u.window_begin = window_begin;
     u.hi = hi;
     u.first_segment = lo < hi ? lo / kSegment : 0;
     u.last_segment = lo < hi ? (hi + kSegment - 1) / kSegment : 0;
@@ -148,7 +154,7 @@ class UnitPlan {
 // Whether a segment can hold keys that a windowed unit sees (the gap between sinks and window holds none).
 SACCADE_INLINE bool may_see(const AttendParams& p, const Unit& u, int64_t segment) {
   if (p.window == 0) return true;
-  return segment * kSegment < p.sinks || (segment + 1) * kSegment > p.positions[u.row] - p.window + 1;
+  return segment * kSegment < p.sinks || (segment + 1) * kSegment > u.window_begin;
 }
 
 struct UnitOps {

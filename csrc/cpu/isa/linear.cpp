@@ -164,7 +164,7 @@ void linear(const LinearParams& p, ThreadPool& pool) {
   const int64_t row_blocks = (p.rows + kRows - 1) / kRows, panels = (p.outs + kPanel - 1) / kPanel;
   // About eight items a thread even out the ends, and a group of panels should stay in the second-level cache while
   // all row blocks pass over it; a panel is the least piece.
-  const int64_t cached = (512 << 10) / (kPanel * p.in * size_of(p.dtype));
+  const int64_t cached = (512 << 10) / (kPanel * (p.in < 1 ? 1 : p.in) * size_of(p.dtype));
   int64_t per_item = panels * row_blocks / (8 * pool.size());
   if (row_blocks > 1 && per_item > cached) per_item = cached;
   per_item = per_item < 1 ? 1 : (per_item > panels ? panels : per_item);

@@ -129,10 +129,10 @@ SACCADE_INLINE F<W> exp2_nonpositive(F<W> x) {
   return x < floor ? F<W>{} : value;
 }
 
-// exp(x) for any finite x, saturating at the ends.
+// exp(x), saturating at the ends; NaN at NaN.
 template <int W>
 SACCADE_INLINE F<W> exp_any(F<W> x) {
-  const F<W> y = max<W>(x * splat<W>(1.4426950408889634f), splat<W>(-252.0f));
+  const F<W> y = max<W>(splat<W>(-252.0f), x * splat<W>(1.4426950408889634f));
   const F<W> capped = y > splat<W>(252.0f) ? splat<W>(252.0f) : y;
   // Two halves keep each exponent in the range of exp2_nonpositive; positive powers are reciprocals.
   const F<W> half = capped * splat<W>(0.5f);

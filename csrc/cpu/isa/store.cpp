@@ -14,8 +14,6 @@ void write_run(const WritePagesParams& p, int64_t head, int64_t begin, int64_t e
   T* v_page = static_cast<T*>(p.v_pages) + (page * p.kv_heads + head) * p.page * p.v_dim;
   const T* k = static_cast<const T*>(p.k) + begin * p.k_row + head * p.k_head;
   const T* v = static_cast<const T*>(p.v) + begin * p.v_row + head * p.v_head;
-  // A fresh page starts clean: masked keys have weight 0, and 0 * NaN of a former owner would be NaN.
-  if (offset == 0) std::memset(v_page, 0, static_cast<size_t>(p.page * p.v_dim) * sizeof(T));
   for (int64_t c = 0; c < p.dim; c += kU) {
     T* to = k_page + c * p.page + offset * kU;
     for (int64_t i = 0; i < count; ++i) std::memcpy(to + i * kU, k + i * p.k_row + c, kU * sizeof(T));
@@ -27,19 +25,28 @@ void write_run(const WritePagesParams& p, int64_t head, int64_t begin, int64_t e
   }
 }
 
+// Calls fn(begin, end) for the runs of rows that have a slot.
+template <class Fn>
+void for_runs(const WritePagesParams& p, Fn fn) {
+  const int64_t slots = p.pages * p.page;
+  for (int64_t begin = 0, end; begin < p.rows; begin = end) {
+    end = begin + 1;
+    if (p.slots[begin] < 0 || p.slots[begin] >= slots) continue;
+    while (end < p.rows && p.slots[end] == p.slots[end - 1] + 1 && p.slots[end] % p.page != 0) ++end;
+    fn(begin, end);
+  }
+}
+
+// A fresh page starts clean: masked keys have weight 0, and 0 * NaN of a former owner would be NaN. Pages are cleared
+// before any row is written, so that the rows of one page may come in any order.
 template <class T, int kU>
 void write_head(const WritePagesParams& p, int64_t head) {
-  const int64_t slots = p.pages * p.page;
-  for (int64_t begin = 0; begin < p.rows;) {
-    int64_t end = begin + 1;
-    if (p.slots[begin] < 0 || p.slots[begin] >= slots) {
-      begin = end;
-      continue;
-    }
-    while (end < p.rows && p.slots[end] == p.slots[end - 1] + 1 && p.slots[end] % p.page != 0) ++end;
-    write_run<T, kU>(p, head, begin, end);
-    begin = end;
-  }
+  for_runs(p, [&](int64_t begin, int64_t end) {
+    if (p.slots[begin] % p.page != 0 || end - begin == p.page) return;
+    T* v_pages = static_cast<T*>(p.v_pages) + (p.slots[begin] / p.page * p.kv_heads + head) * p.page * p.v_dim;
+    std::memset(v_pages, 0, static_cast<size_t>(p.page * p.v_dim) * sizeof(T));
+  });
+  for_runs(p, [&](int64_t begin, int64_t end) { write_run<T, kU>(p, head, begin, end); });
 }
 
 }  // namespace
