@@ -12,7 +12,7 @@ from typing import Any
 
 from .assembly import assemble
 from .config import EngineConfig
-from .errors import RequestError
+from .errors import RequestError, SaccadeError
 from .generation import Branch, Generation
 from .outputs import RequestOutput
 from .params import SamplingParams, validate_prompt_ids
@@ -106,13 +106,13 @@ class Engine:
         Closing the iterator early aborts the request.
         """
         generation = self.add(prompt, sampling_params or SamplingParams())
+        finished = False
         try:
-            while not generation.finished:
-                self.step()
-                output = generation.delta()
-                if generation.finished or any(
-                    each.token_ids or each.text for each in output.outputs
-                ):
+            while not finished:
+                if not generation.finished:  # somebody else's step may have ended it
+                    self.step()
+                finished, output = generation.finished, generation.delta()
+                if finished or any(each.token_ids or each.text for each in output.outputs):
                     yield output
         finally:
             self.abort(generation.id)
@@ -160,13 +160,13 @@ class Engine:
         vocabulary = self.model_config.vocab_size
         validate_prompt_ids(ids, vocabulary)
         params.check_against(vocabulary)
-        name = request_id if request_id is not None else f"request-{next(self._ids)}"
+        name = request_id if request_id is not None else self._new_id()
         if name in self._live:
             raise RequestError(f"Request id {name!r} is already in use.", "request_id")
         generation = Generation(
             name,
             text,
-            ids,
+            list(ids),
             params,
             sampler=self._sampler,
             tokenizer=self.tokenizer,
@@ -183,17 +183,22 @@ class Engine:
     def step(self) -> None:
         """Advances the engine by one batch; does nothing when no request is unfinished.
 
-        An exception while the batch runs fails its requests, not the engine.
+        An exception while the batch runs fails its requests, not the engine; an interrupt (which
+        nobody here may swallow) is raised again after that.
         """
         if not self.scheduler.has_work:
             return
         plan = self.scheduler.schedule()
         try:
             self._run(plan)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it belongs to these requests)
+        except BaseException as error:
+            # The plan's page copies may not have been made: no request of it can go on.
             self.scheduler.fail(plan, error)
-        for chunk in plan.chunks:
-            self._close_if_finished(chunk.request.id)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for chunk in plan.chunks:
+                self._close_if_finished(chunk.request.id)
         if not self.scheduler.has_work and time.monotonic() - self._checked > _IDLE_CHECK_S:
             self.scheduler.check_integrity()
             self._checked = time.monotonic()
@@ -204,8 +209,7 @@ class Engine:
             self._branches[chunk.request.id][0].note_step()
         result = self._runner.run(chunks, plan.copies)
         for index, chunk in enumerate(chunks):
-            generation, _ = self._branches[chunk.request.id]
-            self._read_prompt_logprobs(generation, index, chunk, result)
+            self._read_prompt_logprobs(index, chunk, result)
         wanted = [index for index, chunk in enumerate(chunks) if chunk.sample]
         sampled = self._sample(result, chunks, wanted)
         for request in self.scheduler.commit(
@@ -240,14 +244,16 @@ class Engine:
                 sampled[request_id] = each
         return sampled
 
-    def _read_prompt_logprobs(
-        self, generation: Generation, index: int, chunk: Chunk, result: StepResult
-    ) -> None:
+    def _read_prompt_logprobs(self, index: int, chunk: Chunk, result: StepResult) -> None:
+        generation, branch = self._branches[chunk.request.id]
         wanted = generation.prompt_logprobs
-        if wanted is None or wanted.complete or chunk.request is not generation.branches[0].request:
+        if wanted is None or wanted.complete or branch is not generation.branches[0]:
             return
-        for start, logits in result.chunk_logits(index):
-            wanted.add(start, logits)
+        try:
+            for start, logits in result.chunk_logits(index):
+                wanted.add(start, logits)
+        except SaccadeError as error:  # a row that is not finite: this request's fault alone
+            self.scheduler.fail_request(chunk.request.id, error)
 
     # ---- small parts ----
 
@@ -262,9 +268,13 @@ class Engine:
         if generation.finished:
             self._live.pop(generation.id, None)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _new_id(self) -> str:
+        names = (f"request-{number}" for number in self._ids)
+        return next(name for name in names if name not in self._live)
+
+    def _encode(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
-            return list(prompt)
+            return prompt
         if self.tokenizer is None:
             raise RequestError(
                 "The checkpoint has no tokenizer.json: give token ids instead of text.", "prompt"

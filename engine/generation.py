@@ -54,6 +54,7 @@ class Generation:
         self._first_step: float | None = None
         self._first_token: float | None = None
         self._last_token: float | None = None
+        self._end: float | None = None
         first_state = sampler.new_state(params, prompt_ids, eos_ids)
         self.branches: list[Branch] = []
         for index in range(params.n):
@@ -95,6 +96,8 @@ class Generation:
         if request.error is not None and self.error is None:
             self.error = str(request.error) or type(request.error).__name__
         branch.completion.finish(request.finish_reason or "abort", request.stop_reason)
+        if self.finished:
+            self._end = time.perf_counter()
 
     def delta(self) -> RequestOutput:
         """What is new since the last `delta`."""
@@ -126,5 +129,5 @@ class Generation:
             prefill_s=None if first is None or token is None else token - first,
             ttft_s=None if token is None else token - self._arrival,
             decode_s=None if token is None or last is None else last - token,
-            total_s=time.perf_counter() - self._arrival if self.finished else None,
+            total_s=None if self._end is None else self._end - self._arrival,
         )

@@ -22,7 +22,8 @@ def apply_rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.T
     """
     if q.ndim != 3 or k.ndim != 3:
         raise ValueError(
-            f"apply_rope needs q [T, H, d] and k [T, Hkv, d], got {tuple(q.shape)}, {tuple(k.shape)}"
+            "apply_rope needs q [T, H, d] and k [T, Hkv, d], "
+            f"got {tuple(q.shape)}, {tuple(k.shape)}"
         )
     rotary = 2 * cos.shape[-1]
     if (

@@ -1,4 +1,4 @@
-"""The kernel tests: every instruction set of this machine, one after the other, on poisoned memory."""
+"""The kernel tests: every instruction set of this machine in turn, on poisoned memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from saccade.kernels import native
 
 LARGE_INTEGER = -77

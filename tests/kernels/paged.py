@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
+
 from saccade.kernels.attend import BlockLists, Keys, attend
 from saccade.kernels.attend.reference import softmax_attention, visible
 from saccade.kernels.store import PageLayout, write_pages
@@ -43,7 +45,7 @@ class Problem:
     def bounds(self) -> list[tuple[int, int]]:
         """(first row, one past the last) of each sequence."""
         cu = self.keys.cu_rows.tolist()
-        return list(zip(cu, cu[1:], strict=False))
+        return list(pairwise(cu))
 
 
 def slots_of(table: torch.Tensor, positions: torch.Tensor, page: int) -> torch.Tensor:
@@ -64,8 +66,8 @@ def make(
     shuffle=0,
     size=1.0,
 ) -> Problem:
-    """Pages are shuffled by `shuffle`; unused ones and the rest of the last pages hold NaN, as memory
-    of a former owner may. `seed` makes the numbers, K and q `size` times a normal variable."""
+    """Pages are shuffled by `shuffle`; unused ones and the rest of the last pages hold NaN, as
+    memory of a former owner may. `seed` makes the numbers, K and q `size` times normal ones."""
     generator = torch.Generator().manual_seed(seed)
     layout = PageLayout(page)
     per_seq = [-(-length // page) for length in lengths]
@@ -91,8 +93,9 @@ def make(
 
 
 def oracle(problem: Problem, exact: bool) -> Result:
-    """Attention over the keys as they were before any page: in fp64, or as a plain implementation at
-    the problem's precision would do it (fp32 sums, probabilities and result rounded to the dtype)."""
+    """Attention over the keys as they were before any page: in fp64, or as a plain implementation
+    at the problem's precision does it (fp32 sums, probabilities and result rounded to the dtype).
+    """
     q, keys = problem.q, problem.keys
     wide = torch.float64 if exact else torch.float32
     options = {"softcap": None, "sink_logits": None, "scale": q.shape[2] ** -0.5} | problem.options
@@ -149,7 +152,7 @@ def cut(problem: Problem, seq: int, begin: int, end: int) -> Problem:
 
 
 def random_lists(problem: Problem, block: int, owners: int, share: float = 0.3) -> BlockLists:
-    """Per row and owner a random subset of the blocks, also some in the future; some lists are empty."""
+    """Per row and owner a random subset of the blocks, some in the future; some lists are empty."""
     rows = problem.q.shape[0]
     longest = max(k.shape[0] for k, _ in problem.dense)
     total = -(-longest // block) + 1
