@@ -10,6 +10,7 @@ BUILD_TOOLS := setuptools pybind11 ninja
 RUNTIME := $(VENV)/.stamp-runtime
 DEV := $(VENV)/.stamp-dev
 NATIVE := build/.stamp-native
+PROMPT := engine/demo/prompt.txt
 CSRC := $(shell find csrc -type f)
 
 # In a checkout a missing compiled module is an error; AMX is also built emulated, for the tests.
@@ -27,7 +28,8 @@ help:
 	@echo "make wheel   a source distribution and a wheel in dist/"
 
 demo: $(RUNTIME) $(NATIVE)
-	$(BIN)/saccade generate demo --prompt-file engine/demo/prompt.txt --max-tokens 16 --temperature 0
+	@echo "A pass key is hidden in $(PROMPT), which ends with the question:"; tail -n 1 $(PROMPT); echo
+	$(BIN)/saccade generate demo --prompt-file $(PROMPT) --max-tokens 16 --stop . --temperature 0
 
 test: $(DEV) $(NATIVE)
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
