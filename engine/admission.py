@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .checks import is_int, shown
 from .errors import CapacityError, RequestError
 from .request import Request, RequestState
 
@@ -11,6 +12,7 @@ def check_request(request: Request, max_model_len: int, max_tokens: int) -> None
 
     Raises RequestError for a fault of the request, CapacityError where memory is the limit.
     """
+    check_labels(request.priority, request.cache_salt)
     size, parent = len(request.prompt), request.parent
     if size == 0:
         raise RequestError("The prompt has no tokens.", "prompt")
@@ -29,6 +31,19 @@ def check_request(request: Request, max_model_len: int, max_tokens: int) -> None
             f"The prompt has {size} tokens; with one more to generate it exceeds the {max_tokens} "
             f"tokens that the whole KV cache holds. Raise kv_cache_memory or shorten the prompt."
         )
+
+
+def check_labels(priority: int, cache_salt: str) -> None:
+    """RequestError for a priority or salt that would break queues or prefix keys later on."""
+    if not is_int(priority):
+        raise RequestError(f"priority must be an integer, got {shown(priority)}", "priority")
+    if not isinstance(cache_salt, str):
+        raise RequestError(f"cache_salt must be text, got {shown(cache_salt)}", "cache_salt")
+    try:
+        cache_salt.encode()
+    except UnicodeEncodeError as error:
+        message = f"cache_salt is not valid Unicode: lone surrogate at character {error.start}"
+        raise RequestError(message, "cache_salt") from None
 
 
 def rank(request: Request) -> tuple[int, float, int]:
