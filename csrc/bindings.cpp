@@ -1,4 +1,5 @@
-// The only binding file: raw pointers, sizes and strides in, nothing out. Validation lives at each op's door in Python.
+// The only binding file: raw pointers, sizes and strides in, nothing out. Validation lives at each
+// op's door in Python.
 #include <pybind11/pybind11.h>
 
 #include <mutex>
@@ -16,7 +17,8 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// The kernels of one instruction set with a thread pool of their own. Calls from several Python threads take turns.
+// The kernels of one instruction set with a thread pool of their own. Calls from several Python
+// threads take turns.
 class Kernels {
  public:
   Kernels(const std::string& isa, int threads) : pool_(threads), isa_(isa) {
@@ -48,66 +50,97 @@ class Kernels {
   std::mutex mutex_;
 };
 
-void attend(Kernels& kernels, int dtype, int out_dtype, int64_t seqs, int64_t rows, int64_t heads, int64_t kv_heads,
-            int64_t dim, int64_t v_dim, int64_t page, int64_t pages, uintptr_t q, int64_t q_row, int64_t q_head,
-            uintptr_t k_pages, uintptr_t v_pages, uintptr_t table, int64_t table_row, int64_t table_width,
-            uintptr_t cu_rows, uintptr_t positions, uintptr_t lo, uintptr_t hi, int64_t window, int64_t sinks,
-            float scale, float softcap, uintptr_t sink_logits, uintptr_t blocks, uintptr_t list_of_row, int64_t owners,
+void attend(Kernels& kernels, int dtype, int out_dtype, int64_t seqs, int64_t rows, int64_t heads,
+            int64_t kv_heads, int64_t dim, int64_t v_dim, int64_t page, int64_t pages, uintptr_t q,
+            int64_t q_row, int64_t q_head, uintptr_t k_pages, uintptr_t v_pages, uintptr_t table,
+            int64_t table_row, int64_t table_width, uintptr_t cu_rows, uintptr_t positions,
+            uintptr_t lo, uintptr_t hi, int64_t window, int64_t sinks, float scale, float softcap,
+            uintptr_t sink_logits, uintptr_t blocks, uintptr_t list_of_row, int64_t owners,
             int64_t list_width, int64_t block, uintptr_t out, uintptr_t lse) {
-  kernels.run(&KernelTable::attend,
-              AttendParams{static_cast<DType>(dtype), static_cast<DType>(out_dtype), seqs, rows, heads, kv_heads, dim,
-                           v_dim, page, pages, pointer<const void>(q), q_row, q_head, pointer<const void>(k_pages),
-                           pointer<const void>(v_pages), pointer<const int32_t>(table), table_row, table_width,
-                           pointer<const int32_t>(cu_rows), pointer<const int64_t>(positions),
-                           pointer<const int32_t>(lo), pointer<const int32_t>(hi), window, sinks, scale, softcap,
-                           pointer<const float>(sink_logits), pointer<const int32_t>(blocks),
-                           pointer<const int32_t>(list_of_row), owners, list_width, block, pointer<void>(out),
-                           pointer<float>(lse)});
+  kernels.run(&KernelTable::attend, AttendParams{static_cast<DType>(dtype),
+                                                 static_cast<DType>(out_dtype),
+                                                 seqs,
+                                                 rows,
+                                                 heads,
+                                                 kv_heads,
+                                                 dim,
+                                                 v_dim,
+                                                 page,
+                                                 pages,
+                                                 pointer<const void>(q),
+                                                 q_row,
+                                                 q_head,
+                                                 pointer<const void>(k_pages),
+                                                 pointer<const void>(v_pages),
+                                                 pointer<const int32_t>(table),
+                                                 table_row,
+                                                 table_width,
+                                                 pointer<const int32_t>(cu_rows),
+                                                 pointer<const int64_t>(positions),
+                                                 pointer<const int32_t>(lo),
+                                                 pointer<const int32_t>(hi),
+                                                 window,
+                                                 sinks,
+                                                 scale,
+                                                 softcap,
+                                                 pointer<const float>(sink_logits),
+                                                 pointer<const int32_t>(blocks),
+                                                 pointer<const int32_t>(list_of_row),
+                                                 owners,
+                                                 list_width,
+                                                 block,
+                                                 pointer<void>(out),
+                                                 pointer<float>(lse)});
 }
 
-void linear(Kernels& kernels, int dtype, int out_dtype, int64_t rows, int64_t in, int64_t outs, uintptr_t x,
-            int64_t x_row, uintptr_t weight, uintptr_t bias, uintptr_t y) {
+void linear(Kernels& kernels, int dtype, int out_dtype, int64_t rows, int64_t in, int64_t outs,
+            uintptr_t x, int64_t x_row, uintptr_t weight, uintptr_t bias, uintptr_t y) {
   kernels.run(&KernelTable::linear,
               LinearParams{static_cast<DType>(dtype), static_cast<DType>(out_dtype), rows, in, outs,
-                           pointer<const void>(x), x_row, pointer<const void>(weight), pointer<const float>(bias),
-                           pointer<void>(y)});
+                           pointer<const void>(x), x_row, pointer<const void>(weight),
+                           pointer<const float>(bias), pointer<void>(y)});
 }
 
-void rms_norm(Kernels& kernels, int dtype, int64_t rows, int64_t width, uintptr_t x, int64_t x_row, uintptr_t weight,
-              float eps, uintptr_t residual, int64_t residual_row, uintptr_t out) {
+void rms_norm(Kernels& kernels, int dtype, int64_t rows, int64_t width, uintptr_t x, int64_t x_row,
+              uintptr_t weight, float eps, uintptr_t residual, int64_t residual_row,
+              uintptr_t out) {
   kernels.run(&KernelTable::rms_norm,
               RmsNormParams{static_cast<DType>(dtype), rows, width, pointer<const void>(x), x_row,
                             pointer<const void>(weight), eps, pointer<void>(residual), residual_row,
                             pointer<void>(out)});
 }
 
-void rope(Kernels& kernels, int dtype, int64_t rows, int64_t heads, int64_t half, uintptr_t x, int64_t x_row,
-          int64_t x_head, uintptr_t cos, uintptr_t sin) {
+void rope(Kernels& kernels, int dtype, int64_t rows, int64_t heads, int64_t half, uintptr_t x,
+          int64_t x_row, int64_t x_head, uintptr_t cos, uintptr_t sin) {
   kernels.run(&KernelTable::rope,
-              RopeParams{static_cast<DType>(dtype), rows, heads, half, pointer<void>(x), x_row, x_head,
-                         pointer<const float>(cos), pointer<const float>(sin)});
+              RopeParams{static_cast<DType>(dtype), rows, heads, half, pointer<void>(x), x_row,
+                         x_head, pointer<const float>(cos), pointer<const float>(sin)});
 }
 
-void silu_mul(Kernels& kernels, int dtype, int64_t rows, int64_t width, uintptr_t x, int64_t x_row, uintptr_t out) {
-  kernels.run(&KernelTable::silu_mul, SiluMulParams{static_cast<DType>(dtype), rows, width, pointer<const void>(x),
-                                                    x_row, pointer<void>(out)});
+void silu_mul(Kernels& kernels, int dtype, int64_t rows, int64_t width, uintptr_t x, int64_t x_row,
+              uintptr_t out) {
+  kernels.run(&KernelTable::silu_mul,
+              SiluMulParams{static_cast<DType>(dtype), rows, width, pointer<const void>(x), x_row,
+                            pointer<void>(out)});
 }
 
-void merge(Kernels& kernels, int dtype, int64_t rows, int64_t dim, uintptr_t out_a, uintptr_t lse_a, uintptr_t out_b,
-           uintptr_t lse_b, uintptr_t out, uintptr_t lse) {
+void merge(Kernels& kernels, int dtype, int64_t rows, int64_t dim, uintptr_t out_a, uintptr_t lse_a,
+           uintptr_t out_b, uintptr_t lse_b, uintptr_t out, uintptr_t lse) {
   kernels.run(&KernelTable::merge,
               MergeParams{static_cast<DType>(dtype), rows, dim, pointer<const void>(out_a),
-                          pointer<const float>(lse_a), pointer<const void>(out_b), pointer<const float>(lse_b),
-                          pointer<void>(out), pointer<float>(lse)});
+                          pointer<const float>(lse_a), pointer<const void>(out_b),
+                          pointer<const float>(lse_b), pointer<void>(out), pointer<float>(lse)});
 }
 
-void write_pages(Kernels& kernels, int dtype, int64_t rows, int64_t kv_heads, int64_t dim, int64_t v_dim,
-                 int64_t page, int64_t pages, uintptr_t k_pages, uintptr_t v_pages, uintptr_t k, int64_t k_row,
-                 int64_t k_head, uintptr_t v, int64_t v_row, int64_t v_head, uintptr_t slots) {
+void write_pages(Kernels& kernels, int dtype, int64_t rows, int64_t kv_heads, int64_t dim,
+                 int64_t v_dim, int64_t page, int64_t pages, uintptr_t k_pages, uintptr_t v_pages,
+                 uintptr_t k, int64_t k_row, int64_t k_head, uintptr_t v, int64_t v_row,
+                 int64_t v_head, uintptr_t slots) {
   kernels.run(&KernelTable::write_pages,
-              WritePagesParams{static_cast<DType>(dtype), rows, kv_heads, dim, v_dim, page, pages, pointer<void>(k_pages),
-                               pointer<void>(v_pages), pointer<const void>(k), k_row, k_head,
-                               pointer<const void>(v), v_row, v_head, pointer<const int64_t>(slots)});
+              WritePagesParams{static_cast<DType>(dtype), rows, kv_heads, dim, v_dim, page, pages,
+                               pointer<void>(k_pages), pointer<void>(v_pages),
+                               pointer<const void>(k), k_row, k_head, pointer<const void>(v), v_row,
+                               v_head, pointer<const int64_t>(slots)});
 }
 
 }  // namespace

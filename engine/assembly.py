@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ from .step_plan import LayerGroup
 from .tokenizer import Tokenizer
 
 _TOKENIZER = "tokenizer.json"
+_SPECS = ("attention", "prefill_attention", "decode_attention")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def assemble(config: EngineConfig) -> Parts:
     checkpoint = Checkpoint(config.model)
     model_config, dtype = checkpoint.config, checkpoint.dtype(config.dtype)
     shapes = layer_shapes(model_config)
-    policy = _policy(config, model_config)
+    policy = _policy(config, model_config, checkpoint.folder)
     layout = PageLayout(config.page_size)
     groups, group_of = layer_groups(shapes)
     memory = _plan(config, model_config, dtype, shapes, policy, layout, groups, group_of)
@@ -80,26 +82,28 @@ def assemble(config: EngineConfig) -> Parts:
     )
 
 
-def _policy(config: EngineConfig, model: ModelConfig) -> AttentionPolicy:
-    """The user's specs, or else the checkpoint's own."""
-    specs = (config.attention, config.prefill_attention, config.decode_attention)
-    own = model.attention
-    if any(specs) or own is None:
-        return parse_policy(*specs, model.num_layers)
-    entries = own if isinstance(own, Mapping) else {"attention": own}
-    unknown = set(entries) - {"attention", "prefill_attention", "decode_attention"}
-    if unknown or not all(isinstance(value, str) for value in entries.values()):
+def _policy(config: EngineConfig, model: ModelConfig, folder: Path) -> AttentionPolicy:
+    """The user's specs; phases that these leave open follow the checkpoint's own, else dense."""
+    prefill, decode = config.prefill_attention, config.decode_attention
+    if config.attention or model.attention is None:
+        return parse_policy(config.attention, prefill, decode, model.num_layers)
+    own = _own_specs(model.attention, folder)
+    try:
+        parse_policy(*own, model.num_layers)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+    return parse_policy(own[0], prefill or own[1], decode or own[2], model.num_layers)
+
+
+def _own_specs(entry: str | Mapping[str, Any], folder: Path) -> tuple[str | None, ...]:
+    """config.json's attention entry as (attention, prefill_attention, decode_attention)."""
+    specs = {"attention": entry} if isinstance(entry, str) else entry
+    if not set(specs) <= set(_SPECS) or not all(isinstance(each, str) for each in specs.values()):
         raise CheckpointError(
-            f"config.json: the attention entry must be a spec, or an object of specs named "
-            f"attention, prefill_attention, decode_attention; got {own!r}"
+            f"{folder / 'config.json'}: the attention entry must be a spec, or an object of specs "
+            f"named {', '.join(_SPECS)}; got {entry!r:.200}"
         )
-    found = {name: str(value) for name, value in entries.items()}
-    return parse_policy(
-        found.get("attention"),
-        found.get("prefill_attention"),
-        found.get("decode_attention"),
-        model.num_layers,
-    )
+    return tuple(specs.get(name) for name in _SPECS)
 
 
 def _plan(

@@ -1,4 +1,5 @@
-// Which instruction sets were compiled, which of them this processor and its system can run, and why not.
+// Which instruction sets were compiled, which of them this processor and its system can run, and
+// why not.
 #include <cstring>
 
 #include "saccade/kernel_table.h"
@@ -37,7 +38,8 @@ constexpr const char* kNotCompiled = "the compiler that built this install does 
 
 #if defined(__x86_64__)
 const char* lacks_avx2() {
-  const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                   __builtin_cpu_supports("f16c");
   return has ? nullptr : "this processor lacks AVX2, FMA or F16C";
 }
 
@@ -59,8 +61,10 @@ const char* lacks_amx() {
   const bool tile = (d >> 24) & 1u, bf16 = (d >> 22) & 1u;
   if (!tile || !bf16) return "this processor lacks AMX-TILE or AMX-BF16";
 #if defined(__linux__)
-  // Tile registers are large, so Linux hands them out on request: ARCH_REQ_XCOMP_PERM for XTILEDATA.
-  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return "the operating system does not grant the AMX tile state";
+  // Tile registers are large, so Linux hands them out on request: ARCH_REQ_XCOMP_PERM for
+  // XTILEDATA.
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0)
+    return "the operating system does not grant the AMX tile state";
   return nullptr;
 #else
   return "asking for the AMX tile state is implemented for Linux only";
@@ -74,9 +78,9 @@ const KernelTable* kernel_table(const char* isa, const char** reason) {
   *reason = nullptr;
   if (std::strcmp(isa, "portable") == 0) return &portable::table();
 #if defined(__x86_64__)
-#define SACCADE_OFFER(name, why)             \
-  if (std::strcmp(isa, #name) == 0) {        \
-    *reason = why;                           \
+#define SACCADE_OFFER(name, why)               \
+  if (std::strcmp(isa, #name) == 0) {          \
+    *reason = why;                             \
     return *reason ? nullptr : &name::table(); \
   }
 #if defined(SACCADE_HAVE_AVX2)

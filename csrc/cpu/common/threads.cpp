@@ -18,8 +18,8 @@
 namespace saccade {
 namespace {
 
-// Workers poll for about 50 us before they sleep: longer than the gap between two kernels of one layer, short
-// enough to leave the processor to others between steps.
+// Workers poll for about 50 us before they sleep: longer than the gap between two kernels of one
+// layer, short enough to leave the processor to others between steps.
 constexpr int kSpins = 2000;
 
 }  // namespace
@@ -46,7 +46,8 @@ struct ThreadPool::State {
   void work(int thread) {
     uint64_t seen = 0;
     for (;;) {
-      for (int spin = 0; spin < kSpins && generation.load() == seen && !stop.load(); ++spin) SACCADE_PAUSE();
+      for (int spin = 0; spin < kSpins && generation.load() == seen && !stop.load(); ++spin)
+        SACCADE_PAUSE();
       if (generation.load() == seen && !stop.load()) {
         std::unique_lock<std::mutex> lock(mutex);
         wake.wait(lock, [&] { return generation.load() != seen || stop.load(); });
@@ -76,7 +77,9 @@ ThreadPool::~ThreadPool() {
   std::free(state_->arena);
 }
 
-int ThreadPool::size() const { return state_->threads; }
+int ThreadPool::size() const {
+  return state_->threads;
+}
 
 void ThreadPool::run(int64_t items, ItemFn fn, void* context) {
   State& s = *state_;

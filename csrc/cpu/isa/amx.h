@@ -1,6 +1,8 @@
-// Tile products on AMX-BF16, or on an emulation of its tile instructions for tests on machines without it.
+// Tile products on AMX-BF16, or on an emulation of its tile instructions for tests on machines
+// without it.
 //
-// Tiles 0..3 accumulate, 4..5 hold A (16 rows x 32 bf16), 6..7 hold B (16 pair rows x 16 lanes x 2 bf16).
+// Tiles 0..3 accumulate, 4..5 hold A (16 rows x 32 bf16), 6..7 hold B (16 pair rows x 16 lanes x 2
+// bf16).
 #pragma once
 #include "simd.h"
 
@@ -23,12 +25,16 @@ inline Tile* tiles() {
   static thread_local Tile all[8];
   return all;
 }
-SACCADE_INLINE void tile_zero(int t) { std::memset(&tiles()[t], 0, sizeof(Tile)); }
+SACCADE_INLINE void tile_zero(int t) {
+  std::memset(&tiles()[t], 0, sizeof(Tile));
+}
 SACCADE_INLINE void tile_load(int t, const void* from, int64_t stride) {
-  for (int r = 0; r < 16; ++r) std::memcpy(tiles()[t].bytes[r], static_cast<const char*>(from) + r * stride, 64);
+  for (int r = 0; r < 16; ++r)
+    std::memcpy(tiles()[t].bytes[r], static_cast<const char*>(from) + r * stride, 64);
 }
 SACCADE_INLINE void tile_store(int t, void* to, int64_t stride) {
-  for (int r = 0; r < 16; ++r) std::memcpy(static_cast<char*>(to) + r * stride, tiles()[t].bytes[r], 64);
+  for (int r = 0; r < 16; ++r)
+    std::memcpy(static_cast<char*>(to) + r * stride, tiles()[t].bytes[r], 64);
 }
 inline void tile_dp(int c, int a, int b) {
   Tile &tc = tiles()[c], &ta = tiles()[a], &tb = tiles()[b];
@@ -61,7 +67,9 @@ inline void configure() {
   }
   _tile_loadconfig(&config);
 }
-inline void release() { _tile_release(); }
+inline void release() {
+  _tile_release();
+}
 // The tile number is part of the instruction, so these must be macros over literals.
 #define tile_zero(t) _tile_zero(t)
 #define tile_load(t, from, stride) _tile_loadd(t, from, stride)
@@ -69,8 +77,9 @@ inline void release() { _tile_release(); }
 #define tile_dp(c, a, b) _tile_dpbf16ps(c, a, b)
 #endif
 
-// One step of k (32 elements) of a product with R x C tiles: A rows `lda` elements apart, B pair rows `ldb` elements
-// apart. R and C are 1 or 2; the accumulators are tiles 0 (row 0), 1 (row 0, right), 2 (row 1), 3 (row 1, right).
+// One step of k (32 elements) of a product with R x C tiles: A rows `lda` elements apart, B pair
+// rows `ldb` elements apart. R and C are 1 or 2; the accumulators are tiles 0 (row 0), 1 (row 0,
+// right), 2 (row 1), 3 (row 1, right).
 template <int R, int C>
 SACCADE_INLINE void step(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb) {
   tile_load(6, b, ldb * 2);
@@ -111,8 +120,8 @@ SACCADE_INLINE void put(float* c, int64_t ldc) {
 
 // C[16 R][16 C] = A[16 R][32 steps] * B[16 steps pairs][16 C lanes][2].
 template <int R, int C>
-SACCADE_INLINE void product(float* c, int64_t ldc, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb,
-                            int64_t steps) {
+SACCADE_INLINE void product(float* c, int64_t ldc, const uint16_t* a, int64_t lda,
+                            const uint16_t* b, int64_t ldb, int64_t steps) {
   clear<R, C>();
   for (int64_t k = 0; k < steps; ++k) step<R, C>(a + k * 32, lda, b + k * 16 * ldb, ldb);
   put<R, C>(c, ldc);

@@ -2,8 +2,9 @@
 //   scores  S[row][key] = Q rows * K^T panels (straight from the page, lanes are keys)
 //   softmax along each row
 //   values  O[row][channel] += P rows * V panels (straight from the page, lanes are channels)
-// Blocks and segments lie at absolute positions, every sum runs in ascending key order, and a masked key adds exactly 0.
-// So a row's bits depend on that row's keys alone: not on the chunk, the batch, the tile or the number of threads.
+// Blocks and segments lie at absolute positions, every sum runs in ascending key order, and a
+// masked key adds exactly 0. So a row's bits depend on that row's keys alone: not on the chunk, the
+// batch, the tile or the number of threads.
 #include "attend.h"
 
 #include <math.h>
@@ -30,7 +31,8 @@ SACCADE_INLINE I<W> iota() {
   return v;
 }
 
-// Probabilities as the A operand of the second product: fp32, or bf16 where the machine multiplies bf16 pairs.
+// Probabilities as the A operand of the second product: fp32, or bf16 where the machine multiplies
+// bf16 pairs.
 template <class A>
 SACCADE_INLINE void put_probabilities(A* to, F<W> p) {
   if constexpr (sizeof(A) == sizeof(float)) {
@@ -88,7 +90,8 @@ struct UnitRun {
     used = carve.at - scratch;
   }
 
-  // A partial result: O [padded][v_dim], then per row W partial sums and the running maximum in log2 units.
+  // A partial result: O [padded][v_dim], then per row W partial sums and the running maximum in
+  // log2 units.
   int64_t partial_floats() const { return padded * (p.v_dim + W + 1); }
   float* sums(float* partial) const { return partial + padded * p.v_dim; }
   float* tops(float* partial) const { return partial + padded * (p.v_dim + W); }
@@ -135,7 +138,8 @@ struct UnitRun {
       set_row(r);
       copy_q(r);
     }
-    std::memset(static_cast<void*>(q + rows * p.dim), 0, static_cast<size_t>((padded - rows) * p.dim) * sizeof(A));
+    std::memset(static_cast<void*>(q + rows * p.dim), 0,
+                static_cast<size_t>((padded - rows) * p.dim) * sizeof(A));
   }
 
   void clear(float* partial) const {
@@ -179,8 +183,8 @@ struct UnitRun {
     return mask;
   }
 
-  // A decode step is a stream of pages: while K is scored, V of the same keys is asked for, and while V is summed, K of
-  // the next pass. (Units of many rows compute longer than memory takes.)
+  // A decode step is a stream of pages: while K is scored, V of the same keys is asked for, and
+  // while V is summed, K of the next pass. (Units of many rows compute longer than memory takes.)
   SACCADE_INLINE Ahead ahead_of(const B* from, int64_t elements, int64_t steps) const {
     if (from == nullptr || rows > kStreamRows) return {};
     const int64_t lines = elements * static_cast<int64_t>(sizeof(B)) / 64;
@@ -202,7 +206,8 @@ struct UnitRun {
       F<W> acc[M][NV] = {};
       const int64_t steps = p.dim / kU;
       product<S, W, NV, M>(acc, q + r * p.dim, p.dim, k + at * kU, p.page * kU, steps,
-                           run.ahead_of(v == nullptr || r > 0 ? nullptr : v + at * p.v_dim, NV * W * p.v_dim, steps));
+                           run.ahead_of(v == nullptr || r > 0 ? nullptr : v + at * p.v_dim,
+                                        NV * W * p.v_dim, steps));
       for (int m = 0; m < M; ++m)
         for (int n = 0; n < NV; ++n) store(to + (r + m) * kPass + at + n * W, acc[m][n]);
     }
@@ -251,7 +256,8 @@ struct UnitRun {
         const int64_t begin = span.begin > base ? span.begin - base : 0;
         const int64_t end = span.end < base + run.pass.chunk ? span.end - base : run.pass.chunk;
         if (begin >= end || run.pass.v[c] == nullptr) continue;
-        const int64_t steps = (end - begin) / kU, share = run.pass.chunk * p.dim / p.v_dim;  // K per channel
+        const int64_t steps = (end - begin) / kU,
+                      share = run.pass.chunk * p.dim / p.v_dim;  // K per channel
         const B* k = r > 0 || run.next.k[c] == nullptr ? nullptr : run.next.k[c] + channel * share;
         product<S, W, NV, M>(acc, run.probabilities + r * kPass + base + begin, kPass,
                              run.pass.v[c] + begin * p.v_dim + channel * kU, p.v_dim * kU, steps,
@@ -298,10 +304,12 @@ struct UnitRun {
       const B* k = block.k + at * kU;
       int64_t r = 0;
       for (; r + 16 < count; r += 32) {
-        amx::product<2, 2>(block.to + r * kPass + at, kPass, block.q + r * p.dim, p.dim, k, ldb, p.dim / 32);
+        amx::product<2, 2>(block.to + r * kPass + at, kPass, block.q + r * p.dim, p.dim, k, ldb,
+                           p.dim / 32);
       }
       if (r < count) {
-        amx::product<1, 2>(block.to + r * kPass + at, kPass, block.q + r * p.dim, p.dim, k, ldb, p.dim / 32);
+        amx::product<1, 2>(block.to + r * kPass + at, kPass, block.q + r * p.dim, p.dim, k, ldb,
+                           p.dim / 32);
       }
     }
   }
@@ -315,8 +323,8 @@ struct UnitRun {
       const int64_t end = span.end < base + pass.chunk ? span.end - base : pass.chunk;
       if (pass.v[c] == nullptr) continue;
       for (int64_t at = begin; at < end; at += 32) {
-        amx::step<R, C>(probabilities + r * kPass + base + at, kPass, pass.v[c] + at * p.v_dim + channel * kU,
-                        p.v_dim * kU);
+        amx::step<R, C>(probabilities + r * kPass + base + at, kPass,
+                        pass.v[c] + at * p.v_dim + channel * kU, p.v_dim * kU);
       }
     }
     amx::put<R, C>(o, p.v_dim);
@@ -325,7 +333,8 @@ struct UnitRun {
   void value_tiles(int64_t first_row, int64_t count, const Span& span, float* o) {
     for (int64_t r = 0; r < count; ++r) {
       float* row = o + (first_row + r) * p.v_dim;
-      for (int64_t i = 0; i < p.v_dim; i += W) store(row + i, load<F<W>>(row + i) * splat<W>(shrink[r]));
+      for (int64_t i = 0; i < p.v_dim; i += W)
+        store(row + i, load<F<W>>(row + i) * splat<W>(shrink[r]));
     }
     for (int64_t channel = 0; channel < p.v_dim; channel += 32) {
       const bool wide = channel + 32 <= p.v_dim;
@@ -364,7 +373,8 @@ struct UnitRun {
   }
 
   // Scores of one row -> probabilities over `span`; keeps the row's maximum and sums.
-  SACCADE_INLINE void softmax_row(int64_t first_row, int64_t r, int64_t first, const Span& span, float* partial) {
+  SACCADE_INLINE void softmax_row(int64_t first_row, int64_t r, int64_t first, const Span& span,
+                                  float* partial) {
     const Row& row = info[first_row + r];
     float* s = scores + r * kPass;
     A* to = probabilities + r * kPass;
@@ -381,7 +391,8 @@ struct UnitRun {
     shrink[r] = exp2_nonpositive<4>(splat<4>(*top - base))[0];
     const F<W> factor = splat<W>(to_log2), minus = splat<W>(-base);
     F<W> total{};
-    // Beyond this size the rounding of `base` alone could make an exponent that is fused far too large.
+    // Beyond this size the rounding of `base` alone could make an exponent that is fused far too
+    // large.
     const bool huge = base > kFusible || base < -kFusible;
     for (int64_t i = own.begin; i < own.end; i += W) {
       const F<W> x = load<F<W>>(s + i);
@@ -395,15 +406,18 @@ struct UnitRun {
 
   // ---- a segment of keys, and what becomes of it ----
 
-  void attend_rows(int64_t first_row, int64_t count, int64_t first, const Span& span, float* partial) {
+  void attend_rows(int64_t first_row, int64_t count, int64_t first, const Span& span,
+                   float* partial) {
     score(first_row, count, span);
     for (int64_t r = 0; r < count; ++r) softmax_row(first_row, r, first, span, partial);
     if constexpr (kTiles) {  // rows that pad a tile, and keys that pad a step, weigh nothing
       for (int64_t r = 0; r < (count + 15) / 16 * 16; ++r) {
         A* to = probabilities + r * kPass;
         if (r >= count) std::memset(static_cast<void*>(to), 0, kPass * sizeof(A));
-        for (int64_t i = span.begin / 32 * 32; i < span.begin; i += W) put_probabilities(to + i, F<W>{});
-        for (int64_t i = span.end; i < (span.end + 31) / 32 * 32; i += W) put_probabilities(to + i, F<W>{});
+        for (int64_t i = span.begin / 32 * 32; i < span.begin; i += W)
+          put_probabilities(to + i, F<W>{});
+        for (int64_t i = span.end; i < (span.end + 31) / 32 * 32; i += W)
+          put_probabilities(to + i, F<W>{});
       }
     }
     values(first_row, count, span, partial);
@@ -451,7 +465,9 @@ struct UnitRun {
       const float* from = partial + r * p.v_dim;
       for_vectors<W>(
           p.v_dim,
-          [&](int64_t i) { store(to + i, fma<W>(load<F<W>>(from + i), add, load<F<W>>(to + i) * keep)); },
+          [&](int64_t i) {
+            store(to + i, fma<W>(load<F<W>>(from + i), add, load<F<W>>(to + i) * keep));
+          },
           [&](int64_t i) { to[i] = from[i] * add[0] + to[i] * keep[0]; });
       float* sum = sums(total) + r * W;
       store(sum, fma<W>(load<F<W>>(sums(partial) + r * W), add, load<F<W>>(sum) * keep));
@@ -475,7 +491,8 @@ struct UnitRun {
       const float* o = total + r * p.v_dim;
       typename E::T* out = static_cast<typename E::T*>(p.out) + at * p.v_dim;
       for_vectors<W>(
-          p.v_dim, [&](int64_t i) { E::template put<W>(out + i, load<F<W>>(o + i) * splat<W>(factor)); },
+          p.v_dim,
+          [&](int64_t i) { E::template put<W>(out + i, load<F<W>>(o + i) * splat<W>(factor)); },
           [&](int64_t i) { put_one<E>(out + i, o[i] * factor); });
       p.lse[at] = sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;
     }
@@ -491,8 +508,12 @@ struct UnitRun {
 // The entry points of one UnitRun as plain functions, so that the driver is compiled once.
 template <class Run, bool kTiles>
 struct Entry {
-  static int64_t scratch_bytes(const AttendParams& p, const Unit& u) { return Run(p, u, nullptr).used; }
-  static int64_t partial_floats(const AttendParams& p, const Unit& u) { return Run(p, u, nullptr).partial_floats(); }
+  static int64_t scratch_bytes(const AttendParams& p, const Unit& u) {
+    return Run(p, u, nullptr).used;
+  }
+  static int64_t partial_floats(const AttendParams& p, const Unit& u) {
+    return Run(p, u, nullptr).partial_floats();
+  }
   static void whole(const AttendParams& p, const Unit& u, char* scratch) {
     Run run(p, u, scratch);
     const TileScope<kTiles> tiles;
@@ -505,25 +526,33 @@ struct Entry {
     }
     run.finish(run.own_total);
   }
-  static void segment(const AttendParams& p, const Unit& u, int64_t at, char* scratch, float* partial) {
+  static void segment(const AttendParams& p, const Unit& u, int64_t at, char* scratch,
+                      float* partial) {
     Run run(p, u, scratch);
     const TileScope<kTiles> tiles;
     run.prepare();
     run.attend_segment(at * kSegment, (at + 1) * kSegment, partial);
   }
-  static void clear(const AttendParams& p, const Unit& u, float* total) { Run(p, u, nullptr).clear(total); }
+  static void clear(const AttendParams& p, const Unit& u, float* total) {
+    Run(p, u, nullptr).clear(total);
+  }
   static void merge(const AttendParams& p, const Unit& u, float* total, const float* partial) {
     Run(p, u, nullptr).merge_into(total, partial);
   }
-  static void finish(const AttendParams& p, const Unit& u, const float* total) { Run(p, u, nullptr).finish(total); }
-  static UnitOps ops() { return {scratch_bytes, partial_floats, whole, segment, clear, merge, finish}; }
+  static void finish(const AttendParams& p, const Unit& u, const float* total) {
+    Run(p, u, nullptr).finish(total);
+  }
+  static UnitOps ops() {
+    return {scratch_bytes, partial_floats, whole, segment, clear, merge, finish};
+  }
 };
 
 UnitOps choose_ops(const AttendParams& p) {
   if (p.dtype == DType::kF32) return Entry<UnitRun<StepF32, false>, false>::ops();
   if (p.dtype == DType::kF16) return Entry<UnitRun<StepF16, false>, false>::ops();
 #if SACCADE_AMX
-  if (p.dim % 32 == 0 && p.v_dim % 16 == 0 && p.page % 32 == 0) return Entry<UnitRun<StepBF16, true>, true>::ops();
+  if (p.dim % 32 == 0 && p.v_dim % 16 == 0 && p.page % 32 == 0)
+    return Entry<UnitRun<StepBF16, true>, true>::ops();
 #endif
 #if defined(__AVX512BF16__)
   return Entry<UnitRun<StepBF16, false>, false>::ops();

@@ -1,8 +1,9 @@
 // How an attention call is cut into units and segments, and how threads share them.
 //
-// A unit is up to kMaxRows query rows of one sequence and one KV head: consecutive tokens x the heads of the group.
-// A segment is kSegment keys at an absolute position. Each row's result is the merge, in order, of its segments'
-// partial results, whoever computed them: one thread after the other (many units) or several at once (few units).
+// A unit is up to kMaxRows query rows of one sequence and one KV head: consecutive tokens x the
+// heads of the group. A segment is kSegment keys at an absolute position. Each row's result is the
+// merge, in order, of its segments' partial results, whoever computed them: one thread after the
+// other (many units) or several at once (few units).
 #pragma once
 #include <stdlib.h>
 
@@ -14,13 +15,15 @@
 namespace saccade {
 namespace SACCADE_ISA {
 
-// Keys per softmax step. Scores and probabilities of one step should stay in the first-level cache; with tiles the
-// arithmetic is so fast that longer steps, which rescale the output less often, win.
+// Keys per softmax step. Scores and probabilities of one step should stay in the first-level cache;
+// with tiles the arithmetic is so fast that longer steps, which rescale the output less often, win.
 constexpr int64_t kPass = SACCADE_AMX ? 256 : 128;
 constexpr int64_t kSegment = 2048;
-// More rows in a unit read K and V less often; the unit's output must stay in the second-level cache.
+// More rows in a unit read K and V less often; the unit's output must stay in the second-level
+// cache.
 constexpr int64_t kMaxRows = SACCADE_AMX ? 256 : 128;
-// Rows of a unit that go through scores, softmax and values together: their scores stay in the first-level cache.
+// Rows of a unit that go through scores, softmax and values together: their scores stay in the
+// first-level cache.
 constexpr int64_t kSub = 32;
 // Units of at most this many rows wait for memory rather than for arithmetic, and fetch ahead.
 constexpr int64_t kStreamRows = 16;
@@ -57,8 +60,9 @@ struct TileScope {
 #endif
 };
 
-// The pages under one pass of keys. Within a page, K is [dim / unit][page][unit] and V is [page / unit][v_dim][unit]:
-// both are panels whose vector lanes (keys, channels) lie side by side, unit elements of the summed index together.
+// The pages under one pass of keys. Within a page, K is [dim / unit][page][unit] and V is [page /
+// unit][v_dim][unit]: both are panels whose vector lanes (keys, channels) lie side by side, unit
+// elements of the summed index together.
 template <class B>
 struct Pass {
   int64_t chunk, chunks;
@@ -151,7 +155,8 @@ class UnitPlan {
   int64_t* first_;
 };
 
-// Whether a segment can hold keys that a windowed unit sees (the gap between sinks and window holds none).
+// Whether a segment can hold keys that a windowed unit sees (the gap between sinks and window holds
+// none).
 SACCADE_INLINE bool may_see(const AttendParams& p, const Unit& u, int64_t segment) {
   if (p.window == 0) return true;
   return segment * kSegment < p.sinks || (segment + 1) * kSegment > u.window_begin;
@@ -180,7 +185,8 @@ struct UnitCall {
   int64_t slot_floats;
 };
 
-// Many units: a thread takes a unit and walks its segments. Last units first: under a causal mask they are longest.
+// Many units: a thread takes a unit and walks its segments. Last units first: under a causal mask
+// they are longest.
 inline void run_whole_units(UnitCall& call, ThreadPool& pool) {
   pool.run(
       call.plan.count(),
@@ -198,17 +204,19 @@ inline void run_round(UnitCall& call, int64_t items, ThreadPool& pool) {
       [](void* context, int64_t item, int thread) {
         UnitCall& c = *static_cast<UnitCall*>(context);
         const Unit& u = *c.unit_of_item[item];
-        c.ops.segment(c.p, u, c.segment_of_item[item], c.scratch + thread * c.slice, c.slots + item * c.slot_floats);
+        c.ops.segment(c.p, u, c.segment_of_item[item], c.scratch + thread * c.slice,
+                      c.slots + item * c.slot_floats);
       },
       &call);
 }
 
-// Few units: threads share each unit's segments. Rounds bound the memory; merging in order fixes the result.
+// Few units: threads share each unit's segments. Rounds bound the memory; merging in order fixes
+// the result.
 inline void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
   const int64_t count = call.plan.count();
   Unit* units = static_cast<Unit*>(malloc(static_cast<size_t>(count) * sizeof(Unit)));
-  float* totals =
-      static_cast<float*>(malloc(static_cast<size_t>((count + per_round) * call.slot_floats) * sizeof(float)));
+  float* totals = static_cast<float*>(
+      malloc(static_cast<size_t>((count + per_round) * call.slot_floats) * sizeof(float)));
   call.slots = totals + count * call.slot_floats;
   for (int64_t i = 0; i < count; ++i) {
     units[i] = call.plan.unit(i);
@@ -219,7 +227,8 @@ inline void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round)
     run_round(call, queued, pool);
     for (int64_t i = 0; i < queued; ++i) {
       const Unit& u = *call.unit_of_item[i];
-      call.ops.merge(call.p, u, totals + (&u - units) * call.slot_floats, call.slots + i * call.slot_floats);
+      call.ops.merge(call.p, u, totals + (&u - units) * call.slot_floats,
+                     call.slots + i * call.slot_floats);
     }
     queued = 0;
   };
@@ -239,7 +248,8 @@ inline void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round)
   free(units);
 }
 
-inline void run_units(const AttendParams& p, const UnitPlan& plan, const UnitOps& ops, ThreadPool& pool) {
+inline void run_units(const AttendParams& p, const UnitPlan& plan, const UnitOps& ops,
+                      ThreadPool& pool) {
   UnitCall call{p, plan, ops, nullptr, 0, {}, {}, nullptr, 0};
   Unit largest = plan.unit(0);
   largest.tokens = plan.largest() / largest.heads;

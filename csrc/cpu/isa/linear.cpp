@@ -1,5 +1,6 @@
-// y = x W^T + bias over packed panels of 32 outputs. Small batches stream the weight once; large ones reuse each
-// panel for a block of rows. A row's sums run over k in one order, whatever the other rows are.
+// y = x W^T + bias over packed panels of 32 outputs. Small batches stream the weight once; large
+// ones reuse each panel for a block of rows. A row's sums run over k in one order, whatever the
+// other rows are.
 #include "amx.h"
 #include "product.h"
 #include "tables.h"
@@ -10,7 +11,8 @@ namespace {
 
 constexpr int W = kWidth;
 constexpr int64_t kPanel = 32;
-constexpr int64_t kRows = 64;  // rows that share a pass over a group of panels; their x stays in the second-level cache
+constexpr int64_t kRows =
+    64;  // rows that share a pass over a group of panels; their x stays in the second-level cache
 constexpr int kVectors = 2;
 
 struct Job {
@@ -20,7 +22,9 @@ struct Job {
   int64_t scratch_bytes;
 };
 
-int64_t unit_of(DType dtype) { return dtype == DType::kBF16 ? 2 : 1; }
+int64_t unit_of(DType dtype) {
+  return dtype == DType::kBF16 ? 2 : 1;
+}
 
 // Writes c (rows x 32, fp32, row stride 32) as out rows, adding the bias.
 template <class E>
@@ -36,7 +40,9 @@ void put_panel(const LinearParams& p, const float* c, int64_t row, int64_t count
           if (p.bias != nullptr) v += load<F<W>>(p.bias + first + i);
           E::template put<W>(y + i, v);
         },
-        [&](int64_t i) { put_one<E>(y + i, from[i] + (p.bias != nullptr ? p.bias[first + i] : 0.0f)); });
+        [&](int64_t i) {
+          put_one<E>(y + i, from[i] + (p.bias != nullptr ? p.bias[first + i] : 0.0f));
+        });
   }
 }
 
@@ -59,7 +65,8 @@ struct Panel {
   SACCADE_INLINE void run(int64_t row) {
     for (int64_t half = 0; half < kPanel; half += W * kVectors) {
       F<W> acc[M][kVectors] = {};
-      product<S, W, kVectors, M>(acc, x + row * x_row, x_row, weight + half * S::kUnit, kPanel * S::kUnit, steps);
+      product<S, W, kVectors, M>(acc, x + row * x_row, x_row, weight + half * S::kUnit,
+                                 kPanel * S::kUnit, steps);
       for (int m = 0; m < M; ++m)
         for (int n = 0; n < kVectors; ++n) store(c + (row + m) * kPanel + half + n * W, acc[m][n]);
     }
@@ -72,7 +79,8 @@ void run_item(const Job& job, int64_t item, int thread) {
   const int64_t row = item % job.row_blocks * kRows;
   const int64_t count = p.rows - row < kRows ? p.rows - row : kRows;
   const int64_t begin = item / job.row_blocks * job.panels_per_item;
-  const int64_t end = begin + job.panels_per_item < job.panels ? begin + job.panels_per_item : job.panels;
+  const int64_t end =
+      begin + job.panels_per_item < job.panels ? begin + job.panels_per_item : job.panels;
   const int64_t unit = unit_of(p.dtype), steps = (p.in + unit - 1) / unit;
   float* c = reinterpret_cast<float*>(job.scratch + thread * job.scratch_bytes);
   const typename S::A* x;
@@ -87,8 +95,13 @@ void run_item(const Job& job, int64_t item, int thread) {
         float* to = wide + m * p.in;
         const bool bf16 = p.dtype == DType::kBF16;
         for_vectors<W>(
-            p.in, [&](int64_t i) { store(to + i, bf16 ? widen_bf16<W>(from + i) : widen_f16<W>(from + i)); },
-            [&](int64_t i) { to[i] = bf16 ? get_one<ElementBF16>(from + i) : get_one<ElementF16>(from + i); });
+            p.in,
+            [&](int64_t i) {
+              store(to + i, bf16 ? widen_bf16<W>(from + i) : widen_f16<W>(from + i));
+            },
+            [&](int64_t i) {
+              to[i] = bf16 ? get_one<ElementBF16>(from + i) : get_one<ElementF16>(from + i);
+            });
       }
       x = wide;
       x_row = p.in;
@@ -111,7 +124,8 @@ void run_item_amx(const Job& job, int64_t item, int thread) {
   const int64_t row = item % job.row_blocks * kRows;
   const int64_t count = p.rows - row < kRows ? p.rows - row : kRows;
   const int64_t begin = item / job.row_blocks * job.panels_per_item;
-  const int64_t end = begin + job.panels_per_item < job.panels ? begin + job.panels_per_item : job.panels;
+  const int64_t end =
+      begin + job.panels_per_item < job.panels ? begin + job.panels_per_item : job.panels;
   float* c = reinterpret_cast<float*>(job.scratch + thread * job.scratch_bytes);
   uint16_t* x = reinterpret_cast<uint16_t*>(c + kRows * kPanel);
   const int64_t padded = (count + 15) / 16 * 16;
@@ -131,7 +145,8 @@ void run_item_amx(const Job& job, int64_t item, int thread) {
     for (; m + 32 <= padded; m += 32) {
       amx::product<2, 2>(c + m * kPanel, kPanel, x + m * p.in, p.in, b, 2 * kPanel, p.in / 32);
     }
-    if (m < padded) amx::product<1, 2>(c + m * kPanel, kPanel, x + m * p.in, p.in, b, 2 * kPanel, p.in / 32);
+    if (m < padded)
+      amx::product<1, 2>(c + m * kPanel, kPanel, x + m * p.in, p.in, b, 2 * kPanel, p.in / 32);
     put_panel(p, c, row, count, panel);
   }
   amx::release();
@@ -162,8 +177,8 @@ void linear(const LinearParams& p, ThreadPool& pool) {
     ItemRunner run;
   };
   const int64_t row_blocks = (p.rows + kRows - 1) / kRows, panels = (p.outs + kPanel - 1) / kPanel;
-  // About eight items a thread even out the ends, and a group of panels should stay in the second-level cache while
-  // all row blocks pass over it; a panel is the least piece.
+  // About eight items a thread even out the ends, and a group of panels should stay in the
+  // second-level cache while all row blocks pass over it; a panel is the least piece.
   const int64_t cached = (512 << 10) / (kPanel * (p.in < 1 ? 1 : p.in) * size_of(p.dtype));
   int64_t per_item = panels * row_blocks / (8 * pool.size());
   if (row_blocks > 1 && per_item > cached) per_item = cached;

@@ -1,5 +1,6 @@
-// The register tile of every matrix product here: C[M][NV vectors] += A[M][k] * B[k][NV vectors], A broadcast.
-// Each lane sums over k in ascending order, so a result does not depend on M, NV or the vector width.
+// The register tile of every matrix product here: C[M][NV vectors] += A[M][k] * B[k][NV vectors], A
+// broadcast. Each lane sums over k in ascending order, so a result does not depend on M, NV or the
+// vector width.
 #pragma once
 #include "simd.h"
 
@@ -94,16 +95,18 @@ struct StepBF16 {  // bf16 pairs * bf16 pairs by the machine's dot product
 };
 #endif
 
-// Memory to ask for while a product runs: `lines` cache lines per step of k, from `at` on. Null: none.
+// Memory to ask for while a product runs: `lines` cache lines per step of k, from `at` on. Null:
+// none.
 struct Ahead {
   const char* at = nullptr;
   int64_t lines = 0;
 };
 
-// C += A * B for `steps` steps of k. lda: elements between rows of A; ldb: elements between steps of B.
+// C += A * B for `steps` steps of k. lda: elements between rows of A; ldb: elements between steps
+// of B.
 template <class S, int W, int NV, int M>
-SACCADE_INLINE void product(F<W> (&c)[M][NV], const typename S::A* a, int64_t lda, const typename S::B* b,
-                            int64_t ldb, int64_t steps, Ahead ahead = {}) {
+SACCADE_INLINE void product(F<W> (&c)[M][NV], const typename S::A* a, int64_t lda,
+                            const typename S::B* b, int64_t ldb, int64_t steps, Ahead ahead = {}) {
   for (int64_t k = 0; k < steps; ++k) {
     for (int64_t line = 0; line < ahead.lines; ++line) {
       __builtin_prefetch(ahead.at, 0, 2);
@@ -135,7 +138,8 @@ SACCADE_INLINE void for_row_blocks(int64_t n, Fn& fn) {
 constexpr int kTileRows = 4;
 constexpr int kTileVectors = kWidth == 16 ? 4 : 2;
 
-// Calls block.tile<M, NV>(row, column) over `rows` rows and the columns [begin, end), whole vectors of W.
+// Calls block.tile<M, NV>(row, column) over `rows` rows and the columns [begin, end), whole vectors
+// of W.
 template <int W, int M, int NV, class Block>
 SACCADE_INLINE void for_columns(Block& block, int64_t row, int64_t begin, int64_t end) {
   int64_t at = begin;
@@ -155,7 +159,8 @@ SACCADE_INLINE void for_tiles(Block& block, int64_t rows, int64_t begin, int64_t
     const int64_t whole = rows / kTileRows * kTileRows, step = kTileVectors * W;
     for (int64_t at = begin; at < end; at += step) {
       const int64_t stop = at + step < end ? at + step : end;
-      for (r = 0; r < whole; r += kTileRows) for_columns<W, kTileRows, kTileVectors>(block, r, at, stop);
+      for (r = 0; r < whole; r += kTileRows)
+        for_columns<W, kTileRows, kTileVectors>(block, r, at, stop);
     }
     r = whole;
   }

@@ -10,7 +10,8 @@ namespace {
 
 constexpr int W = kWidth;
 
-// Rows are handed out in groups of about this many elements: enough work to be worth waking a thread.
+// Rows are handed out in groups of about this many elements: enough work to be worth waking a
+// thread.
 constexpr int64_t kGrain = 16384;
 
 // Runs fn(params, first row, one past the last row) over groups of rows on all threads.
@@ -24,14 +25,13 @@ void for_row_groups(const Params& params, int64_t rows, int64_t width, ThreadPoo
   };
   const int64_t group = width >= kGrain ? 1 : kGrain / (width < 1 ? 1 : width);
   Job job{&params, rows, group, fn};
-  pool.run(
-      (rows + group - 1) / group,
-      [](void* context, int64_t item, int) {
-        const Job& j = *static_cast<Job*>(context);
-        const int64_t begin = item * j.group;
-        j.fn(*j.params, begin, begin + j.group < j.rows ? begin + j.group : j.rows);
-      },
-      &job);
+  pool.run((rows + group - 1) / group,
+           [](void* context, int64_t item, int) {
+             const Job& j = *static_cast<Job*>(context);
+             const int64_t begin = item * j.group;
+             j.fn(*j.params, begin, begin + j.group < j.rows ? begin + j.group : j.rows);
+           },
+           &job);
 }
 
 template <class Fn32, class Fn16, class Fnh>
@@ -55,9 +55,12 @@ void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
       for_vectors<W>(
           p.width,
           [&](int64_t i) {
-            E::template put<W>(residual + i, E::template get<W>(residual + i) + E::template get<W>(x + i));
+            E::template put<W>(residual + i,
+                               E::template get<W>(residual + i) + E::template get<W>(x + i));
           },
-          [&](int64_t i) { put_one<E>(residual + i, get_one<E>(residual + i) + get_one<E>(x + i)); });
+          [&](int64_t i) {
+            put_one<E>(residual + i, get_one<E>(residual + i) + get_one<E>(x + i));
+          });
       x = residual;
     }
     for_vectors<W>(
@@ -72,9 +75,12 @@ void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
     for_vectors<W>(
         p.width,
         [&](int64_t i) {
-          E::template put<W>(out + i, E::template get<W>(x + i) * splat<W>(scale) * E::template get<W>(weight + i));
+          E::template put<W>(out + i, E::template get<W>(x + i) * splat<W>(scale) *
+                                          E::template get<W>(weight + i));
         },
-        [&](int64_t i) { put_one<E>(out + i, get_one<E>(x + i) * scale * get_one<E>(weight + i)); });
+        [&](int64_t i) {
+          put_one<E>(out + i, get_one<E>(x + i) * scale * get_one<E>(weight + i));
+        });
   }
 }
 
@@ -119,7 +125,8 @@ void silu_mul_rows(const SiluMulParams& p, int64_t begin, int64_t end) {
     for_vectors<W>(
         p.width,
         [&](int64_t i) {
-          E::template put<W>(out + i, gated<W>(E::template get<W>(gate + i), E::template get<W>(up + i)));
+          E::template put<W>(out + i,
+                             gated<W>(E::template get<W>(gate + i), E::template get<W>(up + i)));
         },
         [&](int64_t i) {
           const F<4> g = splat<4>(get_one<E>(gate + i)), u = splat<4>(get_one<E>(up + i));
@@ -151,7 +158,9 @@ void merge_rows(const MergeParams& p, int64_t begin, int64_t end) {
           E::template put<W>(out + i, E::template get<W>(a + i) * splat<W>(share_a) +
                                           E::template get<W>(b + i) * splat<W>(share_b));
         },
-        [&](int64_t i) { put_one<E>(out + i, get_one<E>(a + i) * share_a + get_one<E>(b + i) * share_b); });
+        [&](int64_t i) {
+          put_one<E>(out + i, get_one<E>(a + i) * share_a + get_one<E>(b + i) * share_b);
+        });
     p.lse[row] = top + logf(total);
   }
 }
@@ -187,7 +196,8 @@ void merge(const MergeParams& p, ThreadPool& pool) {
       [&] { for_row_groups(p, p.rows, 2 * p.dim, pool, merge_rows<ElementF16>); });
 }
 
-// Reads `data` once on all threads and returns a checksum: the ceiling of every memory-bound kernel.
+// Reads `data` once on all threads and returns a checksum: the ceiling of every memory-bound
+// kernel.
 double stream_read(const void* data, int64_t bytes, ThreadPool& pool) {
   constexpr int64_t kPiece = 1 << 20;
   struct Job {
@@ -196,17 +206,16 @@ double stream_read(const void* data, int64_t bytes, ThreadPool& pool) {
     double sums[64][8];
   };
   Job job{static_cast<const char*>(data), bytes, {}};
-  pool.run(
-      (bytes + kPiece - 1) / kPiece,
-      [](void* context, int64_t item, int thread) {
-        Job& j = *static_cast<Job*>(context);
-        const int64_t end = (item + 1) * kPiece < j.bytes ? (item + 1) * kPiece : j.bytes;
-        F<W> sums[4] = {};
-        for (int64_t at = item * kPiece; at + 16 * W <= end; at += 16 * W)
-          for (int u = 0; u < 4; ++u) sums[u] += load<F<W>>(j.data + at + 4 * W * u);
-        j.sums[thread % 64][0] += sum_lanes<W>(sums[0] + sums[1] + sums[2] + sums[3]);
-      },
-      &job);
+  pool.run((bytes + kPiece - 1) / kPiece,
+           [](void* context, int64_t item, int thread) {
+             Job& j = *static_cast<Job*>(context);
+             const int64_t end = (item + 1) * kPiece < j.bytes ? (item + 1) * kPiece : j.bytes;
+             F<W> sums[4] = {};
+             for (int64_t at = item * kPiece; at + 16 * W <= end; at += 16 * W)
+               for (int u = 0; u < 4; ++u) sums[u] += load<F<W>>(j.data + at + 4 * W * u);
+             j.sums[thread % 64][0] += sum_lanes<W>(sums[0] + sums[1] + sums[2] + sums[3]);
+           },
+           &job);
   double total = 0;
   for (auto& sum : job.sums) total += sum[0];
   return total;

@@ -1,6 +1,6 @@
-// A few vector operations over GCC/Clang vector types: the same source for every instruction set and width.
-// Multiplication and addition are fused only where `fma` is called (the build forbids contraction), so a lane's result
-// does not depend on the width of the vector that carried it.
+// A few vector operations over GCC/Clang vector types: the same source for every instruction set
+// and width. Multiplication and addition are fused only where `fma` is called (the build forbids
+// contraction), so a lane's result does not depend on the width of the vector that carried it.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -110,7 +110,8 @@ SACCADE_INLINE float sum_lanes(F<W> v) {
   return lanes[0];
 }
 
-// 2^x for x <= 0 (and a little above), relative error below 1e-7; exactly 1 at 0, exactly 0 below 2^-126 and at -inf; NaN at NaN.
+// 2^x for x <= 0 (and a little above), relative error below 1e-7; exactly 1 at 0, exactly 0 below
+// 2^-126 and at -inf; NaN at NaN.
 template <int W>
 SACCADE_INLINE F<W> exp2_nonpositive(F<W> x) {
   const F<W> floor = splat<W>(-126.0f);
@@ -134,7 +135,8 @@ template <int W>
 SACCADE_INLINE F<W> exp_any(F<W> x) {
   const F<W> y = max<W>(splat<W>(-252.0f), x * splat<W>(1.4426950408889634f));
   const F<W> capped = y > splat<W>(252.0f) ? splat<W>(252.0f) : y;
-  // Two halves keep each exponent in the range of exp2_nonpositive; positive powers are reciprocals.
+  // Two halves keep each exponent in the range of exp2_nonpositive; positive powers are
+  // reciprocals.
   const F<W> half = capped * splat<W>(0.5f);
   const F<W> negative = half > F<W>{} ? -half : half;
   const F<W> e = exp2_nonpositive<W>(negative);

@@ -1,4 +1,5 @@
-// Writing K and V into pages: panels [dim / unit][page][unit] for K and [page / unit][v_dim][unit] for V.
+// Writing K and V into pages: panels [dim / unit][page][unit] for K and [page / unit][v_dim][unit]
+// for V.
 #include "simd.h"
 #include "tables.h"
 
@@ -9,14 +10,16 @@ namespace {
 // Rows [begin, end) of one KV head that fall into one page, at consecutive offsets.
 template <class T, int kU>
 void write_run(const WritePagesParams& p, int64_t head, int64_t begin, int64_t end) {
-  const int64_t page = p.slots[begin] / p.page, offset = p.slots[begin] % p.page, count = end - begin;
+  const int64_t page = p.slots[begin] / p.page, offset = p.slots[begin] % p.page,
+                count = end - begin;
   T* k_page = static_cast<T*>(p.k_pages) + (page * p.kv_heads + head) * p.page * p.dim;
   T* v_page = static_cast<T*>(p.v_pages) + (page * p.kv_heads + head) * p.page * p.v_dim;
   const T* k = static_cast<const T*>(p.k) + begin * p.k_row + head * p.k_head;
   const T* v = static_cast<const T*>(p.v) + begin * p.v_row + head * p.v_head;
   for (int64_t c = 0; c < p.dim; c += kU) {
     T* to = k_page + c * p.page + offset * kU;
-    for (int64_t i = 0; i < count; ++i) std::memcpy(to + i * kU, k + i * p.k_row + c, kU * sizeof(T));
+    for (int64_t i = 0; i < count; ++i)
+      std::memcpy(to + i * kU, k + i * p.k_row + c, kU * sizeof(T));
   }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = offset + i;
@@ -32,18 +35,20 @@ void for_runs(const WritePagesParams& p, Fn fn) {
   for (int64_t begin = 0, end; begin < p.rows; begin = end) {
     end = begin + 1;
     if (p.slots[begin] < 0 || p.slots[begin] >= slots) continue;
-    while (end < p.rows && p.slots[end] == p.slots[end - 1] + 1 && p.slots[end] % p.page != 0) ++end;
+    while (end < p.rows && p.slots[end] == p.slots[end - 1] + 1 && p.slots[end] % p.page != 0)
+      ++end;
     fn(begin, end);
   }
 }
 
-// A fresh page starts clean: masked keys have weight 0, and 0 * NaN of a former owner would be NaN. Pages are cleared
-// before any row is written, so that the rows of one page may come in any order.
+// A fresh page starts clean: masked keys have weight 0, and 0 * NaN of a former owner would be NaN.
+// Pages are cleared before any row is written, so that the rows of one page may come in any order.
 template <class T, int kU>
 void write_head(const WritePagesParams& p, int64_t head) {
   for_runs(p, [&](int64_t begin, int64_t end) {
     if (p.slots[begin] % p.page != 0 || end - begin == p.page) return;
-    T* v_pages = static_cast<T*>(p.v_pages) + (p.slots[begin] / p.page * p.kv_heads + head) * p.page * p.v_dim;
+    T* v_pages = static_cast<T*>(p.v_pages) +
+                 (p.slots[begin] / p.page * p.kv_heads + head) * p.page * p.v_dim;
     std::memset(v_pages, 0, static_cast<size_t>(p.page * p.v_dim) * sizeof(T));
   });
   for_runs(p, [&](int64_t begin, int64_t end) { write_run<T, kU>(p, head, begin, end); });

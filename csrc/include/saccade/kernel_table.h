@@ -16,7 +16,8 @@ struct KernelTable {
   double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
 };
 
-// The table of an instruction set, or null with the reason when it was not compiled or cannot run here.
+// The table of an instruction set, or null with the reason when it was not compiled or cannot run
+// here.
 const KernelTable* kernel_table(const char* isa, const char** reason);
 
 }  // namespace saccade

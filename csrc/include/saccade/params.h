@@ -1,4 +1,5 @@
-// Arguments of the CPU kernels: raw pointers, sizes and strides in elements. No framework header anywhere.
+// Arguments of the CPU kernels: raw pointers, sizes and strides in elements. No framework header
+// anywhere.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +7,9 @@ namespace saccade {
 
 enum class DType : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
 
-inline int64_t size_of(DType type) { return type == DType::kF32 ? 4 : 2; }
+inline int64_t size_of(DType type) {
+  return type == DType::kF32 ? 4 : 2;
+}
 
 // Paged attention. Shapes: T rows over S sequences, H query heads, Hkv KV heads, P tokens a page.
 struct AttendParams {
@@ -24,9 +27,9 @@ struct AttendParams {
   const int32_t* hi;         // [T] or null: position + 1
   int64_t window;            // 0: none
   int64_t sinks;
-  float scale, softcap;  // softcap 0: none
-  const float* sink_logits;  // [H] or null
-  const int32_t* blocks;     // [lists, owners, list_width], ascending, -1 padded, or null
+  float scale, softcap;        // softcap 0: none
+  const float* sink_logits;    // [H] or null
+  const int32_t* blocks;       // [lists, owners, list_width], ascending, -1 padded, or null
   const int32_t* list_of_row;  // [T]
   int64_t owners, list_width, block;
   void* out;   // [T, H, v_dim] contiguous
@@ -39,9 +42,10 @@ struct LinearParams {
   int64_t rows, in, outs;
   const void* x;  // [rows, in], row stride x_row
   int64_t x_row;
-  const void* weight;  // bf16: [panels, in / 2, 32, 2] (in rounded up to even); else [panels, in, 32]
-  const float* bias;   // [outs] or null
-  void* y;             // [rows, outs] contiguous
+  const void*
+      weight;  // bf16: [panels, in / 2, 32, 2] (in rounded up to even); else [panels, in, 32]
+  const float* bias;  // [outs] or null
+  void* y;            // [rows, outs] contiguous
 };
 
 struct RmsNormParams {
