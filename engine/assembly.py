@@ -87,15 +87,17 @@ def _policy(config: EngineConfig, model: ModelConfig, folder: Path) -> Attention
     prefill, decode = config.prefill_attention, config.decode_attention
     if config.attention or model.attention is None:
         return parse_policy(config.attention, prefill, decode, model.num_layers)
-    own = _own_specs(model.attention, folder)
+    both, own_prefill, own_decode = _own_specs(model.attention, folder)
     try:
-        parse_policy(*own, model.num_layers)
+        parse_policy(both, own_prefill, own_decode, model.num_layers)
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-    return parse_policy(own[0], prefill or own[1], decode or own[2], model.num_layers)
+    return parse_policy(both, prefill or own_prefill, decode or own_decode, model.num_layers)
 
 
-def _own_specs(entry: str | Mapping[str, Any], folder: Path) -> tuple[str | None, ...]:
+def _own_specs(
+    entry: str | Mapping[str, Any], folder: Path
+) -> tuple[str | None, str | None, str | None]:
     """config.json's attention entry as (attention, prefill_attention, decode_attention)."""
     specs = {"attention": entry} if isinstance(entry, str) else entry
     if not set(specs) <= set(_SPECS) or not all(isinstance(each, str) for each in specs.values()):
@@ -103,7 +105,8 @@ def _own_specs(entry: str | Mapping[str, Any], folder: Path) -> tuple[str | None
             f"{folder / 'config.json'}: the attention entry must be a spec, or an object of specs "
             f"named {', '.join(_SPECS)}; got {entry!r:.200}"
         )
-    return tuple(specs.get(name) for name in _SPECS)
+    attention, prefill, decode = (specs.get(name) for name in _SPECS)
+    return attention, prefill, decode
 
 
 def _plan(

@@ -45,6 +45,9 @@ class EngineConfig:
             if getattr(self, name) not in allowed:
                 options = ", ".join(map(str, allowed))
                 raise ValueError(f"{name} must be one of {options}, not {getattr(self, name)!r}")
+        for name in ("attention", "prefill_attention", "decode_attention"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise ValueError(f"{name} must be a spec like 'window(size=64)', not {value!r}")
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory"):
             self._check_positive(name)
         share = self.long_prefill_share
