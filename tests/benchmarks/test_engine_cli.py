@@ -14,16 +14,6 @@ from saccade.engine.errors import RequestError
 from saccade.engine.params import SamplingParams
 
 QUICK = "--quick --contexts 40,96 --decode-tokens 3 --repeats 2 --threads 1".split()
-    "--quick",
-    "--contexts",
-    "40,96",
-    "--decode-tokens",
-    "3",
-    "--repeats",
-    "2",
-    "--threads",
-    "1",
-]
 
 
 def test_the_command_writes_table_json_and_plot(
