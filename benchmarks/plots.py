@@ -28,15 +28,15 @@ def require() -> None:
         raise RequestError("--plot needs matplotlib: pip install 'saccade[bench]'", "plot")
 
 
-def figure(columns: int, title: str) -> tuple[Any, Sequence[Any]]:
-    """A figure with `columns` panels that needs no display."""
+def figure(widths: Sequence[float], height: float, title: str) -> tuple[Any, Sequence[Any]]:
+    """A figure with panels of these widths (inches) side by side; needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(5.6 * columns, 4.6), layout="constrained")
+    made = Figure(figsize=(sum(widths), height), layout="constrained")
     FigureCanvasAgg(made)
     made.suptitle(title, fontsize=10)
-    axes = made.subplots(1, columns, squeeze=False)[0]
+    axes = made.subplots(1, len(widths), width_ratios=widths)
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     return made, axes
@@ -63,12 +63,12 @@ def paired_bars(
         )
         texts = ["not\nmeasured" if value is None else _number(value) for value in values]
         axes.bar_label(drawn, texts, fontsize=7, padding=1)
-    axes.set_xticks(range(len(labels)), labels, fontsize=7)
+    axes.set_xticks(range(len(labels)), labels, fontsize=6)
     axes.margins(y=0.3)  # room for the legend
 
 
 def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def kernels(rows: Sequence[Row], rates: Mapping[str, float], title: str, path: Path) -> None:
@@ -76,7 +76,7 @@ def kernels(rows: Sequence[Row], rates: Mapping[str, float], title: str, path: P
 
     rates: the ceilings by name, FLOP/s for "bf16 matmul" and B/s for "stream".
     """
-    made, (prefill, decode, others) = figure(3, title)
+    made, (prefill, decode, others) = figure((6.8, 4.6, 5.4), 6.0, title)
     bf16 = [row for row in rows if row.op == "attend" and row.dtype == "bf16"]
     flat = [row for row in bf16 if row.name != "decode"]
     _against_peer(prefill, flat, "tflops", "bf16 prefill", "TFLOP/s")
@@ -92,7 +92,7 @@ def kernels(rows: Sequence[Row], rates: Mapping[str, float], title: str, path: P
 
 def engine(rows: Sequence[EngineRow], floors: Mapping[int, float], title: str, path: Path) -> None:
     """Prefill and decode tokens per second by context. floors: the decode limit of each context."""
-    made, (prefill, decode) = figure(2, title)
+    made, (prefill, decode) = figure((5.6, 5.6), 4.6, title)
     contexts = list(floors)
     for axes, field in ((prefill, "prefill"), (decode, "decode")):
         series = {
@@ -152,17 +152,18 @@ def _line(axes: Any, value: float, name: str) -> None:
 
 def _ratios(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_title("speed relative to the fastest torch form", fontsize=9)
-    axes.set_xlabel("times as fast")
+    axes.set_xlabel("times as fast (log scale; dashed: as fast as torch)", fontsize=8)
     ours = [row for row in rows if row.ours and row.ratio is not None][::-1]
     names = [f"{row.name} {_short(row)} {row.dtype}" for row in ours]
-    drawn = axes.barh(range(len(ours)), [row.ratio for row in ours], color=OURS, height=0.7)
+    ratios = [row.ratio or 1.0 for row in ours]
+    lengths = [ratio - 1 for ratio in ratios]
     axes.set_xscale("log", base=2)  # half as fast is as far from 1 as twice as fast
+    drawn = axes.barh(range(len(ours)), lengths, left=1, color=OURS, height=0.7)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.bar_label(drawn, fmt="%.2f", fontsize=6, padding=1)
+    axes.bar_label(drawn, [f"{ratio:.2f}" for ratio in ratios], fontsize=6, padding=1)
     axes.set_yticks(range(len(ours)), names, fontsize=6)
-    axes.axvline(1.0, color=CEILING, linewidth=1, linestyle="--", label="as fast as torch")
-    axes.margins(x=0.12)
-    axes.legend(fontsize=7)
+    axes.axvline(1.0, color=CEILING, linewidth=1, linestyle="--")
+    axes.margins(x=0.12, y=0.01)
 
 
 def _short(row: Row) -> str:
