@@ -19,9 +19,12 @@ namespace SACCADE_ISA {
 // with tiles the arithmetic is so fast that longer steps, which rescale the output less often, win.
 constexpr int64_t kPass = SACCADE_AMX ? 256 : 128;
 constexpr int64_t kSegment = 2048;
+constexpr int64_t kPasses = kSegment / kPass;
 // More rows in a unit read K and V less often; the unit's output must stay in the second-level
-// cache.
+// cache. With block lists each pass concerns few of the rows, so that units of more rows keep the
+// products full.
 constexpr int64_t kMaxRows = SACCADE_AMX ? 256 : 128;
+constexpr int64_t kMaxListedRows = 512;
 // Rows of a unit that go through scores, softmax and values together: their scores stay in the
 // first-level cache.
 constexpr int64_t kSub = 32;
@@ -91,9 +94,10 @@ class UnitPlan {
  public:
   explicit UnitPlan(const AttendParams& p) : p_(p) {
     const int64_t group = p.heads / p.kv_heads;
-    heads_ = group < kMaxRows ? group : kMaxRows;
+    const int64_t most = p.blocks != nullptr ? kMaxListedRows : kMaxRows;
+    heads_ = group < most ? group : most;
     splits_ = (group + heads_ - 1) / heads_;
-    tokens_ = kMaxRows / heads_;
+    tokens_ = most / heads_;
     first_ = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
     first_[0] = 0;
     for (int64_t s = 0; s < p.seqs; ++s) {

@@ -1,0 +1,464 @@
+// One unit of attention: rows x segments of keys, pass by pass. See attend.cpp for the whole
+// picture.
+#pragma once
+#include <math.h>
+
+#include "attend_rows.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+SACCADE_INLINE F<kWidth> tanh(F<kWidth> x) {
+  const F<kWidth> one = splat<kWidth>(1.0f);
+  return one - splat<kWidth>(2.0f) / (exp_any<kWidth>(x + x) + one);
+}
+
+// Probabilities as the A operand of the second product: fp32, or bf16 where the machine multiplies
+// bf16 pairs.
+template <class A>
+SACCADE_INLINE void put_probabilities(A* to, F<kWidth> p) {
+  if constexpr (sizeof(A) == sizeof(float)) {
+    store(to, p);
+  } else {
+#if defined(__AVX512BF16__)
+    store(to, _mm512_cvtneps_pbh((__m512)p));
+#endif
+  }
+}
+
+// What a unit does with one arithmetic S; kTiles: with tile instructions.
+template <class S, bool kTiles>
+struct UnitRun {
+  using A = typename S::A;
+  using B = typename S::B;
+  static constexpr int W = kWidth;
+  static constexpr int kU = S::kUnit;
+
+  const AttendParams& p;
+  const Unit& u;
+  const float to_log2;  // raw score -> log2 units
+  int64_t rows;
+  Row* info;
+  SegmentRows segment;
+  A* q;              // [rows][dim]
+  A* q_sub;          // [kSub][dim]: the rows at work, where they do not lie side by side in q
+  float* scores;     // [kSub][kPass]
+  A* probabilities;  // [kSub][kPass]
+  float* shrink;     // [kSub]: by how much earlier sums and outputs shrink in this pass
+  float* o_sub;      // [kSub][v_dim]: outputs of the rows at work, for tiles
+  float* own_partial;
+  float* own_total;
+  int64_t used;
+  Pass<B> pass, next;  // next: the pages to fetch ahead while this pass computes
+
+  UnitRun(const AttendParams& params, const Unit& unit, char* scratch)
+      : p(params), u(unit), to_log2(params.softcap > 0 ? 1.0f : params.scale * kLog2E) {
+    rows = u.tokens * u.heads;
+    Carver carve{scratch};
+    info = carve.take<Row>(rows);
+    segment.capacity = rows;
+    segment.rows = carve.take<Active>(kPasses * rows);
+    q = carve.take<A>(rows * p.dim);
+    q_sub = carve.take<A>(kSub * p.dim);
+    scores = carve.take<float>(kSub * kPass);
+    probabilities = carve.take<A>(kSub * kPass);
+    shrink = carve.take<float>(kSub);
+    o_sub = carve.take<float>(kTiles ? kSub * p.v_dim : 0);
+    own_partial = carve.take<float>(partial_floats());
+    own_total = carve.take<float>(partial_floats());
+    used = carve.at - scratch;
+  }
+
+  // A partial result: O [rows][v_dim], W partial sums per row, and the rows' maxima in log2 units.
+  // Where the maximum is -inf nothing was seen, and O and the sums hold nothing.
+  int64_t partial_floats() const { return rows * (p.v_dim + W + 1); }
+  float* sums(float* partial) const { return partial + rows * p.v_dim; }
+  float* tops(float* partial) const { return partial + rows * (p.v_dim + W); }
+  const float* sums(const float* partial) const { return partial + rows * p.v_dim; }
+  const float* tops(const float* partial) const { return partial + rows * (p.v_dim + W); }
+  void clear(float* partial) const {
+    for (int64_t r = 0; r < rows; ++r) tops(partial)[r] = -INFINITY;
+  }
+
+  int64_t row_of(int64_t r) const { return u.row + r / u.heads; }
+  int64_t head_of(int64_t r) const { return u.head + r % u.heads; }
+
+  void prepare() {
+    for (int64_t r = 0; r < rows; ++r) {
+      info[r] = make_row(p, u, row_of(r), head_of(r));
+      copy_q(r);
+    }
+  }
+
+  void copy_q(int64_t r) {
+    const int64_t offset = row_of(r) * p.q_row + head_of(r) * p.q_head;
+    A* to = q + r * p.dim;
+    if (sizeof(A) == static_cast<size_t>(size_of(p.dtype))) {
+      std::memcpy(to, static_cast<const A*>(p.q) + offset, static_cast<size_t>(p.dim) * sizeof(A));
+      return;
+    }
+    const uint16_t* from = static_cast<const uint16_t*>(p.q) + offset;
+    for (int64_t c = 0; c < p.dim; ++c) {
+      const float x = p.dtype == DType::kBF16 ? widen_bf16(from[c]) : get_one<ElementF16>(from + c);
+      to[c] = static_cast<A>(x);
+    }
+  }
+
+  // A decode step is a stream of pages: while K is scored, V of the same keys is asked for, and
+  // while V is summed, K of the next pass. (Units of many rows compute longer than memory takes.)
+  SACCADE_INLINE Ahead ahead_of(const B* from, int64_t elements, int64_t steps) const {
+    if (from == nullptr || rows > kStreamRows) return {};
+    const int64_t lines = elements * static_cast<int64_t>(sizeof(B)) / 64;
+    return {reinterpret_cast<const char*>(from), (lines + steps - 1) / steps};
+  }
+
+  // ---- the three stages, for up to kSub rows ----
+
+  // The rows at work, side by side: straight from q, or gathered. Tiles read whole groups of 16
+  // rows.
+  const A* queries(const Active* active, int64_t count) {
+    const int64_t first = active[0].row, read = kTiles ? (count + 15) / 16 * 16 : count;
+    if (active[count - 1].row == first + count - 1 && first + read <= rows)
+      return q + first * p.dim;
+    for (int64_t r = 0; r < count; ++r) {
+      std::memcpy(q_sub + r * p.dim, q + active[r].row * p.dim,
+                  static_cast<size_t>(p.dim) * sizeof(A));
+    }
+    std::memset(static_cast<void*>(q_sub + count * p.dim), 0,
+                static_cast<size_t>((read - count) * p.dim) * sizeof(A));
+    return q_sub;
+  }
+
+  // The part of `span` in chunk c of the pass, as offsets in the chunk.
+  SACCADE_INLINE Span in_chunk(const Span& span, int64_t c) const {
+    const int64_t base = c * pass.chunk;
+    const int64_t begin = span.begin > base ? span.begin - base : 0;
+    const int64_t end = span.end < base + pass.chunk ? span.end - base : pass.chunk;
+    return {begin, end};
+  }
+
+  struct ScoreBlock {  // columns are keys of one chunk
+    UnitRun& run;
+    const A* q;
+    const B* k;
+    const B* v;  // of the same keys, wanted next
+    float* to;
+
+    template <int M, int NV>
+    SACCADE_INLINE void tile(int64_t r, int64_t at) {
+      const AttendParams& p = run.p;
+      const int64_t steps = p.dim / kU;
+      const B* wanted = v == nullptr || r > 0 ? nullptr : v + at * p.v_dim;
+      F<W> acc[M][NV] = {};
+      product<S, W, NV, M>(acc, q + r * p.dim, p.dim, k + at * kU, p.page * kU, steps,
+                           run.ahead_of(wanted, NV * W * p.v_dim, steps));
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < NV; ++n) store(to + (r + m) * kPass + at + n * W, acc[m][n]);
+    }
+  };
+
+  void score(const A* queries, int64_t count, const Span& span) {
+    for (int64_t c = 0; c < pass.chunks; ++c) {
+      const Span keys = in_chunk(span, c);
+      if (keys.begin >= keys.end) continue;
+      float* to = scores + c * pass.chunk;
+      if (pass.k[c] == nullptr) {
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t i = keys.begin; i < keys.end; ++i) to[r * kPass + i] = -INFINITY;
+        continue;
+      }
+#if SACCADE_AMX
+      if constexpr (kTiles) {
+        score_tiles(queries, count, keys, pass.k[c], to);
+        continue;
+      }
+#endif
+      ScoreBlock block{*this, queries, pass.k[c], pass.v[c], to};
+      for_tiles<W>(block, count, keys.begin, keys.end);
+    }
+  }
+
+  struct ValueBlock {  // columns are channels
+    UnitRun& run;
+    const Active* active;
+    const Span& span;
+    float* o;
+
+    template <int M, int NV>
+    SACCADE_INLINE void tile(int64_t r, int64_t channel) {
+      const AttendParams& p = run.p;
+      F<W> acc[M][NV];
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < NV; ++n)
+          acc[m][n] = load<F<W>>(at(r + m, channel + n * W)) * splat<W>(run.shrink[r + m]);
+      const int64_t share = run.pass.chunk * p.dim / p.v_dim;  // elements of K per channel of V
+      for (int64_t c = 0; c < run.pass.chunks; ++c) {
+        const Span keys = run.in_chunk(span, c);
+        if (keys.begin >= keys.end || run.pass.v[c] == nullptr) continue;
+        const int64_t steps = (keys.end - keys.begin) / kU;
+        const B* k = r > 0 || run.next.k[c] == nullptr ? nullptr : run.next.k[c] + channel * share;
+        product<S, W, NV, M>(acc, run.probabilities + r * kPass + c * run.pass.chunk + keys.begin,
+                             kPass, run.pass.v[c] + keys.begin * p.v_dim + channel * kU,
+                             p.v_dim * kU, steps, run.ahead_of(k, NV * W * share, steps));
+      }
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < NV; ++n) store(at(r + m, channel + n * W), acc[m][n]);
+    }
+    SACCADE_INLINE float* at(int64_t r, int64_t channel) const {
+      return o + active[r].row * run.p.v_dim + channel;
+    }
+  };
+
+  void values(const Active* active, int64_t count, const Span& span, float* o) {
+#if SACCADE_AMX
+    if constexpr (kTiles) {
+      value_tiles(active, count, span, o);
+      return;
+    }
+#endif
+    ValueBlock block{*this, active, span, o};
+    const int64_t whole = p.v_dim / W * W;
+    for_tiles<W>(block, count, 0, whole);
+    if (whole < p.v_dim) value_rest(active, count, span, o, whole);
+  }
+
+  // Channels beyond the last whole vector, one at a time.
+  void value_rest(const Active* active, int64_t count, const Span& span, float* o,
+                  int64_t channel) {
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t i = channel; i < p.v_dim; ++i) {
+        float* to = o + active[r].row * p.v_dim + i;
+        float sum = *to * shrink[r];
+        for (int64_t key = span.begin; key < span.end; ++key) {
+          const int64_t c = key / pass.chunk, at = key % pass.chunk;
+          if (pass.v[c] == nullptr) continue;
+          const B* v = pass.v[c] + at / kU * kU * p.v_dim + i * kU + at % kU;
+          sum += S::one(probabilities + r * kPass + key) * S::one(v);
+        }
+        *to = sum;
+      }
+  }
+
+#if SACCADE_AMX
+  void score_tiles(const A* queries, int64_t count, const Span& keys, const B* k, float* to) {
+    for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
+      for (int64_t r = 0; r < count; r += 32) {
+        const A* a = queries + r * p.dim;
+        const int64_t ldb = p.page * kU, steps = p.dim / 32;
+        float* c = to + r * kPass + at;
+        if (r + 16 < count) {
+          amx::product<2, 2>(c, kPass, a, p.dim, k + at * kU, ldb, steps);
+        } else {
+          amx::product<1, 2>(c, kPass, a, p.dim, k + at * kU, ldb, steps);
+        }
+      }
+    }
+  }
+
+  template <int R, int C>
+  void value_tile(int64_t r, int64_t channel, const Span& span) {
+    float* o = o_sub + r * p.v_dim + channel;
+    amx::fetch<R, C>(o, p.v_dim);
+    for (int64_t c = 0; c < pass.chunks; ++c) {
+      if (pass.v[c] == nullptr) continue;
+      const Span keys = in_chunk(span, c);
+      for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
+        amx::step<R, C>(probabilities + r * kPass + c * pass.chunk + at, kPass,
+                        pass.v[c] + at * p.v_dim + channel * kU, p.v_dim * kU);
+      }
+    }
+    amx::put<R, C>(o, p.v_dim);
+  }
+
+  // Tiles want rows at equal distances: outputs are gathered, shrunk on the way, and put back.
+  void value_tiles(const Active* active, int64_t count, const Span& span, float* o) {
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t i = 0; i < p.v_dim; i += W) {
+        store(o_sub + r * p.v_dim + i,
+              load<F<W>>(o + active[r].row * p.v_dim + i) * splat<W>(shrink[r]));
+      }
+    for (int64_t channel = 0; channel < p.v_dim; channel += 32) {
+      const bool wide = channel + 32 <= p.v_dim;
+      for (int64_t r = 0; r < count; r += 32) {
+        const bool tall = r + 16 < count;
+        if (tall && wide) value_tile<2, 2>(r, channel, span);
+        if (tall && !wide) value_tile<2, 1>(r, channel, span);
+        if (!tall && wide) value_tile<1, 2>(r, channel, span);
+        if (!tall && !wide) value_tile<1, 1>(r, channel, span);
+      }
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      std::memcpy(o + active[r].row * p.v_dim, o_sub + r * p.v_dim,
+                  static_cast<size_t>(p.v_dim) * sizeof(float));
+    }
+  }
+
+  // Rows that pad a group of 16, and keys that pad a step of 32, weigh nothing.
+  void pad_probabilities(int64_t count, const Span& span) {
+    for (int64_t r = 0; r < (count + 15) / 16 * 16; ++r) {
+      A* to = probabilities + r * kPass;
+      if (r >= count) std::memset(static_cast<void*>(to), 0, kPass * sizeof(A));
+      for (int64_t i = span.begin / 32 * 32; i < span.begin; i += W)
+        put_probabilities(to + i, F<W>{});
+      for (int64_t i = span.end; i < (span.end + 31) / 32 * 32; i += W)
+        put_probabilities(to + i, F<W>{});
+    }
+  }
+#endif
+
+  SACCADE_INLINE F<W> capped(F<W> s) const {
+    return tanh(s * splat<W>(p.scale / p.softcap)) * splat<W>(p.softcap * kLog2E);
+  }
+
+  // Largest score of a row over its own keys, after cap and mask.
+  SACCADE_INLINE float highest(const Active& active, const Span& own, int64_t first,
+                               float* s) const {
+    const Row& row = info[active.row];
+    const F<W> none = splat<W>(-INFINITY);
+    F<W> high = none;
+    if (p.softcap > 0) {
+      for (int64_t i = own.begin; i < own.end; i += W) store(s + i, capped(load<F<W>>(s + i)));
+    }
+    if (is_masked(p, row, own, first)) {
+      for (int64_t i = own.begin; i < own.end; i += W) {
+        store(s + i, seen(p, row, active.bits, first, i) ? load<F<W>>(s + i) : none);
+      }
+    }
+    for (int64_t i = own.begin; i < own.end; i += W) high = max<W>(high, load<F<W>>(s + i));
+    return max_lanes<W>(high);
+  }
+
+  // Scores of the r-th row at work -> probabilities over `span`; keeps the row's maximum and sums.
+  SACCADE_INLINE void softmax_row(const Active& active, int64_t r, int64_t first, const Span& span,
+                                  float* partial) {
+    float* s = scores + r * kPass;
+    A* to = probabilities + r * kPass;
+    float* top = tops(partial) + active.row;
+    float* sum = sums(partial) + active.row * W;
+    if (*top == -INFINITY) {  // nothing seen so far: what lies there is not a number of ours
+      std::memset(partial + active.row * p.v_dim, 0, static_cast<size_t>(p.v_dim) * sizeof(float));
+      std::memset(sum, 0, W * sizeof(float));
+    }
+    const Span own = span_of(p, info[active.row], first);
+    for (int64_t i = span.begin; i < own.begin; i += W) put_probabilities(to + i, F<W>{});
+    for (int64_t i = own.end; i < span.end; i += W) put_probabilities(to + i, F<W>{});
+    const float high = highest(active, own, first, s) * to_log2;
+    const float now = *top > high ? *top : high;
+    const float base = now == -INFINITY ? 0.0f : now;
+    shrink[r] = exp2_nonpositive<4>(splat<4>(*top - base))[0];
+    const F<W> factor = splat<W>(to_log2), minus = splat<W>(-base);
+    F<W> total{};
+    for (int64_t i = own.begin; i < own.end; i += W) {
+      const F<W> e = exp2_nonpositive<W>(fma<W>(load<F<W>>(s + i), factor, minus));
+      total += e;
+      put_probabilities(to + i, e);
+    }
+    store(sum, fma<W>(load<F<W>>(sum), splat<W>(shrink[r]), total));
+    *top = now;
+  }
+
+  // ---- passes and segments ----
+
+  void attend_rows(const Active* active, int64_t count, int64_t first, float* partial) {
+    Span span{kPass, 0};
+    for (int64_t r = 0; r < count; ++r) {
+      const Span own = span_of(p, info[active[r].row], first);
+      if (own.begin < span.begin) span.begin = own.begin;
+      if (own.end > span.end) span.end = own.end;
+    }
+    score(queries(active, count), count, span);
+    for (int64_t r = 0; r < count; ++r) softmax_row(active[r], r, first, span, partial);
+#if SACCADE_AMX
+    if constexpr (kTiles) pad_probabilities(count, span);
+#endif
+    values(active, count, span, partial);
+  }
+
+  // The partial result over one segment of keys, which begins at `begin`.
+  void attend_segment(int64_t begin, float* partial) {
+    clear(partial);
+    segment.collect(p, info, rows, begin);
+    for (int64_t i = 0; i < kPasses; ++i) {
+      if (segment.counts[i] == 0) continue;
+      int64_t after = i + 1;
+      while (after < kPasses && segment.counts[after] == 0) ++after;
+      pass.locate(p, u, begin + i * kPass);
+      next.locate(p, u, after < kPasses ? begin + after * kPass : u.hi);
+      for (int64_t at = 0; at < segment.counts[i]; at += kSub) {
+        const int64_t left = segment.counts[i] - at;
+        attend_rows(segment.of(i) + at, left < kSub ? left : kSub, begin + i * kPass, partial);
+      }
+    }
+  }
+
+  void merge_into(float* total, const float* partial) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      float* top = tops(total) + r;
+      const float other = tops(partial)[r];
+      if (other == -INFINITY) continue;
+      float* to = total + r * p.v_dim;
+      const float* from = partial + r * p.v_dim;
+      float* sum = sums(total) + r * W;
+      const F<W> other_sum = load<F<W>>(sums(partial) + r * W);
+      if (*top == -INFINITY) {
+        std::memcpy(to, from, static_cast<size_t>(p.v_dim) * sizeof(float));
+        store(sum, other_sum);
+        *top = other;
+        continue;
+      }
+      const float now = *top > other ? *top : other;
+      const F<W> keep = splat<W>(exp2_nonpositive<4>(splat<4>(*top - now))[0]);
+      const F<W> add = splat<W>(exp2_nonpositive<4>(splat<4>(other - now))[0]);
+      for_vectors<W>(
+          p.v_dim,
+          [&](int64_t i) {
+            store(to + i, fma<W>(load<F<W>>(from + i), add, load<F<W>>(to + i) * keep));
+          },
+          [&](int64_t i) { to[i] = from[i] * add[0] + to[i] * keep[0]; });
+      store(sum, fma<W>(other_sum, add, load<F<W>>(sum) * keep));
+      *top = now;
+    }
+  }
+
+  // ---- the result ----
+
+  template <class E>
+  void put_rows(const float* total) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = row_of(r) * p.heads + head_of(r);
+      typename E::T* out = static_cast<typename E::T*>(p.out) + at * p.v_dim;
+      const bool empty = tops(total)[r] == -INFINITY;
+      float top = tops(total)[r], keep = 1.0f;
+      float sum = empty ? 0.0f : sum_lanes<W>(load<F<W>>(sums(total) + r * W));
+      if (p.sink_logits != nullptr) {
+        const float sink = p.sink_logits[head_of(r)] * kLog2E, now = top > sink ? top : sink;
+        keep = exp2f(top - now);
+        sum = sum * keep + exp2f(sink - now);
+        top = now;
+      }
+      p.lse[at] = sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;
+      if (empty) {
+        std::memset(static_cast<void*>(out), 0, static_cast<size_t>(p.v_dim) * sizeof(*out));
+        continue;
+      }
+      const float factor = keep / sum;
+      const float* o = total + r * p.v_dim;
+      for_vectors<W>(
+          p.v_dim,
+          [&](int64_t i) { E::template put<W>(out + i, load<F<W>>(o + i) * splat<W>(factor)); },
+          [&](int64_t i) { put_one<E>(out + i, o[i] * factor); });
+    }
+  }
+
+  void finish(const float* total) const {
+    if (p.out_dtype == DType::kF32) put_rows<ElementF32>(total);
+    if (p.out_dtype == DType::kBF16) put_rows<ElementBF16>(total);
+    if (p.out_dtype == DType::kF16) put_rows<ElementF16>(total);
+  }
+};
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade
