@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 Row = Sequence[str]
 
+# Cells that stand out on a terminal.
+_STYLES = {"chosen": "bold green", "broken": "bold red", "missing": "dim", "unusable": "dim"}
+
 
 def print_table(title: str, columns: Row, rows: Sequence[Row]) -> None:
     """Print `rows` (one string per column) under their title and column names."""
@@ -34,7 +37,7 @@ def _print_rich(title: str, columns: Row, rows: Sequence[Row]) -> None:
 
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*[Text(cell) for cell in row])
+        table.add_row(*[Text(cell, _STYLES.get(cell, "")) for cell in row])
     Console().print(table)

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import EXIT_OK
 from ..tables import print_table
 
-COLUMNS = ("method", "parameters", "phases", "state beyond K and V", "backends", "source")
+COLUMNS = ("method", "parameters", "phases", "extra state", "backends", "source")
 
 
 def add_parser(commands: Any) -> None:
