@@ -1,4 +1,4 @@
-"""Streams and aborts: what comes piece by piece is what generate gives, and nothing stays behind."""
+"""Streams and aborts: the pieces join to what generate gives, and nothing stays behind."""
 
 from __future__ import annotations
 
