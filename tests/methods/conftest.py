@@ -1,0 +1,7 @@
+"""The engine's fixtures serve the tests of methods too."""
+
+from __future__ import annotations
+
+from ..engine.conftest import checkpoint, lone_kernels, make_engine, one_thread
+
+__all__ = ["checkpoint", "lone_kernels", "make_engine", "one_thread"]
