@@ -143,6 +143,43 @@ void write_pages(Kernels& kernels, int dtype, int64_t rows, int64_t kv_heads, in
                                v_head, pointer<const int64_t>(slots)});
 }
 
+void block_means(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, int64_t dim,
+                 int64_t page, int64_t pages, int64_t block, int64_t slots, uintptr_t k_pages,
+                 uintptr_t members, uintptr_t home, uintptr_t means) {
+  kernels.run(&KernelTable::block_means,
+              BlockMeansParams{static_cast<DType>(dtype), count, kv_heads, dim, page, pages, block,
+                               slots, pointer<const void>(k_pages), pointer<const int64_t>(members),
+                               pointer<const int64_t>(home), pointer<void>(means)});
+}
+
+void select_blocks(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
+                   int64_t kv_heads, int64_t dim, int64_t page, int64_t pages, int64_t block,
+                   int64_t slots, int64_t topk, uintptr_t q, int64_t q_row, int64_t q_head,
+                   uintptr_t means, uintptr_t table, int64_t table_row, int64_t table_width,
+                   uintptr_t cu_rows, uintptr_t positions, uintptr_t ids) {
+  kernels.run(&KernelTable::select_blocks, SelectBlocksParams{static_cast<DType>(dtype),
+                                                              seqs,
+                                                              rows,
+                                                              heads,
+                                                              kv_heads,
+                                                              dim,
+                                                              page,
+                                                              pages,
+                                                              block,
+                                                              slots,
+                                                              topk,
+                                                              pointer<const void>(q),
+                                                              q_row,
+                                                              q_head,
+                                                              pointer<const void>(means),
+                                                              pointer<const int32_t>(table),
+                                                              table_row,
+                                                              table_width,
+                                                              pointer<const int32_t>(cu_rows),
+                                                              pointer<const int64_t>(positions),
+                                                              pointer<int32_t>(ids)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -162,5 +199,7 @@ PYBIND11_MODULE(_native, m) {
       .def("silu_mul", &silu_mul)
       .def("merge", &merge)
       .def("write_pages", &write_pages)
+      .def("block_means", &block_means)
+      .def("select_blocks", &select_blocks)
       .def("stream_read", &Kernels::stream_read);
 }

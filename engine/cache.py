@@ -44,7 +44,7 @@ def bytes_per_page(
                 shape.num_kv_heads, shape.head_dim, shape.v_head_dim, dtype
             )
             for field in layer_fields(shape, policy, layer, layout.page_size).values():
-                total += torch.Size(field.shape).numel() * field.dtype.itemsize
+                total += torch.Size(field.shape).numel() * (field.dtype or dtype).itemsize
     return total
 
 
@@ -95,7 +95,7 @@ def _allocate(
 ) -> LayerCache:
     k, v = layout.allocate(pages, shape.num_kv_heads, shape.head_dim, shape.v_head_dim, dtype)
     extra = {
-        name: torch.zeros((pages, *field.shape), dtype=field.dtype)
+        name: torch.zeros((pages, *field.shape), dtype=field.dtype or dtype)
         for name, field in fields.items()
     }
     return LayerCache(layout, k, v, extra)

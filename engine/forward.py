@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.store import write_pages
 from .attention.base import AttentionMethod, Aux, LayerShape, Step
 from .attention.spec import AttentionPolicy
 from .batch import Batch, Phase
@@ -18,11 +19,13 @@ from .cache import KVCache
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one phase in one layer: their method, step and plan."""
+    """Rows of one phase in one layer: how they attend, and whose summaries they complete."""
 
     method: AttentionMethod
     step: Step
     plan: Any
+    # Both phases' methods: what one of them reads later, all tokens must have written.
+    keepers: tuple[tuple[AttentionMethod, Any], ...]
 
 
 class Forward:
@@ -42,7 +45,7 @@ class Forward:
         self.sin = sin
         self._shapes = shapes
         self._cache = cache
-        self._parts = _plan_layers(batch, shapes, cache, policy)
+        self._parts = Planner(batch, shapes, cache, policy).layers()
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Stores k and v [T, Hkv, d], then returns the attention output [T, H, dv] for q [T, H, d].
@@ -51,35 +54,55 @@ class Forward:
         tokens that are computed in the same step.
         """
         shape, cache, parts = self._shapes[layer], self._cache.layers[layer], self._parts[layer]
+        aux = Aux()
         for part in parts:
             rows = part.step.rows
-            part.method.write(cache, part.step, part.plan, k[rows], v[rows], Aux())
+            write_pages(cache.layout, cache.k, cache.v, k[rows], v[rows], part.step.slots)
+            for keeper, plan in part.keepers:
+                keeper.summarize(cache, part.step, plan, aux)
         if len(parts) == 1:
             only = parts[0]
-            return only.method.attend(shape, cache, only.step, only.plan, q, Aux())
+            return only.method.attend(shape, cache, only.step, only.plan, q, aux)
         out = torch.empty((*q.shape[:2], shape.v_head_dim), dtype=q.dtype)
         for part in parts:
             rows = part.step.rows
-            out[rows] = part.method.attend(shape, cache, part.step, part.plan, q[rows], Aux())
+            out[rows] = part.method.attend(shape, cache, part.step, part.plan, q[rows], aux)
         return out
 
 
-def _plan_layers(
-    batch: Batch, shapes: Sequence[LayerShape], cache: KVCache, policy: AttentionPolicy
-) -> list[list[Part]]:
-    """Every layer's parts; a plan is made once per step for layers with equal method, shape and
-    pages.
-    """
-    plans: dict[tuple[Any, ...], Any] = {}
-    layers = []
-    for layer, shape in enumerate(shapes):
-        parts = []
-        for phase in batch.phases:
-            method = (policy.prefill if phase is Phase.PREFILL else policy.decode)[layer]
-            group = cache.group_of[layer]
-            step, key = batch.steps[group, phase], (method, shape, group, phase)
-            if key not in plans:
-                plans[key] = method.plan(shape, step)
-            parts.append(Part(method, step, plans[key]))
-        layers.append(parts)
-    return layers
+class Planner:
+    """Plans every layer; layers with equal method, shape and pages share a plan."""
+
+    def __init__(
+        self, batch: Batch, shapes: Sequence[LayerShape], cache: KVCache, policy: AttentionPolicy
+    ) -> None:
+        self._batch = batch
+        self._shapes = shapes
+        self._cache = cache
+        self._policy = policy
+        self._plans: dict[tuple[Any, ...], Any] = {}
+
+    def layers(self) -> list[list[Part]]:
+        """Per layer, a part for each phase that has rows."""
+        return [
+            [self._part(layer, phase) for phase in self._batch.phases]
+            for layer in range(len(self._shapes))
+        ]
+
+    def _part(self, layer: int, phase: Phase) -> Part:
+        shape, group = self._shapes[layer], self._cache.group_of[layer]
+        both = (self._policy.prefill[layer], self._policy.decode[layer])
+        keepers = tuple(
+            (method, self._plan(method, shape, group, phase))
+            for method in dict.fromkeys(both)
+            if method.fields(shape, self._cache.layout.page_size)
+        )
+        method = both[phase]
+        step = self._batch.steps[group, phase]
+        return Part(method, step, self._plan(method, shape, group, phase), keepers)
+
+    def _plan(self, method: AttentionMethod, shape: LayerShape, group: int, phase: Phase) -> Any:
+        key = (method, shape, group, phase)
+        if key not in self._plans:
+            self._plans[key] = method.plan(shape, self._batch.steps[group, phase])
+        return self._plans[key]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ...kernels.store import PageLayout, write_pages
+from ...kernels.store import PageLayout
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PageField:
     """
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype | None = None  # None: as K and V
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Step:
     slots: torch.Tensor  # int64 [T]: page id * page size + offset, where the row's K, V go
     page_table: torch.Tensor  # int32 [S, max pages]: page ids by position, -1: evicted
     rows: slice  # where these rows lie among all rows of the step
+    page_size: int
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ class Aux:
 
 
 class AttentionMethod(Protocol):
-    """How a layer writes and reads its pages. Implementations are frozen dataclasses; equal ones
-    share a plan.
+    """What a layer keeps beside K and V, and how it reads them.
+
+    Implementations are frozen dataclasses; equal ones share a plan.
     """
 
     @property
@@ -89,12 +91,8 @@ class AttentionMethod(Protocol):
         """
         ...
 
-    def write(
-        self, cache: LayerCache, step: Step, plan: Any, k: torch.Tensor, v: torch.Tensor, aux: Aux
-    ) -> None:
-        """Stores k [T, Hkv, d] and v [T, Hkv, dv] in the pages and finishes the summaries they
-        complete.
-        """
+    def summarize(self, cache: LayerCache, step: Step, plan: Any, aux: Aux) -> None:
+        """Finishes the page fields that the step's tokens complete; K and V are stored already."""
         ...
 
     def attend(
@@ -102,10 +100,3 @@ class AttentionMethod(Protocol):
     ) -> torch.Tensor:
         """Attention output [T, H, dv] for q [T, H, d]."""
         ...
-
-
-def store(cache: LayerCache, step: Step, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Writes the step's k [T, Hkv, d] and v [T, Hkv, dv] to their slots: all that a dense method
-    keeps.
-    """
-    write_pages(cache.layout, cache.k, cache.v, k, v, step.slots)

@@ -10,7 +10,7 @@ import torch
 
 from ...kernels.attend import Keys, attend
 from ...kernels.merge import merge
-from .base import Aux, LayerCache, LayerShape, PageField, Step, store
+from .base import Aux, LayerCache, LayerShape, PageField, Step
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,10 @@ class Chunked:
             )
         return QueryChunk(slice(begin, end), tuple(pieces))
 
-    def write(
-        self,
-        cache: LayerCache,
-        step: Step,
-        plan: tuple[QueryChunk, ...],
-        k: torch.Tensor,
-        v: torch.Tensor,
-        aux: Aux,
+    def summarize(
+        self, cache: LayerCache, step: Step, plan: tuple[QueryChunk, ...], aux: Aux
     ) -> None:
-        """Stores K and V."""
-        store(cache, step, k, v)
+        """Nothing to finish."""
 
     def attend(
         self,

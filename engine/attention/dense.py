@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...kernels.attend import Keys, attend
-from .base import Aux, LayerCache, LayerShape, PageField, Step, store
+from .base import Aux, LayerCache, LayerShape, PageField, Step
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,8 @@ class Dense:
         """The keys of every row: causal, in the layer's window."""
         return Keys(step.cu_rows, step.positions, step.page_table, window=shape.window)
 
-    def write(
-        self, cache: LayerCache, step: Step, plan: Keys, k: torch.Tensor, v: torch.Tensor, aux: Aux
-    ) -> None:
-        """Stores K and V."""
-        store(cache, step, k, v)
+    def summarize(self, cache: LayerCache, step: Step, plan: Keys, aux: Aux) -> None:
+        """Nothing to finish."""
 
     def attend(
         self,

@@ -48,6 +48,14 @@ _METHODS = (
         "Rabe & Staats 2021, arXiv 2112.05682",
         _CPU,
     ),
+    MethodInfo(
+        "moba",
+        ("block=512", "topk=8", "topk_includes_current=1"),
+        _BOTH,
+        "1/(2 block) of K and V, at least 1/(2 page)",
+        "Lu et al. 2025, arXiv 2502.13189",
+        _CPU,
+    ),
 )
 
 
@@ -166,6 +174,7 @@ def _options(name: str, text: str, allowed: Sequence[str]) -> dict[str, int]:
 def _classes() -> dict[str, type]:
     from .chunked import Chunked
     from .dense import Dense
+    from .moba import Moba
     from .window import Window
 
-    return {"dense": Dense, "window": Window, "chunked": Chunked}
+    return {"dense": Dense, "window": Window, "chunked": Chunked, "moba": Moba}

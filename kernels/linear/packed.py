@@ -57,7 +57,7 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight
     whole = out_features // PANEL
     data[:whole] = padded[: whole * PANEL].reshape(whole, PANEL, steps, unit).permute(0, 2, 1, 3)
     if whole < panels:
-        rest = padded[whole * PANEL :].reshape(-1, steps, unit)
+        rest = padded[whole * PANEL :].reshape(out_features - whole * PANEL, steps, unit)
         data[whole, :, : rest.shape[0]] = rest.permute(1, 0, 2)
     return PackedWeight(
         data, None if bias is None else bias.float().contiguous(), in_features, out_features

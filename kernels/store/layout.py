@@ -71,6 +71,11 @@ class PageLayout:
         """K [n * page_size, Hkv, d] and V [n * page_size, Hkv, dv] of n pages, in order of
         position.
         """
-        k = k_pages[page_ids].permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+        k = self.gather_keys(k_pages, page_ids)
         v = v_pages[page_ids].permute(0, 2, 4, 1, 3).flatten(0, 2)
         return k, v
+
+    @staticmethod
+    def gather_keys(k_pages: torch.Tensor, page_ids: torch.Tensor) -> torch.Tensor:
+        """K [n * page_size, Hkv, d] of n pages, in order of position."""
+        return k_pages[page_ids].permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)

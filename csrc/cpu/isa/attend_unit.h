@@ -11,10 +11,24 @@ namespace SACCADE_ISA {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
+// Relative error below 2e-7 also near 0, where 1 - 2 / (e^2x + 1) would lose every digit: a
+// polynomial fitted to tanh(x) / x for |x| < 0.65.
 SACCADE_INLINE F<kWidth> tanh(F<kWidth> x) {
-  const F<kWidth> one = splat<kWidth>(1.0f);
-  return one - splat<kWidth>(2.0f) / (exp_any<kWidth>(x + x) + one);
+  constexpr int W = kWidth;
+  const F<W> one = splat<W>(1.0f), z = x * x;
+  F<W> p = splat<W>(-0.005932980217039585f);
+  p = fma<W>(p, z, splat<W>(0.020881319418549538f));
+  p = fma<W>(p, z, splat<W>(-0.053825847804546356f));
+  p = fma<W>(p, z, splat<W>(0.13332600891590118f));
+  p = fma<W>(p, z, splat<W>(-0.333333283662796f));
+  const F<W> near = fma<W>(p * z, x, x);
+  const F<W> far = one - splat<W>(2.0f) / (exp_any<W>(x + x) + one);
+  return z < splat<W>(0.4225f) ? near : far;
 }
+
+// Logits beyond this size are not fused with their maximum: the rounding of the maximum alone could
+// make an exponent far too large.
+constexpr float kFusible = 1 << 24;
 
 // Probabilities as the A operand of the second product: fp32, or bf16 where the machine multiplies
 // bf16 pairs.
@@ -320,7 +334,9 @@ struct UnitRun {
     const F<W> none = splat<W>(-INFINITY);
     F<W> high = none;
     if (p.softcap > 0) {
-      for (int64_t i = own.begin; i < own.end; i += W) store(s + i, capped(load<F<W>>(s + i)));
+      for (int64_t i = own.begin; i < own.end; i += W) {
+        store(s + i, pass.k[i / pass.chunk] == nullptr ? none : capped(load<F<W>>(s + i)));
+      }
     }
     if (is_masked(p, row, own, first)) {
       for (int64_t i = own.begin; i < own.end; i += W) {
@@ -350,14 +366,17 @@ struct UnitRun {
     const float base = now == -INFINITY ? 0.0f : now;
     shrink[r] = exp2_nonpositive<4>(splat<4>(*top - base))[0];
     const F<W> factor = splat<W>(to_log2), minus = splat<W>(-base);
+    const bool huge = base > kFusible || base < -kFusible;
     F<W> total{};
     for (int64_t i = own.begin; i < own.end; i += W) {
-      const F<W> e = exp2_nonpositive<W>(fma<W>(load<F<W>>(s + i), factor, minus));
+      const F<W> x = load<F<W>>(s + i);
+      const F<W> e = exp2_nonpositive<W>(huge ? x * factor + minus : fma<W>(x, factor, minus));
       total += e;
       put_probabilities(to + i, e);
     }
     store(sum, fma<W>(load<F<W>>(sum), splat<W>(shrink[r]), total));
-    *top = now;
+    // The maximum skips NaN; a row that saw nothing else must not pass for one that saw nothing.
+    *top = now == -INFINITY && sum_lanes<W>(total) != 0.0f ? NAN : now;
   }
 
   // ---- passes and segments ----
@@ -435,8 +454,9 @@ struct UnitRun {
       float sum = empty ? 0.0f : sum_lanes<W>(load<F<W>>(sums(total) + r * W));
       if (p.sink_logits != nullptr) {
         const float sink = p.sink_logits[head_of(r)] * kLog2E, now = top > sink ? top : sink;
-        keep = exp2f(top - now);
-        sum = sum * keep + exp2f(sink - now);
+        const float base = now == -INFINITY ? 0.0f : now;
+        keep = exp2f(top - base);
+        sum = sum * keep + exp2f(sink - base);
         top = now;
       }
       p.lse[at] = sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;

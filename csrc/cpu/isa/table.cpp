@@ -4,8 +4,9 @@ namespace saccade {
 namespace SACCADE_ISA {
 
 const KernelTable& table() {
-  static const KernelTable entries{&attend,   &linear, &rms_norm,    &rope,
-                                   &silu_mul, &merge,  &write_pages, &stream_read};
+  static const KernelTable entries{&attend,        &linear,     &rms_norm,    &rope,
+                                   &silu_mul,      &merge,      &write_pages, &block_means,
+                                   &select_blocks, &stream_read};
   return entries;
 }
 

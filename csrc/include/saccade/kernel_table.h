@@ -13,6 +13,8 @@ struct KernelTable {
   void (*silu_mul)(const SiluMulParams&, ThreadPool&);
   void (*merge)(const MergeParams&, ThreadPool&);
   void (*write_pages)(const WritePagesParams&, ThreadPool&);
+  void (*block_means)(const BlockMeansParams&, ThreadPool&);
+  void (*select_blocks)(const SelectBlocksParams&, ThreadPool&);
   double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
 };
 

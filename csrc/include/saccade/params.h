@@ -98,4 +98,28 @@ struct WritePagesParams {
   const int64_t* slots;  // [rows], -1: skip
 };
 
+// Means of complete blocks of keys, from the pages, in fp32, rounded once.
+struct BlockMeansParams {
+  DType dtype;
+  int64_t count, kv_heads, dim, page, pages, block, slots;
+  const void* k_pages;     // as AttendParams
+  const int64_t* members;  // [count, max(1, block / page)], page ids of each block, by position
+  const int64_t* home;     // [count], page id * slots + slot of each block's mean
+  void* means;             // [pages, slots, Hkv, dim]
+};
+
+// The best complete blocks of each row by <q, mean>, and the row's own block.
+struct SelectBlocksParams {
+  DType dtype;
+  int64_t seqs, rows, heads, kv_heads, dim, page, pages, block, slots, topk;
+  const void* q;  // [rows, heads, dim], strides below
+  int64_t q_row, q_head;
+  const void* means;     // [pages, slots, Hkv, dim]
+  const int32_t* table;  // as AttendParams
+  int64_t table_row, table_width;
+  const int32_t* cu_rows;
+  const int64_t* positions;
+  int32_t* ids;  // [rows, heads, topk + 1], ascending, -1 padded
+};
+
 }  // namespace saccade

@@ -1,0 +1,265 @@
+// Blocks of keys for sparse attention: their means, and the best of them for each query row.
+#include <math.h>
+#include <stdlib.h>
+
+#include "product.h"
+#include "tables.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+namespace {
+
+constexpr int W = kWidth;
+constexpr int64_t kTile = 64;    // query rows that share a panel of means
+constexpr int64_t kPanel = 256;  // blocks scored at a time
+constexpr int64_t kMaxTopK = 256;
+
+// ---- means ----
+
+// Sums of the two (bf16: one pair; else only `even`) channels of panel row `from` over `keys` keys.
+template <class E, int kU>
+SACCADE_INLINE void add_keys(const typename E::T* from, int64_t keys, F<W>& even, F<W>& odd) {
+  for (int64_t i = 0; i < keys; i += W) {
+    if constexpr (kU == 2) {
+      const U<W> pairs = load<U<W>>(from + 2 * i);
+      even += (F<W>)(pairs << 16);
+      odd += (F<W>)(pairs & 0xffff0000u);
+    } else {
+      even += E::template get<W>(from + i);
+    }
+  }
+}
+
+template <class E, int kU>
+void mean_of_block(const BlockMeansParams& p, int64_t index, int64_t head) {
+  using T = typename E::T;
+  const int64_t spread = p.block > p.page ? p.block / p.page : 1;
+  const int64_t keys = p.block < p.page ? p.block : p.page;
+  const int64_t offset = p.block < p.page ? p.home[index] % p.slots * p.block : 0;
+  const float share = 1.0f / static_cast<float>(p.block);
+  T* to = static_cast<T*>(p.means) + (p.home[index] * p.kv_heads + head) * p.dim;
+  for (int64_t c = 0; c < p.dim; c += kU) {
+    F<W> even{}, odd{};
+    for (int64_t i = 0; i < spread; ++i) {
+      const int64_t page = p.members[index * spread + i];
+      const T* k = static_cast<const T*>(p.k_pages) + (page * p.kv_heads + head) * p.page * p.dim;
+      add_keys<E, kU>(k + c * p.page + offset * kU, keys, even, odd);
+    }
+    put_one<E>(to + c, sum_lanes<W>(even) * share);
+    if (kU == 2) put_one<E>(to + c + 1, sum_lanes<W>(odd) * share);
+  }
+}
+
+// ---- selection ----
+
+// The best k of a row so far, by descending score; equal scores: the later block first.
+struct Best {
+  float scores[kMaxTopK];
+  int32_t ids[kMaxTopK];
+  int64_t count, k;
+
+  SACCADE_INLINE float least() const { return count < k ? -INFINITY : scores[k - 1]; }
+  SACCADE_INLINE void offer(float score, int32_t id) {
+    if (!(score >= least())) return;  // NaN is never chosen
+    int64_t at = count < k ? count++ : k - 1;
+    for (; at > 0 && scores[at - 1] <= score; --at) {
+      scores[at] = scores[at - 1];
+      ids[at] = ids[at - 1];
+    }
+    scores[at] = score;
+    ids[at] = id;
+  }
+};
+
+SACCADE_INLINE bool any_lane(I<W> mask) {
+  uint64_t halves[W / 2], any = 0;
+  std::memcpy(halves, &mask, sizeof(mask));
+  for (uint64_t half : halves) any |= half;
+  return any != 0;
+}
+
+// Offers blocks first .. first + n - 1 with these scores.
+SACCADE_INLINE void offer_scores(Best& best, const float* scores, int64_t first, int64_t n) {
+  for (int64_t i = 0; i < n; i += W) {
+    if (!any_lane(load<F<W>>(scores + i) >= splat<W>(best.least()))) continue;
+    for (int64_t e = i; e < i + W && e < n; ++e) {
+      best.offer(scores[e], static_cast<int32_t>(first + e));
+    }
+  }
+}
+
+struct Job {
+  const SelectBlocksParams* p;
+  int64_t tokens, heads_per_kv;  // of a tile
+  int64_t* first_item;           // [seqs + 1]
+  char* scratch;
+  int64_t slice;
+};
+
+template <class S>
+struct Tile {
+  using A = typename S::A;
+  using B = typename S::B;
+  static constexpr int kU = S::kUnit;
+  const SelectBlocksParams& p;
+  int64_t seq, kv_head, row, group, count;
+  B* panel;       // [dim / unit][kPanel][unit], means as lanes
+  A* q;           // [rows of a tile][dim]
+  float* scores;  // [rows of a tile][kPanel]
+  Best* best;     // [rows of a tile]
+
+  // ScoreBlock protocol of for_tiles.
+  template <int M, int NV>
+  SACCADE_INLINE void tile(int64_t r, int64_t at) {
+    F<W> acc[M][NV] = {};
+    product<S, W, NV, M>(acc, q + r * p.dim, p.dim, panel + at * kU, kPanel * kU, p.dim / kU);
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < NV; ++n) store(scores + (r + m) * kPanel + at + n * W, acc[m][n]);
+  }
+
+  int64_t history(int64_t r) const { return p.positions[row + r / group] / p.block; }
+
+  void load_rows() {
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t offset = (row + r / group) * p.q_row + (kv_head * group + r % group) * p.q_head;
+      A* to = q + r * p.dim;
+      if (sizeof(A) == static_cast<size_t>(size_of(p.dtype))) {
+        std::memcpy(to, static_cast<const A*>(p.q) + offset,
+                    static_cast<size_t>(p.dim) * sizeof(A));
+      } else {
+        const uint16_t* from = static_cast<const uint16_t*>(p.q) + offset;
+        const bool bf16 = p.dtype == DType::kBF16;
+        for (int64_t c = 0; c < p.dim; ++c) {
+          to[c] = static_cast<A>(bf16 ? widen_bf16(from[c]) : get_one<ElementF16>(from + c));
+        }
+      }
+      best[r].count = 0;
+      best[r].k = p.topk;
+    }
+  }
+
+  // Means of blocks first .. first + n - 1 side by side; a block without a page scores NaN, which
+  // is never chosen.
+  void load_panel(int64_t first, int64_t n) {
+    const int64_t per_page = p.block < p.page ? p.page / p.block : 1;
+    for (int64_t i = 0; i < (n + W - 1) / W * W; ++i) {
+      const int64_t last = (first + i + 1) * p.block - 1, index = last / p.page;
+      const bool known = i < n && index < p.table_width;
+      const int64_t id = known ? p.table[seq * p.table_row + index] : -1;
+      const bool present = id >= 0 && id < p.pages;
+      const int64_t home = present ? id * p.slots + (first + i) % per_page : 0;
+      const B* from = static_cast<const B*>(p.means) + (home * p.kv_heads + kv_head) * p.dim;
+      for (int64_t c = 0; c < p.dim; c += kU) {
+        B* to = panel + c * kPanel + i * kU;
+        for (int e = 0; e < kU; ++e) to[e] = present ? from[c + e] : absent();
+      }
+    }
+  }
+  static B absent() {
+    if constexpr (sizeof(B) == 4) return static_cast<B>(NAN);
+    return static_cast<B>(0x7fff);  // NaN in bf16 and in fp16
+  }
+
+  void write_ids(int64_t r) const {
+    const int64_t width = p.topk + 1;
+    int32_t* to = p.ids + ((row + r / group) * p.heads + kv_head * group + r % group) * width;
+    int64_t n = 0;
+    for (; n < best[r].count; ++n) {  // ascending
+      int64_t at = n;
+      for (; at > 0 && to[at - 1] > best[r].ids[n]; --at) to[at] = to[at - 1];
+      to[at] = best[r].ids[n];
+    }
+    to[n++] = static_cast<int32_t>(history(r));
+    while (n < width) to[n++] = -1;
+  }
+
+  void run() {
+    load_rows();
+    const int64_t blocks = history(count - 1);  // rows ascend: the last one has the most history
+    for (int64_t first = 0; first < blocks; first += kPanel) {
+      const int64_t n = blocks - first < kPanel ? blocks - first : kPanel;
+      load_panel(first, n);
+      for_tiles<W>(*this, count, 0, (n + W - 1) / W * W);
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t own = history(r) - first;
+        if (own > 0) offer_scores(best[r], scores + r * kPanel, first, own < n ? own : n);
+      }
+    }
+    for (int64_t r = 0; r < count; ++r) write_ids(r);
+  }
+};
+
+template <class S>
+int64_t carve(Tile<S>& tile, int64_t rows, char* at) {
+  const auto take = [&at](int64_t bytes) {
+    char* piece = at;
+    at += (bytes + 63) / 64 * 64;
+    return piece;
+  };
+  const char* begin = at;
+  tile.panel = reinterpret_cast<typename S::B*>(take(tile.p.dim * kPanel * sizeof(*tile.panel)));
+  tile.q = reinterpret_cast<typename S::A*>(take(rows * tile.p.dim * sizeof(*tile.q)));
+  tile.scores = reinterpret_cast<float*>(take(rows * kPanel * 4));
+  tile.best = reinterpret_cast<Best*>(take(rows * sizeof(Best)));
+  return at - begin;
+}
+
+template <class S>
+void select_item(void* context, int64_t item, int thread) {
+  const Job& job = *static_cast<Job*>(context);
+  const SelectBlocksParams& p = *job.p;
+  int64_t seq = 0;
+  while (job.first_item[seq + 1] <= item) ++seq;
+  const int64_t owner = (item - job.first_item[seq]) % p.kv_heads;
+  const int64_t row = p.cu_rows[seq] + (item - job.first_item[seq]) / p.kv_heads * job.tokens;
+  const int64_t end = p.cu_rows[seq + 1], tokens = end - row < job.tokens ? end - row : job.tokens;
+  const int64_t group = job.heads_per_kv;
+  Tile<S> tile{p, seq, owner, row, group, tokens * group, nullptr, nullptr, nullptr, nullptr};
+  carve(tile, job.tokens * group, job.scratch + thread * job.slice);
+  tile.run();
+}
+
+template <class S>
+void select_with(const SelectBlocksParams& p, ThreadPool& pool) {
+  const int64_t group = p.heads / p.kv_heads;
+  Job job{&p, kTile / group < 1 ? 1 : kTile / group, group, nullptr, nullptr, 0};
+  job.first_item = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
+  job.first_item[0] = 0;
+  for (int64_t s = 0; s < p.seqs; ++s) {
+    const int64_t tokens = p.cu_rows[s + 1] - p.cu_rows[s];
+    job.first_item[s + 1] = job.first_item[s] + (tokens + job.tokens - 1) / job.tokens * p.kv_heads;
+  }
+  Tile<S> measure{p, 0, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
+  job.slice = (carve(measure, job.tokens * group, nullptr) + 4095) / 4096 * 4096;
+  job.scratch = pool.scratch(job.slice);
+  pool.run(job.first_item[p.seqs], select_item<S>, &job);
+  free(job.first_item);
+}
+
+}  // namespace
+
+void block_means(const BlockMeansParams& p, ThreadPool& pool) {
+  pool.run(
+      p.count * p.kv_heads,
+      [](void* context, int64_t item, int) {
+        const BlockMeansParams& q = *static_cast<const BlockMeansParams*>(context);
+        const int64_t index = item / q.kv_heads, head = item % q.kv_heads;
+        if (q.dtype == DType::kF32) mean_of_block<ElementF32, 1>(q, index, head);
+        if (q.dtype == DType::kBF16) mean_of_block<ElementBF16, 2>(q, index, head);
+        if (q.dtype == DType::kF16) mean_of_block<ElementF16, 1>(q, index, head);
+      },
+      const_cast<BlockMeansParams*>(&p));
+}
+
+void select_blocks(const SelectBlocksParams& p, ThreadPool& pool) {
+  if (p.dtype == DType::kF32) return select_with<StepF32>(p, pool);
+  if (p.dtype == DType::kF16) return select_with<StepF16>(p, pool);
+#if defined(__AVX512BF16__)
+  select_with<StepBF16>(p, pool);
+#else
+  select_with<StepPairs>(p, pool);
+#endif
+}
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade

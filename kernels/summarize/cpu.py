@@ -1,0 +1,39 @@
+"""Block summaries by the compiled CPU kernel."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import native
+from ..store import PageLayout
+from .blocks import CompletedBlocks
+
+
+def supports(
+    layout: PageLayout, k_pages: torch.Tensor, means: torch.Tensor, done: CompletedBlocks
+) -> str | None:
+    """None when the kernel can serve this call, otherwise the reason."""
+    if not (k_pages.is_contiguous() and means.is_contiguous()):
+        return "pages are not contiguous"
+    return native.unsupported(k_pages, means)
+
+
+def block_means(
+    layout: PageLayout, k_pages: torch.Tensor, means: torch.Tensor, done: CompletedBlocks
+) -> None:
+    """See `saccade.kernels.summarize.block_means`."""
+    pages, slots, kv_heads, dim = means.shape
+    native.kernels().block_means(
+        native.DTYPES[means.dtype],
+        done.home.numel(),
+        kv_heads,
+        dim,
+        layout.page_size,
+        pages,
+        done.block,
+        slots,
+        k_pages.data_ptr(),
+        done.members.data_ptr(),
+        done.home.data_ptr(),
+        means.data_ptr(),
+    )
