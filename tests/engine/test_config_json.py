@@ -41,7 +41,16 @@ QWEN2 = {
     "max_window_layers": 3,
 }
 QWEN3 = {**QWEN2, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
-ABSENT = object()
+
+
+class _Absent:
+    """Stands for a key that is removed; its name in test ids must not change from run to run."""
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT = _Absent()
 
 
 def read(folder: Path, base: dict[str, Any], **changes: Any) -> ModelConfig:
