@@ -88,8 +88,10 @@ def attend(
         rows = slice(begin, end)
         last = keys.positions[rows].max() + 1 if keys.hi is None else keys.hi[rows].max()
         length = max(int(last), 0)
-        table = keys.page_table[s, : -(-length // layout.page_size)].long().clamp(min=0)
-        k, v = layout.gather(k_pages, v_pages, table)
+        table = keys.page_table[s, : -(-length // layout.page_size)].long()
+        k, v = layout.gather(k_pages, v_pages, table.clamp(min=0))
+        # What page 0 holds, a NaN of its owner too, must not get in with a weight of 0.
+        v[(table < 0).repeat_interleave(layout.page_size)] = 0
         k = k[:length].to(wide).repeat_interleave(group, dim=1)
         v = v[:length].to(wide).repeat_interleave(group, dim=1)
         mask = visible(keys, rows, heads, length)

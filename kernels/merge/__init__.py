@@ -21,7 +21,8 @@ def merge(
     """
     if out_a.shape != out_b.shape or lse_a.shape != lse_b.shape or lse_a.shape != out_a.shape[:2]:
         raise ValueError(
-            f"merge: out {tuple(out_a.shape)}, {tuple(out_b.shape)}; lse {tuple(lse_a.shape)}, {tuple(lse_b.shape)}"
+            f"merge: out {tuple(out_a.shape)}, {tuple(out_b.shape)}; "
+            f"lse {tuple(lse_a.shape)}, {tuple(lse_b.shape)}"
         )
     if out_a.dtype != out_b.dtype or lse_a.dtype != torch.float32 or lse_b.dtype != torch.float32:
         raise ValueError("merge: partial results must share a dtype and lse must be float32")

@@ -1,4 +1,4 @@
-"""MoBA through the whole engine: its limits, an independent oracle, causality, and the law of cuts."""
+"""MoBA through the whole engine: limits, an independent oracle, causality, the law of cuts."""
 
 from __future__ import annotations
 
