@@ -46,7 +46,8 @@ PHASES = (
     Phase(0.53, 2048, 2, 0.58, 0.12, 0.03),
     Phase(0.70, 4096, 1, 0.45, 0.10, 0.02),
     Phase(0.86, 8192, 1, 0.15, 0.10, 0.00),
-    Phase(1.00, 16384, 1, 0.00, 0.05, 0.00),
+    Phase(0.88, 16384, 1, 0.00, 0.05, 0.00),
+    Phase(1.00, 8192, 1, 0.10, 0.05, 0.00),
 )
 
 
@@ -116,7 +117,7 @@ class Source:
             missing = phase.length - len(ids)
             ids = ids + (self.code(rng, missing) if missing > 1 else [self.eos] * missing)
             answers, text = answers + [False] * missing, text + [False] * missing
-            spread = synthetic and phase.length < 8192 and rng.random() < 0.6
+            spread = synthetic and phase.length < 16384 and rng.random() < 0.6
             limit = self.limit if spread else phase.length
             positions = data.skipped_positions(rng, phase.length, limit)
             for name, column in zip(columns, (ids, answers, text, positions), strict=True):
@@ -155,7 +156,7 @@ def optimizers(model: TinyLlama) -> list[torch.optim.Optimizer]:
 
 def rate(share: float, steps_since_start: int) -> float:
     """Learning-rate factor: a short warm-up in steps, level for half the time, then down to 3 %."""
-    warm = min(1.0, (steps_since_start + 1) / 50)
+    warm = min(1.0, (steps_since_start + 1) / 10)
     return warm * min(1.0, 0.03 + 0.97 * (1.0 - share) / 0.55)
 
 
@@ -228,7 +229,7 @@ def train(
                     "right": None if math.isnan(right) else right,
                 }
                 log.write(json.dumps(record) + "\n")
-            if time.monotonic() - saved > 180:
+            if time.monotonic() - saved > 120:
                 write_folder(model, source.tokenizer, out, progress)
                 saved = time.monotonic()
 

@@ -62,6 +62,8 @@ def attend(
     lo, hi, sink_logits = _dense(keys.lo), _dense(keys.hi), _dense(sink_logits)
     blocks = keys.blocks
     ids = None if blocks is None else blocks.ids.contiguous()
+    if ids is not None and ids.shape[2] == 0:  # the kernel knows absent lists by a null pointer
+        ids = ids.new_full((*ids.shape[:2], 1), -1)
     list_of_row = None if blocks is None else blocks.list_of_row.contiguous()
     native.kernels().attend(
         native.DTYPES[q.dtype],
