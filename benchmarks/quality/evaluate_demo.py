@@ -78,7 +78,7 @@ def passkeys(model: TinyLlama, tokenizer: Tokenizer, text: str) -> list[dict[str
     for plain in (False, True):
         for length in LENGTHS:
             rng = random.Random(1000 + length)
-            trials = 4 if length <= 2048 else 2
+            trials = 4 if length <= 2048 else 2 if length <= 8192 else 1
             depths: dict[str, float] = {}
             for depth in DEPTHS:
                 cases = [
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--log", type=Path)
-    parser.add_argument("--tokens", type=int, default=300_000)
+    parser.add_argument("--tokens", type=int, default=120_000)
     options = parser.parse_args(arguments)
     if options.log:
         plot(options.log, options.out / "loss.png")
