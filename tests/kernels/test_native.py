@@ -1,0 +1,158 @@
+"""The door to the compiled module: choice of the instruction set, threads, concurrency, symbols."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from saccade.kernels import native
+from saccade.kernels.linear import LINEAR, linear, pack
+
+from .paged import make, same
+
+needs_module = pytest.mark.skipif(native.module() is None, reason="no compiled module")
+SCRIPT = """
+import torch
+from saccade.kernels import native
+from saccade.kernels.linear import LINEAR, linear, pack
+packed = pack(torch.ones((3, 2)))
+print(linear(torch.ones((1, 2)), packed)[0].tolist())
+print(native.chosen_isa(), LINEAR.refusals(torch.ones((1, 2)), packed, torch.float32)["cpu"])
+print([row.name for row in native.report() if row.chosen])
+"""
+
+
+def run(**variables: str) -> subprocess.CompletedProcess[str]:
+    """The script in a process with these environment variables."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SACCADE_")} | variables
+    command = [sys.executable, "-c", SCRIPT]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_isa_is_forced(isa):
+    """SACCADE_ISA chooses any instruction set that runs here."""
+    done = run(SACCADE_ISA=isa)
+    names = [isa] if isa in native.ISAS else []
+    assert done.stdout == f"[2.0, 2.0, 2.0]\n{isa} None\n{names}\n", done.stderr
+
+
+def test_reference_is_forced():
+    """SACCADE_ISA=reference leaves the compiled module alone."""
+    done = run(SACCADE_ISA="reference")
+    assert done.stdout == "[2.0, 2.0, 2.0]\nNone no compiled kernels\n[]\n", done.stderr
+
+
+@needs_module
+def test_unknown_isa_is_refused():
+    """A wrong name is an error that lists the right ones."""
+    done = run(SACCADE_ISA="avx1024")
+    assert done.returncode and "SACCADE_ISA='avx1024' is unknown; choose from" in done.stderr
+
+
+@needs_module
+def test_isa_that_cannot_run_is_refused():
+    """A name that this machine cannot run is an error with the reason."""
+    missing = [name for name in native.ISAS if native.refusal(name)]
+    if not missing:
+        pytest.skip("this machine runs every instruction set")
+    done = run(SACCADE_ISA=missing[0])
+    assert done.returncode and native.refusal(missing[0]) in done.stderr
+    with pytest.raises(ValueError, match=missing[0]):
+        native.load(missing[0])
+    with pytest.raises(ValueError, match=missing[0]):
+        native.module().Kernels(missing[0], 1)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "1e3", " 4", "99999999", "²"])
+def test_number_of_threads_is_validated(monkeypatch, text):
+    """Anything but a reasonable positive integer is refused."""
+    monkeypatch.setenv("SACCADE_NUM_THREADS", text)
+    with pytest.raises(ValueError, match="SACCADE_NUM_THREADS"):
+        native.threads()
+
+
+def test_number_of_threads(monkeypatch):
+    """The variable, or else the processors of this process."""
+    monkeypatch.setenv("SACCADE_NUM_THREADS", "3")
+    assert native.threads() == 3
+    monkeypatch.setenv("SACCADE_NUM_THREADS", "")
+    assert 1 <= native.threads() <= (os.cpu_count() or 1)
+
+
+@needs_module
+def test_report(monkeypatch, clean_environment):
+    """Every instruction set once, exactly one chosen, the others with a reason."""
+    monkeypatch.setattr(native, "chosen_isa", native.chosen_isa.__wrapped__)
+    rows = native.report()
+    assert [row.name for row in rows] == list(native.ISAS)
+    assert sum(row.chosen for row in rows) == 1 and all(row.reason for row in rows)
+    monkeypatch.setenv("SACCADE_ISA", "portable")
+    rows = {row.name: row for row in native.report()}
+    assert rows["portable"].chosen and rows["portable"].reason == "forced by SACCADE_ISA"
+    forced_away = [r for r in rows.values() if not r.chosen and not native.refusal(r.name)]
+    assert all(row.reason == "SACCADE_ISA forces another" for row in forced_away)
+
+
+def test_calls_from_many_threads(isa):
+    """Python threads may call at the same time; each gets its own right answer."""
+    problems = [make([300 + 40 * i, 2100], [30, 1], seed=i) for i in range(4)]
+    packed = pack(torch.randn((70, 64)))
+    inputs = [torch.randn((20 + i, 64)) for i in range(4)]
+    expected = [
+        (problem.run(), linear(x, packed)) for problem, x in zip(problems, inputs, strict=True)
+    ]
+
+    def work(i: int) -> bool:
+        return all(
+            same(problems[i % 4].run(), expected[i % 4][0])
+            and torch.equal(linear(inputs[i % 4], packed), expected[i % 4][1])
+            for _ in range(5)
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(16)))
+
+
+@needs_module
+def test_pools_come_and_go():
+    """Kernel sets of any number of threads, also of nonsense ones, start and end cleanly."""
+    for threads in (-3, 0, 1, 7):
+        kernels = native.module().Kernels("portable", threads)
+        assert kernels.threads == max(threads, 1) and kernels.isa == "portable"
+
+
+@needs_module
+def test_unsupported_tensors_go_to_the_reference():
+    """The reason is told: device, dtype, stride, or no compiled module."""
+    packed = pack(torch.ones((3, 2)))
+    reason = LINEAR.refusals(torch.ones((2, 2)).T[:, :1].expand(2, 2), packed, torch.float32)["cpu"]
+    assert reason == "last dimension is not contiguous"
+    assert native.unsupported(torch.ones(2).double()) == "dtype torch.float64"
+    assert native.unsupported(torch.ones(2, device="meta")) == "tensor on meta"
+    assert native.unsupported(None, torch.ones(2)) is None
+
+
+def objects() -> list[Path]:
+    """The compiled objects of the instruction sets, where the build folder is at hand."""
+    folders = Path(__file__).resolve().parents[2].glob("build/ninja-*")
+    names = (*native.ISAS, "amx_emulated")
+    return [path for folder in folders for name in names for path in (folder / name).glob("*.o")]
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+@pytest.mark.skipif(not objects(), reason="no build folder")
+def test_instruction_sets_share_no_code():
+    """No object offers the linker a symbol that another instruction set could take for its own."""
+    for path in objects():
+        listing = subprocess.run(["nm", "-C", path], capture_output=True, text=True).stdout
+        for line in listing.splitlines():
+            kind, name = line[17:18], line[19:]
+            shared = kind in "WVu" and not name.startswith("DW.ref.")
+            assert not shared or f"saccade::{path.parent.name}::" in name, f"{path}: {name}"
