@@ -270,7 +270,7 @@ inline void run_units(const AttendParams& p, const UnitPlan& plan, const UnitOps
     return;
   }
   call.slot_floats = ops.partial_floats(p, largest);
-  const int64_t per_round = 8 * pool.size() < 256 ? 8 * pool.size() : 256;
+  const int64_t per_round = 16 * pool.size() < 256 ? 16 * pool.size() : 256;
   run_split_units(call, pool, per_round);
 }
 

@@ -129,6 +129,17 @@ struct UnitRun {
     return {reinterpret_cast<const char*>(from), (lines + steps - 1) / steps};
   }
 
+  // Nobody has asked for the first keys of a segment yet: all of them at once.
+  void fetch_keys() const {
+    if (rows > kStreamRows) return;
+    for (int64_t c = 0; c < pass.chunks; ++c) {
+      const char* from = reinterpret_cast<const char*>(pass.k[c]);
+      const int64_t bytes =
+          pass.k[c] == nullptr || pass.chunk < p.page ? 0 : p.page * p.dim * size_of(p.dtype);
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 1);
+    }
+  }
+
   // ---- the three stages, for up to kSub rows ----
 
   // The rows at work, side by side: straight from q, or gathered. Tiles read whole groups of 16
@@ -400,12 +411,15 @@ struct UnitRun {
   void attend_segment(int64_t begin, float* partial) {
     clear(partial);
     segment.collect(p, info, rows, begin);
+    bool started = false;
     for (int64_t i = 0; i < kPasses; ++i) {
       if (segment.counts[i] == 0) continue;
       int64_t after = i + 1;
       while (after < kPasses && segment.counts[after] == 0) ++after;
       pass.locate(p, u, begin + i * kPass);
       next.locate(p, u, after < kPasses ? begin + after * kPass : u.hi);
+      if (!started) fetch_keys();
+      started = true;
       for (int64_t at = 0; at < segment.counts[i]; at += kSub) {
         const int64_t left = segment.counts[i] - at;
         attend_rows(segment.of(i) + at, left < kSub ? left : kSub, begin + i * kPass, partial);

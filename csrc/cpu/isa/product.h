@@ -109,7 +109,7 @@ SACCADE_INLINE void product(F<W> (&c)[M][NV], const typename S::A* a, int64_t ld
                             const typename S::B* b, int64_t ldb, int64_t steps, Ahead ahead = {}) {
   for (int64_t k = 0; k < steps; ++k) {
     for (int64_t line = 0; line < ahead.lines; ++line) {
-      __builtin_prefetch(ahead.at, 0, 2);
+      __builtin_prefetch(ahead.at, 0, 1);
       ahead.at += 64;
     }
     typename S::template Wide<W> wide[NV];
