@@ -4,6 +4,7 @@ A sample is text with the character spans of its answers; everything is a functi
 `random.Random`. `encode` turns it into token ids and two masks (answers, ordinary text).
 """
 
+import itertools
 import random
 import string
 from collections.abc import Sequence
@@ -208,7 +209,7 @@ def skipped_positions(rng: random.Random, length: int, limit: int) -> list[int]:
     gaps = sorted(rng.random() ** 2 * room for _ in cuts)
     positions: list[int] = []
     bounds: Sequence[int] = [0, *cuts, length]
-    for index, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for index, (start, end) in enumerate(itertools.pairwise(bounds)):
         shift = int(gaps[index - 1]) if index else 0
         positions += range(start + shift, end + shift)
     return positions
