@@ -14,6 +14,7 @@ from .assembly import assemble
 from .config import EngineConfig
 from .errors import RequestError, SaccadeError
 from .generation import Branch, Generation
+from .logprobs import NOT_FINITE
 from .outputs import RequestOutput
 from .params import SamplingParams, validate_prompt_ids
 from .progress import Progress
@@ -24,8 +25,7 @@ from .step_plan import Chunk, StepPlan
 
 Prompt = str | Sequence[int]
 
-# While idle, the page accounts are checked at most this often (seconds): a check reads every page's
-# entry.
+# Seconds between checks of the page accounts while idle: each reads every page's entry.
 _IDLE_CHECK_S = 5.0
 
 
@@ -183,9 +183,8 @@ class Engine:
     def step(self) -> None:
         """Advances the engine by one batch; does nothing when no request is unfinished.
 
-        An exception while the batch runs fails its requests, not the engine; an interrupt (which
-        nobody here may swallow) is raised again after that.
-        """
+        An exception while the batch runs fails its requests, not the engine; an interrupt does,
+        too, and is raised again."""
         if not self.scheduler.has_work:
             return
         plan = self.scheduler.schedule()
@@ -208,6 +207,8 @@ class Engine:
         for chunk in chunks:
             self._branches[chunk.request.id][0].note_step()
         result = self._runner.run(chunks, plan.copies)
+        for index in result.not_finite():  # before its pages are published to others
+            self.scheduler.fail_request(chunks[index].request.id, NOT_FINITE)
         for index, chunk in enumerate(chunks):
             self._read_prompt_logprobs(index, chunk, result)
         wanted = [index for index, chunk in enumerate(chunks) if chunk.sample]
@@ -252,7 +253,7 @@ class Engine:
         try:
             for start, logits in result.chunk_logits(index):
                 wanted.add(start, logits)
-        except SaccadeError as error:  # a row that is not finite: this request's fault alone
+        except SaccadeError as error:  # its logits are not finite
             self.scheduler.fail_request(chunk.request.id, error)
 
     # ---- small parts ----

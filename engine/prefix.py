@@ -155,10 +155,14 @@ class PrefixCache:
         request.num_published = full
 
     def withdraw(self, request: Request) -> None:
-        """Makes every page the request holds unfindable: its contents are not to be trusted."""
-        for table, pool in zip(request.pages, self._pools, strict=True):
-            for page in table:
-                if page >= 0:
+        """Makes the request's pages unfindable, also those that its windows have left behind.
+
+        By their digests, for these are what a later lookup of the same tokens would go by: the
+        contents are not to be trusted.
+        """
+        for digest in self._hasher.digests(request)[: request.num_published]:
+            for pool in self._pools:
+                if (page := pool.lookup(digest)) is not None:
                     pool.withdraw(page)
 
     def _ready(self, digests: Sequence[bytes], found: int) -> list[bool]:

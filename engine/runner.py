@@ -22,6 +22,22 @@ class StepResult:
         self._model = model
         self._batch = batch
         self._hidden = hidden
+        self._finite = hidden.isfinite().all(dim=-1)
+
+    def not_finite(self) -> list[int]:
+        """The chunks (indices) that have a row of NaN or infinity: what they wrote is not sound.
+
+        Any row of them, also before the NaN: a weight of 0 times NaN is NaN, so that within a step
+        it may reach rows of the sequence that should not see it.
+        """
+        if self._finite.all():
+            return []
+        found = (
+            run.chunk
+            for run, row in self._batch.runs
+            if not self._finite[row : row + run.stop - run.start].all()
+        )
+        return sorted(set(found))
 
     def last_logits(self, chunks: Sequence[int]) -> torch.Tensor:
         """float32 [R, V]: logits of the last row of each of these chunks (indices)."""

@@ -60,7 +60,19 @@ def softmax_attention(
     weights = torch.exp(scores - torch.where(lse == -torch.inf, 0.0, lse)[..., None])[
         ..., : k.shape[0]
     ]
-    return torch.einsum("htl,lhd->thd", weights, v), lse.T
+    return weighted_sum(weights, v, mask), lse.T
+
+
+def weighted_sum(weights: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[T, H, dv] of weights [H, T, L] and v [L, H, dv]: what a row does not see cannot reach it,
+    not even a NaN, which a weight of 0 would let through.
+    """
+    finite = v.isfinite()
+    out = torch.einsum("htl,lhd->thd", weights, v.where(finite, 0.0))
+    if finite.all():
+        return out
+    sees = torch.einsum("htl,lhd->thd", mask.expand_as(weights).to(v), (~finite).to(v))
+    return out.masked_fill(sees > 0, torch.nan)
 
 
 def attend(
@@ -88,10 +100,8 @@ def attend(
         rows = slice(begin, end)
         last = keys.positions[rows].max() + 1 if keys.hi is None else keys.hi[rows].max()
         length = max(int(last), 0)
-        table = keys.page_table[s, : -(-length // layout.page_size)].long()
-        k, v = layout.gather(k_pages, v_pages, table.clamp(min=0))
-        # What page 0 holds, a NaN of its owner too, must not get in with a weight of 0.
-        v[(table < 0).repeat_interleave(layout.page_size)] = 0
+        table = keys.page_table[s, : -(-length // layout.page_size)].long().clamp(min=0)
+        k, v = layout.gather(k_pages, v_pages, table)
         k = k[:length].to(wide).repeat_interleave(group, dim=1)
         v = v[:length].to(wide).repeat_interleave(group, dim=1)
         mask = visible(keys, rows, heads, length)

@@ -13,12 +13,13 @@ def merge(
     safe = torch.where(top == -torch.inf, 0.0, top)
     weight_a, weight_b = torch.exp(lse_a - safe), torch.exp(lse_b - safe)
     total = weight_a + weight_b
-    share_a = torch.where(total > 0, weight_a / total, 0.0)[..., None]
-    share_b = torch.where(total > 0, weight_b / total, 0.0)[..., None]
     # An empty side is skipped by selection, not by weight 0, so that whatever it holds (NaN too)
-    # stays out.
-    part_a = torch.where(share_a > 0, out_a.float() * share_a, 0.0)
-    part_b = torch.where(share_b > 0, out_b.float() * share_b, 0.0)
-    return (part_a + part_b).to(out_a.dtype), safe.add(torch.log(total)).where(
-        total > 0, -torch.inf
+    # stays out. The NaN of a side that is not empty must come through.
+    parts = [
+        (out.float() * (weight / total)[..., None]).masked_fill((lse == -torch.inf)[..., None], 0.0)
+        for out, lse, weight in ((out_a, lse_a, weight_a), (out_b, lse_b, weight_b))
+    ]
+    empty = top == -torch.inf
+    return (parts[0] + parts[1]).to(out_a.dtype), (safe + total.log()).masked_fill(
+        empty, -torch.inf
     )

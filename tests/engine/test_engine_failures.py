@@ -235,3 +235,43 @@ def test_a_prompt_row_that_is_nan_fails_alone(poisoned: Callable[..., Engine]) -
     assert [output.error is not None for output in outputs] == [True, False, True]
     assert outputs[0].prompt_logprobs is None and outputs[1].prompt_logprobs is not None
     assert torch.tensor(tokens_of(outputs[1])).shape == (1, 4)
+
+
+@pytest.mark.parametrize("attention", ["dense", "window(size=50, sinks=2)", "chunked(50, 100)"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_who_begins_like_a_request_of_nan_is_not_harmed(
+    poisoned: Callable[..., Engine], attention: str, dtype: str
+) -> None:
+    """While a long prompt with NaN is still being read, its pages before the NaN must be sound.
+
+    A weight of 0 times NaN is NaN, so that within a step NaN may also reach rows before it.
+    """
+    clean = [token for token in some_tokens(150, seed=5) if token != POISON]
+    tail = [token for token in some_tokens(40, seed=6) if token != POISON]
+    params = greedy(4, logit_bias={POISON: -100.0})
+    options = {"attention": attention, "dtype": dtype, "max_num_batched_tokens": 128}
+    reference = poisoned(60, **options, enable_prefix_caching=False)
+    expected = tokens_of(reference.generate(clean[:100] + tail, params)[0])
+    engine = poisoned(60, **options)
+    bad = engine.add([*clean[:100], POISON, *clean[100:], *tail], params)
+    engine.step()
+    output = engine.generate(clean[:100] + tail, params)[0]
+    assert output.error is None and tokens_of(output) == expected
+    while engine.scheduler.has_work:
+        engine.step()
+    assert "not finite" in str(bad.error)
+    again = engine.generate(clean[:100] + tail, params)[0]
+    assert again.num_cached_tokens > 0 and tokens_of(again) == expected
+
+
+@pytest.mark.parametrize("attention", ["dense", "chunked(8, 12)"])
+def test_nan_is_found_beside_longer_neighbours(
+    poisoned: Callable[..., Engine], attention: str
+) -> None:
+    """For whom chunked attention visits more keys: their empty pieces must not hide it."""
+    clean = [token for token in some_tokens(90, seed=5) if token != POISON]
+    params = greedy(2, logit_bias={POISON: -100.0})
+    outputs = poisoned(60, attention=attention).generate(
+        [[*clean[:20], POISON], clean, clean[:30]], params
+    )
+    assert [output.error is not None for output in outputs] == [True, False, False]

@@ -152,3 +152,16 @@ def test_tokens_slices_prompt_and_output_as_one(start: int, stop: int) -> None:
     request.output = [8, 9]
     assert request.tokens(start, stop) == [5, 6, 7, 8, 9][start:stop]
     assert "0/5 tokens" in repr(request)
+
+
+def test_pages_that_a_window_left_behind_are_withdrawn_too() -> None:
+    """They are still findable when their request turns out to be NaN."""
+    bench = Bench(pages=[8], windows=[4], budget=4)
+    bench.add("a", [0, 1, 2] * 5)
+    for _ in range(3):
+        bench.step()
+    pool = bench.scheduler.tables.pools[0]
+    assert bench.scheduler.requests["a"].num_dropped[0] > 0 and pool.num_cached == 3
+    bench.scheduler.fail_request("a", "NaN")
+    bench.scheduler.check_integrity()
+    assert pool.num_cached == 0

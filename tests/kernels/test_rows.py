@@ -167,6 +167,19 @@ def test_merge_with_empty_sides(isa, dtype, held):
     assert out[5::6].isfinite().all()
 
 
+@every_dtype
+def test_merge_keeps_a_nan(isa, dtype):
+    """A side that is NaN is not an empty one, whatever is merged with it, and then again."""
+    (a, la), (b, lb) = partial(6, 2, 33, dtype), partial(6, 2, 33, dtype)
+    a[:], la[:] = torch.nan, torch.nan
+    lb[::2] = -torch.inf
+    for one, other in (((a, la), (b, lb)), ((b, lb), (a, la))):
+        out, lse = merge(*one, *other)
+        assert out.isnan().all() and lse.isnan().all()
+        out, lse = merge(out, lse, torch.zeros_like(b), torch.full_like(lb, -torch.inf))
+        assert out.isnan().all() and lse.isnan().all()
+
+
 def test_other_dtypes_take_the_reference(isa):
     """fp64 and strides that the kernels do not read: the references answer."""
     x = torch.randn((4, 8)).double()

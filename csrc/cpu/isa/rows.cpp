@@ -147,7 +147,7 @@ void merge_rows(const MergeParams& p, int64_t begin, int64_t end) {
     const bool empty_a = la == -INFINITY, empty_b = lb == -INFINITY;
     if (empty_a || empty_b) {  // the other side passes through, bit for bit
       for (int64_t i = 0; i < p.dim; ++i) out[i] = empty_b ? (empty_a ? T{} : a[i]) : b[i];
-      p.lse[row] = top;
+      p.lse[row] = empty_b ? la : lb;  // not `top`: a NaN is no empty side
       continue;
     }
     const float wa = expf(la - top), wb = expf(lb - top), total = wa + wb;
