@@ -20,5 +20,5 @@ def write_pages(
     keep = slots >= 0
     page, offset = slots[keep] // layout.page_size, slots[keep] % layout.page_size
     v_pages[page[offset == 0]] = 0
-    k_pages[page, :, :, offset] = k[keep].reshape(*k[keep].shape[:2], -1, unit)
+    k_pages[page, :, :, offset] = k[keep].reshape(page.numel(), *k_pages.shape[1:3], unit)
     v_pages[page, :, offset // unit, :, offset % unit] = v[keep]
