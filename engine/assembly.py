@@ -75,7 +75,7 @@ def assemble(config: EngineConfig) -> Parts:
         model_id=_model_id(folder, dtype),
         eos_token_ids=model_config.eos_token_ids,
         prefix_caching=config.enable_prefix_caching,
-        mark_outputs=policy.differs,
+        tail=policy.tail if policy.differs else None,
     )
     return Parts(
         model_config, policy, memory, scheduler, ModelRunner(model, cache, policy), tokenizer

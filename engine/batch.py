@@ -104,4 +104,5 @@ def _step(
         page_table[i, : len(table)] = torch.tensor(table, dtype=torch.int32)
     sequence = torch.repeat_interleave(torch.arange(len(mine)), torch.tensor(counts))
     slots = page_table[sequence, own // page_size].long() * page_size + own % page_size
-    return Step(cu_rows, own, slots, page_table, slice(first, end), page_size)
+    prompt_lens = torch.tensor([len(run.request.prompt) for run, _ in mine])
+    return Step(cu_rows, own, slots, page_table, prompt_lens, slice(first, end), page_size)

@@ -66,6 +66,7 @@ class KVCache:
         self.layout = layout
         self.layers = [
             _allocate(
+                i,
                 shape,
                 pages_per_group[group],
                 layer_fields(shape, policy, i, layout.page_size),
@@ -87,6 +88,7 @@ class KVCache:
 
 
 def _allocate(
+    layer: int,
     shape: LayerShape,
     pages: int,
     fields: dict[str, PageField],
@@ -98,4 +100,4 @@ def _allocate(
         name: torch.zeros((pages, *field.shape), dtype=field.dtype or dtype)
         for name, field in fields.items()
     }
-    return LayerCache(layout, k, v, extra)
+    return LayerCache(layer, layout, k, v, extra)

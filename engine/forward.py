@@ -47,26 +47,29 @@ class Forward:
         self._cache = cache
         self._parts = Planner(batch, shapes, cache, policy).layers()
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, aux: Aux
+    ) -> torch.Tensor:
         """Stores k and v [T, Hkv, d], then returns the attention output [T, H, dv] for q [T, H, d].
 
         All rows are written before any row attends: a request's generated tokens see the prompt
         tokens that are computed in the same step.
         """
         shape, cache, parts = self._shapes[layer], self._cache.layers[layer], self._parts[layer]
-        aux = Aux()
         for part in parts:
             rows = part.step.rows
             write_pages(cache.layout, cache.k, cache.v, k[rows], v[rows], part.step.slots)
             for keeper, plan in part.keepers:
-                keeper.summarize(cache, part.step, plan, aux)
+                keeper.summarize(cache, part.step, plan, aux.of_rows(rows))
         if len(parts) == 1:
             only = parts[0]
             return only.method.attend(shape, cache, only.step, only.plan, q, aux)
         out = torch.empty((*q.shape[:2], shape.v_head_dim), dtype=q.dtype)
         for part in parts:
             rows = part.step.rows
-            out[rows] = part.method.attend(shape, cache, part.step, part.plan, q[rows], aux)
+            out[rows] = part.method.attend(
+                shape, cache, part.step, part.plan, q[rows], aux.of_rows(rows)
+            )
         return out
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import lcm
@@ -48,8 +48,11 @@ class Hit:
 class PrefixHasher:
     """Chained digests of full pages of tokens.
 
-    mark_outputs: output tokens are computed by another policy than prompt tokens (prefill and
-    decode attention differ), so their pages must never be taken for pages of a prompt.
+    tail: from a prompt's length, the first position whose K/V depends on where the prompt ends:
+    its length itself where prefill and decode attention differ, earlier where a method reads the
+    prompt's last rows otherwise. A page that reaches beyond it is known by that length too, so it
+    serves the same prompt again (after preemption, for instance) and never another one. None: no
+    K/V depends on it.
     seed: 64-bit hash seed; random by default, since xxh3 collisions can be made for a known seed.
     """
 
@@ -58,12 +61,12 @@ class PrefixHasher:
         page_size: int,
         model_id: str,
         policy_id: str,
-        mark_outputs: bool = False,
+        tail: Callable[[int], int] | None = None,
         seed: int | None = None,
     ) -> None:
         self.page_size = page_size
         self._identity = (model_id, policy_id)
-        self._mark_outputs = mark_outputs
+        self._tail = tail
         self._seed = secrets.randbits(64) if seed is None else seed
 
     def root(self, salt: str) -> bytes:
@@ -86,8 +89,9 @@ class PrefixHasher:
     def _page(self, request: Request, page: int) -> bytes:
         start, stop = page * self.page_size, (page + 1) * self.page_size
         data = array("I", request.tokens(start, stop)).tobytes()
-        if self._mark_outputs and stop > len(request.prompt):
-            data += b"outputs from %d" % len(request.prompt)
+        size = len(request.prompt)
+        if self._tail is not None and stop > self._tail(size):
+            data += b"prompt of %d" % size
         return data
 
     def _digest(self, data: bytes) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from .admission import awaits_parent, check_request, rank
 from .errors import RequestError
@@ -30,7 +30,7 @@ class Scheduler:
     """Continuous batching, chunked prefill, prefix reuse, forks and preemption over paged memory.
 
     policy_id, model_id: provenance of K/V, part of every prefix-cache key.
-    mark_outputs: prefill and decode attention differ, so output tokens' pages never serve prompts.
+    tail: from a prompt's length, the first position whose K/V depends on where the prompt ends.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Scheduler:
         model_id: str = "",
         eos_token_ids: Collection[int] = (),
         prefix_caching: bool = True,
-        mark_outputs: bool = False,
+        tail: Callable[[int], int] | None = None,
     ) -> None:
-        hasher = PrefixHasher(page_size, model_id, policy_id, mark_outputs)
+        hasher = PrefixHasher(page_size, model_id, policy_id, tail)
         self.limits = limits
         self.tables = PageTables(limits, groups, pages_per_group, hasher, prefix_caching)
         self.requests: dict[str, Request] = {}

@@ -4,8 +4,9 @@ them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -47,8 +48,24 @@ class Step:
     positions: torch.Tensor  # int64 [T]: absolute position of each row
     slots: torch.Tensor  # int64 [T]: page id * page size + offset, where the row's K, V go
     page_table: torch.Tensor  # int32 [S, max pages]: page ids by position, -1: evicted
+    prompt_lens: torch.Tensor  # int64 [S]: tokens of each sequence's prompt, outputs not counted
     rows: slice  # where these rows lie among all rows of the step
     page_size: int
+
+
+def causal_keys(step: Step, window: int | None = None, sinks: int = 0) -> torch.Tensor:
+    """int64 [T]: keys that each row sees of those before it, by window and sinks or all."""
+    seen = step.positions + 1
+    if window is None:
+        return seen
+    return seen.clamp(max=window) + (seen - window).clamp(min=0, max=sinks)
+
+
+def per_sequence(step: Step, rows: torch.Tensor) -> torch.Tensor:
+    """float64 [S]: sums of rows [T] over each sequence."""
+    sums = torch.zeros(rows.shape[0] + 1, dtype=torch.float64)
+    torch.cumsum(rows, 0, dtype=torch.float64, out=sums[1:])
+    return sums[step.cu_rows[1:].long()] - sums[step.cu_rows[:-1].long()]
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,7 @@ class LayerCache:
     ids.
     """
 
+    layer: int  # its index in the model
     layout: PageLayout
     k: torch.Tensor
     v: torch.Tensor
@@ -65,9 +83,18 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class Aux:
-    """What a trained layer computes from hidden states besides q, k and v."""
+    """What a trained layer gives to its method besides q, k and v.
+
+    `rows` holds what it computed from hidden states, by name, each [T, ...]; the other fields are
+    the same for every row.
+    """
 
     sink_logits: torch.Tensor | None = None  # float32 [H]
+    rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def of_rows(self, rows: slice) -> Aux:
+        """The same for some of the rows."""
+        return replace(self, rows={name: each[rows] for name, each in self.rows.items()})
 
 
 class AttentionMethod(Protocol):
@@ -99,4 +126,22 @@ class AttentionMethod(Protocol):
         self, shape: LayerShape, cache: LayerCache, step: Step, plan: Any, q: torch.Tensor, aux: Aux
     ) -> torch.Tensor:
         """Attention output [T, H, dv] for q [T, H, d]."""
+        ...
+
+    def keys_read(self, shape: LayerShape, step: Step, plan: Any) -> torch.Tensor:
+        """float64 [S]: keys that one layer read, mean over query heads, summed over a sequence's
+        rows; asked after `attend`. What scoring reads (means, bounds) does not count.
+        """
+        ...
+
+
+@runtime_checkable
+class PromptEndMethod(Protocol):
+    """A method that treats the last rows of a prompt apart from those before."""
+
+    def tail(self, prompt_len: int) -> int:
+        """The first position whose K and V, in a deeper layer, depend on where the prompt ends.
+
+        Pages from there on serve only prompts of the same length.
+        """
         ...

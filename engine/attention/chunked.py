@@ -10,7 +10,7 @@ import torch
 
 from ...kernels.attend import Keys, attend
 from ...kernels.merge import merge
-from .base import Aux, LayerCache, LayerShape, PageField, Step
+from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,6 @@ class Chunked:
             rows = q[chunk.rows]
             total: tuple[torch.Tensor, torch.Tensor] | None = None
             for keys in chunk.pieces:
-                # A sink logit is one more key of the denominator: it belongs to one piece only.
-                sinks = aux.sink_logits if total is None else None
                 part = attend(
                     cache.layout,
                     rows,
@@ -102,10 +100,25 @@ class Chunked:
                     keys,
                     shape.scale,
                     shape.softcap,
-                    sinks,
+                    None,
                     torch.float32,
                 )
                 total = part if total is None else merge(*total, *part)
             if total is not None:
-                out[chunk.rows] = total[0].to(q.dtype)
+                out[chunk.rows] = _with_sink(*total, aux.sink_logits).to(q.dtype)
         return out
+
+    def keys_read(
+        self, shape: LayerShape, step: Step, plan: tuple[QueryChunk, ...]
+    ) -> torch.Tensor:
+        """All visible keys."""
+        return per_sequence(step, causal_keys(step, shape.window))
+
+
+def _with_sink(
+    out: torch.Tensor, lse: torch.Tensor, sink_logits: torch.Tensor | None
+) -> torch.Tensor:
+    """The sink logit, one more key of the denominator, comes last: to no piece in particular."""
+    if sink_logits is None:
+        return out
+    return merge(out, lse, torch.zeros_like(out), sink_logits.expand_as(lse).contiguous())[0]

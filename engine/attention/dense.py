@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...kernels.attend import Keys, attend
-from .base import Aux, LayerCache, LayerShape, PageField, Step
+from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,7 @@ class Dense:
             cache.layout, q, cache.k, cache.v, plan, shape.scale, shape.softcap, aux.sink_logits
         )
         return out
+
+    def keys_read(self, shape: LayerShape, step: Step, plan: Keys) -> torch.Tensor:
+        """All visible keys."""
+        return per_sequence(step, causal_keys(step, plan.window, plan.sinks))

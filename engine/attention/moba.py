@@ -9,7 +9,7 @@ import torch
 from ...kernels.attend import BlockLists, Keys, attend
 from ...kernels.select import Candidates, select_blocks
 from ...kernels.summarize import CompletedBlocks, block_means, completed_blocks, slots_per_page
-from .base import Aux, LayerCache, LayerShape, PageField, Step
+from .base import Aux, LayerCache, LayerShape, PageField, Step, per_sequence
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,23 @@ class Moba:
         aux: Aux,
     ) -> torch.Tensor:
         """Score, select, attend: [T, H, dv]."""
+        keys = self.select(cache, plan, q)
+        out, _ = attend(
+            cache.layout, q, cache.k, cache.v, keys, shape.scale, shape.softcap, aux.sink_logits
+        )
+        return out
+
+    def keys_read(self, shape: LayerShape, step: Step, plan: MobaPlan) -> torch.Tensor:
+        """The row's own block up to itself, and whole blocks before it."""
+        before = (step.positions // self.block).clamp(max=self.history)
+        return per_sequence(step, step.positions % self.block + 1 + before * self.block)
+
+    def select(self, cache: LayerCache, plan: MobaPlan, q: torch.Tensor) -> Keys:
+        """The keys of every row: the blocks that suit each of its heads."""
         ids = select_blocks(q, cache.fields[self._field], plan.candidates, self.history)
-        keys = Keys(
+        return Keys(
             plan.keys.cu_rows,
             plan.keys.positions,
             plan.keys.page_table,
             blocks=BlockLists(ids, plan.list_of_row, self.block),
         )
-        out, _ = attend(
-            cache.layout, q, cache.k, cache.v, keys, shape.scale, shape.softcap, aux.sink_logits
-        )
-        return out

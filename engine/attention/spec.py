@@ -8,8 +8,9 @@ do not override earlier ones: a layer takes the first entry that names it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import lcm
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,6 +57,23 @@ _METHODS = (
         "Lu et al. 2025, arXiv 2502.13189",
         _CPU,
     ),
+    MethodInfo(
+        "delta",
+        (
+            "window=2048",
+            "sinks=64",
+            "gamma=64",
+            "mode=lse",
+            "base=window",
+            "anchor_guard=0.0",
+            "block=512",
+            "topk=8",
+        ),
+        ("prefill",),
+        "none; base=moba: as moba; anchor_guard: 4 (d_v + 2) H / gamma bytes",
+        "Willette et al. 2025, arXiv 2505.11254",
+        _CPU,
+    ),
 )
 
 
@@ -79,7 +97,14 @@ class AttentionPolicy:
     @property
     def align(self) -> int:
         """Prefill chunks begin on multiples of this: every layer's alignment divides it."""
-        return max(method.align for method in (*self.prefill, *self.decode))
+        return lcm(*(method.align for method in (*self.prefill, *self.decode)))
+
+    def tail(self, prompt_len: int) -> int:
+        """The first position whose K and V depend on where a prompt of this length ends."""
+        from .base import PromptEndMethod
+
+        aware = [method for method in self.prefill if isinstance(method, PromptEndMethod)]
+        return min([prompt_len, *(method.tail(prompt_len) for method in aware)])
 
     @property
     def differs(self) -> bool:
@@ -93,16 +118,34 @@ def parse_policy(
     """The policy of these specs; `prefill` and `decode` override `attention`, which defaults to
     dense.
 
-    Raises ValueError that names the bad part and what would be right.
+    A method of one phase that `attention` names leaves the other phase dense. Raises ValueError
+    that names the bad part and what would be right.
     """
-    first, then = prefill or attention or "dense", decode or attention or "dense"
-    before, after = parse_layers(first, num_layers), parse_layers(then, num_layers)
+    before = _phase("prefill", prefill, attention, num_layers)
+    after = _phase("decode", decode, attention, num_layers)
     # Named by what the specs mean, so that spelling and defaults make no difference to the prefix
     # cache.
     name = "; ".join(
         f"{a}" if a == b else f"{a} then {b}" for a, b in zip(before, after, strict=True)
     )
     return AttentionPolicy(before, after, name)
+
+
+def _phase(
+    phase: str, own: str | None, both: str | None, num_layers: int
+) -> tuple[AttentionMethod, ...]:
+    """The methods of one phase, by its own spec or else by that of both phases."""
+    methods, classes = parse_layers(own or both or "dense", num_layers), _classes()
+    serving = [info.name for info in _METHODS if phase in info.phases]
+    names = {kind: name for name, kind in classes.items()}
+    unfit = [names[type(each)] for each in methods if names[type(each)] not in serving]
+    if own and unfit:
+        raise ValueError(
+            f"{phase}_attention: {unfit[0]} does not serve this phase; "
+            f"use one of {', '.join(serving)}"
+        )
+    dense: AttentionMethod = classes["dense"]()
+    return tuple(each if names[type(each)] in serving else dense for each in methods)
 
 
 def parse_layers(spec: str, num_layers: int) -> tuple[AttentionMethod, ...]:
@@ -146,14 +189,14 @@ def parse_method(text: str) -> AttentionMethod:
             f"write name(option=value, ...) with one of {names}"
         )
     name = match[1]
-    allowed = next(info.parameters for info in _METHODS if info.name == name)
-    options = _options(name, match[2] or "", [each.partition("=")[0] for each in allowed])
+    parameters = next(info.parameters for info in _METHODS if info.name == name)
+    options = _options(name, match[2] or "", dict(each.split("=") for each in parameters))
     method: AttentionMethod = classes[name](**options)
     return method
 
 
-def _options(name: str, text: str, allowed: Sequence[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
+def _options(name: str, text: str, defaults: Mapping[str, str]) -> dict[str, int | float | str]:
+    allowed, found = list(defaults), dict[str, int | float | str]()
     for index, part in enumerate(filter(None, (piece.strip() for piece in text.split(",")))):
         key, equals, value = (each.strip() for each in part.partition("="))
         if not equals:
@@ -165,16 +208,28 @@ def _options(name: str, text: str, allowed: Sequence[str]) -> dict[str, int]:
             )
         if key in found:
             raise ValueError(f"attention: {name} is given {key} twice")
-        if not re.fullmatch(r"\d{1,9}", value):
-            raise ValueError(f"attention: {name}({key}=...) must be a whole number, not {value!r}")
-        found[key] = int(value)
+        found[key] = _value(f"attention: {name}({key}=...)", defaults[key], value)
     return found
+
+
+def _value(option: str, default: str, text: str) -> int | float | str:
+    """The option's value, of its default's kind; which words are right its method knows."""
+    kinds: tuple[tuple[str, str, Callable[[str], int | float | str]], ...] = (
+        (r"\d{1,9}", "a whole number", int),
+        (r"\d{1,9}(?:\.\d{1,9})?", "a number like 0.25", float),
+        (r"\w*", "a word", str),
+    )
+    pattern, kind, convert = next(each for each in kinds if re.fullmatch(each[0], default))
+    if not re.fullmatch(pattern, text):
+        raise ValueError(f"{option} must be {kind}, not {text!r}")
+    return convert(text)
 
 
 def _classes() -> dict[str, type]:
     from .chunked import Chunked
+    from .delta import Delta
     from .dense import Dense
     from .moba import Moba
     from .window import Window
 
-    return {"dense": Dense, "window": Window, "chunked": Chunked, "moba": Moba}
+    return {"dense": Dense, "window": Window, "chunked": Chunked, "moba": Moba, "delta": Delta}

@@ -9,7 +9,7 @@ import torch
 from ...kernels.linear import linear
 from ...kernels.norm import rms_norm
 from ...kernels.rope import apply_rope
-from ..attention.base import LayerShape
+from ..attention.base import Aux, LayerShape
 from ..checkpoint.config_json import ModelConfig
 from .weights import Weights
 
@@ -39,8 +39,13 @@ class AttentionContext(Protocol):
         """float32 [T, head_dim / 2], of each row's position."""
         ...
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Stores k and v [T, Hkv, d] and returns the attention output [T, H, d] for q [T, H, d]."""
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, aux: Aux
+    ) -> torch.Tensor:
+        """Stores k and v [T, Hkv, d] and returns the attention output [T, H, d] for q [T, H, d].
+
+        aux: whatever else the layer computed for its method, of the same T rows.
+        """
         ...
 
 
@@ -67,7 +72,7 @@ class Attention:
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self._norm_heads(q, self.q_norm), self._norm_heads(k, self.k_norm)
         apply_rope(q, k, step.cos, step.sin)
-        return linear(step.attend(self.layer, q, k, v).flatten(1), self.out)
+        return linear(step.attend(self.layer, q, k, v, Aux()).flatten(1), self.out)
 
     def _norm_heads(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return rms_norm(x.reshape(-1, x.shape[-1]), weight, self.eps).view(x.shape)

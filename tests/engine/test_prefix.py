@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -27,11 +27,11 @@ class Store:
         windows: Sequence[int | None] = (None,),
         pages: int = 16,
         align: int = 1,
-        mark_outputs: bool = False,
+        tail: Callable[[int], int] | None = None,
     ) -> None:
         self.pools = [PagePool(pages, P) for _ in windows]
         groups = [LayerGroup(window) for window in windows]
-        hasher = PrefixHasher(P, "model", "dense", mark_outputs, seed=0)
+        hasher = PrefixHasher(P, "model", "dense", tail, seed=0)
         self.cache = PrefixCache(groups, self.pools, hasher, align)
 
     def finish(
@@ -120,12 +120,23 @@ def test_output_pages_serve_later_prompts_unless_decode_is_another_policy() -> N
     store = Store()
     store.finish(tokens, prompt_size=6)
     assert store.look([*tokens, 9]) == (3, Miss.PARTIAL_PAGE)
-    store = Store(mark_outputs=True)
+    store = Store(tail=lambda size: size)
     store.finish(tokens, prompt_size=6)
     assert store.look([*tokens, 9]) == (1, Miss.DIVERGED)  # A alone is all prompt
     again = make_request("resumed", tokens[:6])
     again.output = [*tokens[6:], 9]
     assert store.cache.lookup(again).num_pages == 3
+
+
+def test_pages_of_a_prompts_tail_serve_prompts_of_that_length_alone() -> None:
+    store = Store(tail=lambda size: max(0, size - 5))
+    store.finish(A + B + C)
+    assert store.look([*A, *B, *C, 9]) == (1, Miss.DIVERGED)
+    assert store.look(A + B + C) == (2, Miss.LAST_TOKEN)
+    assert store.look([*A, *B, 9]) == (1, Miss.DIVERGED)
+    assert store.look([*A, 9]) == (0, Miss.FIRST_PAGE)  # A would be its tail
+    store.finish([*A, *B, *C, *A])
+    assert store.look([*A, *B, *C, *B]) == (3, Miss.DIVERGED)  # as long as the one before
 
 
 def test_the_length_is_a_multiple_of_align() -> None:

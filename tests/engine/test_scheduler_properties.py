@@ -39,7 +39,7 @@ def benches(draw: st.DrawFn) -> Bench:
         share=draw(st.sampled_from([0.1, 0.5, 1.0])),
         align=align,
         prefix_caching=draw(st.sampled_from([True, True, True, False])),
-        mark_outputs=draw(st.booleans()),
+        tail=draw(st.sampled_from([None, lambda size: size, lambda size: max(0, size - 5)])),
     )
 
 
