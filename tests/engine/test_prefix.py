@@ -136,7 +136,7 @@ def test_pages_of_a_prompts_tail_serve_prompts_of_that_length_alone() -> None:
     assert store.look([*A, *B, 9]) == (1, Miss.DIVERGED)
     assert store.look([*A, 9]) == (0, Miss.FIRST_PAGE)  # A would be its tail
     store.finish([*A, *B, *C, *A])
-    assert store.look([*A, *B, *C, *B]) == (3, Miss.DIVERGED)  # as long as the one before
+    assert store.look([*A, *B, *C, *B]) == (3, Miss.LAST_TOKEN)  # as long as that one
 
 
 def test_the_length_is_a_multiple_of_align() -> None:
