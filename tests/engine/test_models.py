@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from saccade.engine.attention.base import LayerShape
+from saccade.engine.attention.base import Aux, LayerShape
 from saccade.engine.checkpoint.loader import Checkpoint
 from saccade.engine.models import LlamaModel, layer_shapes, load_model, model_nbytes
 
@@ -62,7 +62,9 @@ class DenseForward:
         self.cos, self.sin = self.model.rope.cos_sin(torch.arange(begin, begin + len(tokens)))
         return self.model.logits(self.model.forward(self))
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, aux: Aux
+    ) -> torch.Tensor:
         if layer in self.keys:
             k = torch.cat([self.keys[layer], k])
             v = torch.cat([self.values[layer], v])
