@@ -65,7 +65,24 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
         "qwen3_mixed",
         {"prefill_attention": "chunked(7, 5)", "decode_attention": "window(size=12)"},
     ),
+    "moba": ("llama", {"attention": "moba(block=16, topk=2)"}),
+    "moba_wide": ("qwen3", {"attention": "moba(block=32, topk=2)", "dtype": "bfloat16"}),
+    "delta": (
+        "llama",
+        {
+            "prefill_attention": "delta(window=9, sinks=2, gamma=4)",
+            "decode_attention": "window(size=20, sinks=2)",
+        },
+    ),
+    "delta_moba": (
+        "qwen2",
+        {
+            "prefill_attention": "delta(gamma=8, mode=paper, base=moba, block=16, topk=2)",
+            "decode_attention": "moba(block=16, topk=2)",
+        },
+    ),
 }
+ALIGNED = {"delta": 4, "delta_moba": 8}  # tokens in a chunk of the prompt are a multiple of
 PHASES = {"prefill_attention", "decode_attention"}
 BORDERS = (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 80)
 LONGEST, MOST = 81, 20  # tokens of a prompt and of an output
@@ -231,6 +248,8 @@ def test_no_cut_changes_a_bit(
     @settings(max_examples=8, derandomize=True, database=None, deadline=None)
     @given(requests=st.lists(wishes(), min_size=1, max_size=6), options=options_of_engines)
     def holds(requests: list[Wish], options: dict[str, Any]) -> None:
+        tokens = max(options["max_num_batched_tokens"], ALIGNED.get(case, 1))
+        options = {**options, "max_num_batched_tokens": tokens}
         engine = engine_for(folder, requests, dict(options), policy)
         generations, recorder = serve(engine, requests)
         assert max(recorder.counts) <= options["max_num_batched_tokens"]
