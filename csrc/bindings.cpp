@@ -180,6 +180,42 @@ void select_blocks(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int6
                                                               pointer<int32_t>(ids)});
 }
 
+void compressed(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
+                int64_t kv_heads, int64_t dim, int64_t v_dim, int64_t page, int64_t pages,
+                int64_t block, int64_t slots, int64_t listed, int64_t first, int64_t recent,
+                int64_t every, uintptr_t q, int64_t q_row, int64_t q_head, uintptr_t entries,
+                uintptr_t table, int64_t table_row, int64_t table_width, uintptr_t cu_rows,
+                uintptr_t positions, float scale, uintptr_t out, uintptr_t lse, uintptr_t ids) {
+  kernels.run(&KernelTable::compressed, CompressedParams{static_cast<DType>(dtype),
+                                                         seqs,
+                                                         rows,
+                                                         heads,
+                                                         kv_heads,
+                                                         dim,
+                                                         v_dim,
+                                                         page,
+                                                         pages,
+                                                         block,
+                                                         slots,
+                                                         listed,
+                                                         first,
+                                                         recent,
+                                                         every,
+                                                         pointer<const void>(q),
+                                                         q_row,
+                                                         q_head,
+                                                         pointer<const void>(entries),
+                                                         pointer<const int32_t>(table),
+                                                         table_row,
+                                                         table_width,
+                                                         pointer<const int32_t>(cu_rows),
+                                                         pointer<const int64_t>(positions),
+                                                         scale,
+                                                         pointer<void>(out),
+                                                         pointer<float>(lse),
+                                                         pointer<int32_t>(ids)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -201,5 +237,6 @@ PYBIND11_MODULE(_native, m) {
       .def("write_pages", &write_pages)
       .def("block_means", &block_means)
       .def("select_blocks", &select_blocks)
+      .def("compressed", &compressed)
       .def("stream_read", &Kernels::stream_read);
 }

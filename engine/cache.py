@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..kernels.store import PageLayout
-from .attention.base import LayerCache, LayerShape, PageField
+from .attention.base import LatentMethod, LayerCache, LayerShape, PageField
 from .attention.spec import AttentionPolicy
 from .step_plan import LayerGroup, PageCopy
 
@@ -21,10 +21,15 @@ def layer_groups(shapes: Sequence[LayerShape]) -> tuple[list[LayerGroup], list[i
 def layer_fields(
     shape: LayerShape, policy: AttentionPolicy, layer: int, page_size: int
 ) -> dict[str, PageField]:
-    """The page fields that this layer's prefill and decode methods need."""
+    """The page fields that this layer's prefill and decode methods need.
+
+    Raises ValueError for a method that cannot serve a layer of this shape.
+    """
+    methods = (policy.prefill[layer], policy.decode[layer])
+    if shape.latent is not None and not all(isinstance(each, LatentMethod) for each in methods):
+        raise ValueError(f"layer {layer} keeps latents, which only the method asa reads")
     return {
-        **policy.prefill[layer].fields(shape, page_size),
-        **policy.decode[layer].fields(shape, page_size),
+        name: field for method in methods for name, field in method.fields(shape, page_size).items()
     }
 
 
@@ -40,9 +45,7 @@ def bytes_per_page(
     total = 0
     for layer, shape in enumerate(shapes):
         if group_of[layer] == group:
-            total += layout.bytes_per_page(
-                shape.num_kv_heads, shape.head_dim, shape.v_head_dim, dtype
-            )
+            total += layout.bytes_per_page(shape.num_kv_heads, *shape.kept, dtype)
             for field in layer_fields(shape, policy, layer, layout.page_size).values():
                 total += torch.Size(field.shape).numel() * (field.dtype or dtype).itemsize
     return total
@@ -95,7 +98,7 @@ def _allocate(
     layout: PageLayout,
     dtype: torch.dtype,
 ) -> LayerCache:
-    k, v = layout.allocate(pages, shape.num_kv_heads, shape.head_dim, shape.v_head_dim, dtype)
+    k, v = layout.allocate(pages, shape.num_kv_heads, *shape.kept, dtype)
     extra = {
         name: torch.zeros((pages, *field.shape), dtype=field.dtype or dtype)
         for name, field in fields.items()

@@ -14,6 +14,17 @@ from ...kernels.store import PageLayout
 
 
 @dataclass(frozen=True)
+class LatentShape:
+    """What a latent layer keeps per token: `groups` latents, each `rank` channels and, behind
+    them, the token's rotary key of `rope` channels, which all heads share.
+    """
+
+    groups: int
+    rank: int
+    rope: int
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """The attention geometry of one layer, as its checkpoint defines it."""
 
@@ -27,6 +38,14 @@ class LayerShape:
     )
     softcap: float | None = None
     sinks: bool = False  # the layer has a learned sink logit per head
+    latent: LatentShape | None = None  # pages hold latents (num_kv_heads: groups), no K and V
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Channels of K and of V that a page holds per token and KV head."""
+        if self.latent is None:
+            return self.head_dim, self.v_head_dim
+        return self.latent.rank + self.latent.rope, 0
 
 
 @dataclass(frozen=True)
@@ -81,16 +100,33 @@ class LayerCache:
     fields: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+class UpMaps(Protocol):
+    """A latent layer's maps from what its pages keep to keys and values."""
+
+    def absorb(self, q: torch.Tensor) -> torch.Tensor:
+        """[T, H, rank + rope] that scores what pages keep as q [T, H, d] scores the keys."""
+        ...
+
+    def project(self, latents: torch.Tensor) -> torch.Tensor:
+        """Values [T, H, dv] of the latents [T, H, rank] that each head summed."""
+        ...
+
+    def expand(self, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [N, H, d] and values [N, H, dv] of what pages keep, [N, G, rank + rope]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Aux:
     """What a trained layer gives to its method besides q, k and v.
 
     `rows` holds what it computed from hidden states, by name, each [T, ...]; the other fields are
-    the same for every row.
+    the same for every row. `up` turns latents into keys and values.
     """
 
     sink_logits: torch.Tensor | None = None  # float32 [H]
     rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    up: UpMaps | None = None
 
     def of_rows(self, rows: slice) -> Aux:
         """The same for some of the rows."""
@@ -132,6 +168,15 @@ class AttentionMethod(Protocol):
         """float64 [S]: keys that one layer read, mean over query heads, summed over a sequence's
         rows; asked after `attend`. What scoring reads (means, bounds) does not count.
         """
+        ...
+
+
+@runtime_checkable
+class LatentMethod(Protocol):
+    """A method that reads the latents of a latent layer; the others need K and V."""
+
+    def expand_or_absorb(self, shape: LayerShape) -> str:
+        """ "expand" or "absorb": which form it computes a layer of this shape in."""
         ...
 
 

@@ -74,6 +74,14 @@ _METHODS = (
         "Willette et al. 2025, arXiv 2505.11254",
         _CPU,
     ),
+    MethodInfo(
+        "asa",
+        ("block=16", "topk=16", "init=1", "local=2", "reuse=1", "form=absorbed"),
+        _BOTH,
+        "global layers: 1/block of the latents, and 4 topk/reuse bytes per group if reuse > 1",
+        "arXiv 2511.00819",
+        _CPU,
+    ),
 )
 
 
@@ -226,10 +234,18 @@ def _value(option: str, default: str, text: str) -> int | float | str:
 
 
 def _classes() -> dict[str, type]:
+    from .asa import Asa
     from .chunked import Chunked
     from .delta import Delta
     from .dense import Dense
     from .moba import Moba
     from .window import Window
 
-    return {"dense": Dense, "window": Window, "chunked": Chunked, "moba": Moba, "delta": Delta}
+    return {
+        "dense": Dense,
+        "window": Window,
+        "chunked": Chunked,
+        "moba": Moba,
+        "delta": Delta,
+        "asa": Asa,
+    }

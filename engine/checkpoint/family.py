@@ -21,6 +21,7 @@ class Family:
     # Where sliding_window holds when there are no layer_types: "nowhere" (refused), "always" (every
     # layer), "switch" (where use_sliding_window and max_window_layers say so).
     window: str = "nowhere"
+    latent: bool = False  # its layers keep latents, as the entry `asa` says
 
 
 _ALL = (
@@ -42,6 +43,7 @@ _ALL = (
         default_head_dim=128,
         window="switch",
     ),
+    Family("AsaForCausalLM", "asa", latent=True),
 )
 
 # Settings of other architectures, which would change the mathematics if they said anything.

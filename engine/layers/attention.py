@@ -9,13 +9,16 @@ import torch
 from ...kernels.linear import linear
 from ...kernels.norm import rms_norm
 from ...kernels.rope import apply_rope
-from ..attention.base import Aux, LayerShape
+from ..attention.base import Aux, LatentShape, LayerShape
 from ..checkpoint.config_json import ModelConfig
+from ..checkpoint.latent_config import LatentConfig
 from .weights import Weights
 
 
 def layer_shape(config: ModelConfig, layer: int) -> LayerShape:
     """The attention geometry of one layer."""
+    if config.latent is not None:
+        return latent_shape(config, config.latent, layer)
     return LayerShape(
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
@@ -23,6 +26,20 @@ def layer_shape(config: ModelConfig, layer: int) -> LayerShape:
         v_head_dim=config.head_dim,
         scale=config.head_dim**-0.5,
         window=config.windows[layer],
+    )
+
+
+def latent_shape(config: ModelConfig, latent: LatentConfig, layer: int) -> LayerShape:
+    """The same of a layer that keeps latents."""
+    groups = latent.num_groups(layer)
+    return LayerShape(
+        num_heads=config.num_heads,
+        num_kv_heads=groups,
+        head_dim=config.head_dim,
+        v_head_dim=latent.v_dim,
+        scale=config.head_dim**-0.5,
+        window=config.windows[layer],
+        latent=LatentShape(groups, latent.rank(layer), latent.rope_dim),
     )
 
 

@@ -1,4 +1,4 @@
-"""The Llama shape: Llama, Mistral, Qwen2 and Qwen3, told apart by their configuration alone."""
+"""The Llama shape: Llama, Mistral, Qwen2, Qwen3, ASA, told apart by their configuration alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ...kernels.norm import rms_norm
 from ..attention.base import LayerShape
 from ..checkpoint.config_json import ModelConfig
 from ..layers.attention import Attention, AttentionContext
+from ..layers.latent_attention import LatentAttention
 from ..layers.mlp import MLP
 from ..layers.rope import RotaryEmbedding
 from ..layers.weights import Weights
@@ -38,7 +39,7 @@ class LlamaModel:
         self.norm = weights.tensor(FINAL_NORM)
         tied = config.tied_embeddings
         self.lm_head = pack(self.embedding) if tied else weights.projection("lm_head")
-        self.rope = RotaryEmbedding(config.rope, config.head_dim, max_model_len)
+        self.rope = RotaryEmbedding(config.rope, config.rope_dim, max_model_len)
 
     def forward(self, step: ModelContext) -> torch.Tensor:
         """The final hidden states [T, hidden] of the step's T rows."""
@@ -65,7 +66,8 @@ class DecoderLayer:
         name = f"model.layers.{index}."
         self.eps = config.rms_norm_eps
         self.attention_norm = weights.tensor(name + "input_layernorm.weight")
-        self.attention = Attention(config, index, weights)
+        kind = Attention if config.latent is None else LatentAttention
+        self.attention = kind(config, index, weights)
         self.mlp_norm = weights.tensor(name + "post_attention_layernorm.weight")
         self.mlp = MLP(config, index, weights)
 

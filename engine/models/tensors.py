@@ -7,6 +7,7 @@ from math import prod
 import torch
 
 from ..checkpoint.config_json import ModelConfig
+from .latent_tensors import expanding_elements, latent_tensors
 
 EMBEDDING, FINAL_NORM, LM_HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
@@ -20,7 +21,10 @@ def expected_tensors(config: ModelConfig) -> Shapes:
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
         shapes[prefix + "input_layernorm.weight"] = (hidden,)
-        shapes |= _attention(config, prefix + "self_attn.")
+        if config.latent is None:
+            shapes |= _attention(config, prefix + "self_attn.")
+        else:
+            shapes |= latent_tensors(config, config.latent, layer, prefix + "self_attn.")
         shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
         shapes |= _mlp(config, prefix + "mlp.")
     shapes[FINAL_NORM] = (hidden,)
@@ -38,7 +42,9 @@ def model_nbytes(config: ModelConfig, dtype: torch.dtype, max_model_len: int) ->
     elements = sum(prod(shape) for shape in expected_tensors(config).values())
     if config.tied_embeddings:
         elements += config.vocab_size * config.hidden_size
-    return elements * dtype.itemsize + max_model_len * config.head_dim * torch.float32.itemsize
+    if config.latent is not None:
+        elements += expanding_elements(config, config.latent)
+    return elements * dtype.itemsize + max_model_len * config.rope_dim * torch.float32.itemsize
 
 
 def _attention(config: ModelConfig, prefix: str) -> Shapes:

@@ -24,17 +24,21 @@ def attend(
     softcap: float | None = None,
     sink_logits: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    value_dim: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention of ragged query rows over paged keys; prefill chunks and decode rows may
     mix.
 
     q: [T, H, d]; k_pages, v_pages: as `layout` allocates them, of q's dtype; sink_logits: float32
     [H], an extra logit in each head's denominator; softcap: c * tanh(score / c) on scaled scores.
+    value_dim: the values are the first value_dim channels of the keys (latent attention), and
+    v_pages hold none.
     Returns out [T, H, dv] (`out_dtype`, default q's) and lse float32 [T, H] (natural log, sink
     included). A row without visible keys gives out 0 and lse -inf (or the sink logit). Row results
     depend on that row's keys alone. Raises ValueError when shapes, dtypes or options are unusable.
     """
     _check_tensors(layout, q, k_pages, v_pages)
+    _check_values(q.shape[2], v_pages.shape[3], value_dim)
     _check_keys(keys, q.shape[0], q.shape[1], k_pages.shape[1])
     if not 0.0 < scale < inf or (softcap is not None and not 0.0 < softcap < inf):
         raise ValueError(f"attend: scale and softcap must be positive, got {scale} and {softcap}")
@@ -45,7 +49,16 @@ def attend(
             f"attend: sink_logits must be float32 [{q.shape[1]}], got {tuple(sink_logits.shape)}"
         )
     out, lse = ATTEND(
-        layout, q, k_pages, v_pages, keys, scale, softcap, sink_logits, out_dtype or q.dtype
+        layout,
+        q,
+        k_pages,
+        v_pages,
+        keys,
+        scale,
+        softcap,
+        sink_logits,
+        out_dtype or q.dtype,
+        value_dim,
     )
     return out, lse
 
@@ -60,6 +73,14 @@ def _check_tensors(layout: PageLayout, q: torch.Tensor, k: torch.Tensor, v: torc
         )
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"attend: q is {q.dtype}, K {k.dtype}, V {v.dtype}; they must agree")
+
+
+def _check_values(head_dim: int, v_head_dim: int, value_dim: int | None) -> None:
+    if value_dim is not None and (v_head_dim or not 0 < value_dim <= head_dim):
+        raise ValueError(
+            f"attend: value_dim must be 1 .. {head_dim} of pages without values, "
+            f"got {value_dim} and values of {v_head_dim}"
+        )
 
 
 def _check_keys(keys: Keys, rows: int, heads: int, kv_heads: int) -> None:

@@ -19,6 +19,7 @@ def supports(
     softcap: float | None,
     sink_logits: torch.Tensor | None,
     out_dtype: torch.dtype,
+    value_dim: int | None = None,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
     if out_dtype not in (q.dtype, torch.float32):
@@ -49,10 +50,11 @@ def attend(
     softcap: float | None,
     sink_logits: torch.Tensor | None,
     out_dtype: torch.dtype,
+    value_dim: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.attend.attend`."""
     rows, heads, head_dim = q.shape
-    pages, kv_heads, v_dim = k_pages.shape[0], k_pages.shape[1], v_pages.shape[3]
+    pages, kv_heads, v_dim = k_pages.shape[0], k_pages.shape[1], value_dim or v_pages.shape[3]
     out = torch.empty((rows, heads, v_dim), dtype=out_dtype)
     lse = torch.empty((rows, heads), dtype=torch.float32)
     # These stay referenced until the kernel has returned: the copies that `contiguous` makes too.
@@ -80,7 +82,7 @@ def attend(
         q.stride(0),
         q.stride(1),
         k_pages.data_ptr(),
-        v_pages.data_ptr(),
+        0 if value_dim else v_pages.data_ptr(),  # null: the values are in the keys
         table.data_ptr(),
         table.stride(0),
         table.shape[1],

@@ -85,13 +85,14 @@ def attend(
     softcap: float | None,
     sink_logits: torch.Tensor | None,
     out_dtype: torch.dtype,
+    value_dim: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.attend.attend`. Computes in fp32, or in fp64 when `out_dtype` is
     float64.
     """
     wide = torch.promote_types(out_dtype, torch.float32)
     heads, group = q.shape[1], q.shape[1] // k_pages.shape[1]
-    out = torch.zeros((*q.shape[:2], v_pages.shape[3]), dtype=out_dtype)
+    out = torch.zeros((*q.shape[:2], value_dim or v_pages.shape[3]), dtype=out_dtype)
     lse = torch.full(q.shape[:2], -torch.inf)
     bounds = keys.cu_rows.tolist()
     for s, (begin, end) in enumerate(pairwise(bounds)):
@@ -102,6 +103,7 @@ def attend(
         length = max(int(last), 0)
         table = keys.page_table[s, : -(-length // layout.page_size)].long().clamp(min=0)
         k, v = layout.gather(k_pages, v_pages, table)
+        v = v if value_dim is None else k[..., :value_dim]
         k = k[:length].to(wide).repeat_interleave(group, dim=1)
         v = v[:length].to(wide).repeat_interleave(group, dim=1)
         mask = visible(keys, rows, heads, length)

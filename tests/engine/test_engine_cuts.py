@@ -81,6 +81,16 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
             "decode_attention": "moba(block=16, topk=2)",
         },
     ),
+    "asa": ("asa", {"attention": "asa(16, 3, 1, 1, reuse=4)"}),
+    "asa_wide": ("asa_wide", {"attention": "asa(32, 2, 0, 1, form=expanded)"}),
+    "asa_phases": (
+        "asa",
+        {
+            "dtype": "bfloat16",
+            "prefill_attention": "asa(16, 3, 1, 1, reuse=4, form=expanded)",
+            "decode_attention": "asa(16, 3, 1, 1, reuse=4, form=absorbed)",
+        },
+    ),
 }
 ALIGNED = {"delta": 4, "delta_moba": 8}  # tokens in a chunk of the prompt are a multiple of
 PHASES = {"prefill_attention", "decode_attention"}

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .tiny_asa import write_tiny_asa
+
 BASE: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -67,6 +69,8 @@ def write_tiny(
     shard_size: such as "40KB", for a sharded one. tokenizer: also a byte-level tokenizer.json
     (<s> is 0, </s> is 1), with vocab_size 320 unless overridden. overrides: keys of the config.
     """
+    if family.startswith("asa"):
+        return write_tiny_asa(path, family, seed=seed, dtype=dtype, **overrides)
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -84,6 +84,7 @@ struct Pass {
       if (id < 0 || id >= p.pages) continue;
       const int64_t base = (id * p.kv_heads + u.kv_head) * p.page;
       k[c] = static_cast<const B*>(p.k_pages) + base * p.dim + offset * unit;
+      if (p.v_pages == nullptr) continue;
       v[c] = static_cast<const B*>(p.v_pages) + base * p.v_dim + offset * p.v_dim;
     }
   }

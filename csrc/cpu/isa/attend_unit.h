@@ -63,6 +63,7 @@ struct UnitRun {
   A* probabilities;  // [kSub][kPass]
   float* shrink;     // [kSub]: by how much earlier sums and outputs shrink in this pass
   float* o_sub;      // [kSub][v_dim]: outputs of the rows at work, for tiles
+  B* turned;         // V panels of one pass, where the values are channels of the keys
   float* own_partial;
   float* own_total;
   int64_t used;
@@ -81,6 +82,7 @@ struct UnitRun {
     probabilities = carve.take<A>(kSub * kPass);
     shrink = carve.take<float>(kSub);
     o_sub = carve.take<float>(kTiles ? kSub * p.v_dim : 0);
+    turned = carve.take<B>(p.v_pages == nullptr ? kPass * p.v_dim : 0);
     own_partial = carve.take<float>(partial_floats());
     own_total = carve.take<float>(partial_floats());
     used = carve.at - scratch;
@@ -155,6 +157,26 @@ struct UnitRun {
     std::memset(static_cast<void*>(q_sub + count * p.dim), 0,
                 static_cast<size_t>((read - count) * p.dim) * sizeof(A));
     return q_sub;
+  }
+
+  // The leading channels of the pass's keys as V panels. Keys that no row of the unit sees weigh
+  // nothing, and become 0: what lies there may be a former owner's.
+  void turn_keys(int64_t first) {
+    if (p.v_pages != nullptr) return;
+    const int64_t step = p.v_dim * kU;  // from kU keys to the next
+    for (int64_t c = 0; c < pass.chunks; ++c) {
+      B* to = turned + c * pass.chunk * p.v_dim;
+      pass.v[c] = pass.k[c] == nullptr ? nullptr : to;
+      if (pass.k[c] == nullptr) continue;
+      const int64_t left = u.hi - first - c * pass.chunk;
+      const int64_t known = left < pass.chunk ? left : pass.chunk;
+      for (int64_t i = 0; i < p.v_dim; ++i) {
+        const B* k = pass.k[c] + i / kU * p.page * kU + i % kU;
+        B* v = to + i * kU;
+        for (int64_t key = 0; key < known; ++key) v[key / kU * step + key % kU] = k[key * kU];
+        for (int64_t key = known; key < pass.chunk; ++key) v[key / kU * step + key % kU] = B{};
+      }
+    }
   }
 
   // The part of `span` in chunk c of the pass, as offsets in the chunk.
@@ -420,6 +442,7 @@ struct UnitRun {
       next.locate(p, u, after < kPasses ? begin + after * kPass : u.hi);
       if (!started) fetch_keys();
       started = true;
+      turn_keys(begin + i * kPass);
       for (int64_t at = 0; at < segment.counts[i]; at += kSub) {
         const int64_t left = segment.counts[i] - at;
         attend_rows(segment.of(i) + at, left < kSub ? left : kSub, begin + i * kPass, partial);

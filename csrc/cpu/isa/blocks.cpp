@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "best.h"
 #include "product.h"
 #include "tables.h"
 
@@ -12,7 +13,6 @@ namespace {
 constexpr int W = kWidth;
 constexpr int64_t kTile = 64;    // query rows that share a panel of means
 constexpr int64_t kPanel = 256;  // blocks scored at a time
-constexpr int64_t kMaxTopK = 256;
 
 // ---- means ----
 
@@ -51,25 +51,6 @@ void mean_of_block(const BlockMeansParams& p, int64_t index, int64_t head) {
 }
 
 // ---- selection ----
-
-// The best k of a row so far, by descending score; equal scores: the later block first.
-struct Best {
-  float scores[kMaxTopK];
-  int32_t ids[kMaxTopK];
-  int64_t count, k;
-
-  SACCADE_INLINE float least() const { return count < k ? -INFINITY : scores[k - 1]; }
-  SACCADE_INLINE void offer(float score, int32_t id) {
-    if (!(score >= least())) return;  // NaN is never chosen
-    int64_t at = count < k ? count++ : k - 1;
-    for (; at > 0 && scores[at - 1] <= score; --at) {
-      scores[at] = scores[at - 1];
-      ids[at] = ids[at - 1];
-    }
-    scores[at] = score;
-    ids[at] = id;
-  }
-};
 
 SACCADE_INLINE bool any_lane(I<W> mask) {
   uint64_t halves[W / 2], any = 0;

@@ -14,6 +14,7 @@ void merge(const MergeParams&, ThreadPool&);
 void write_pages(const WritePagesParams&, ThreadPool&);
 void block_means(const BlockMeansParams&, ThreadPool&);
 void select_blocks(const SelectBlocksParams&, ThreadPool&);
+void compressed(const CompressedParams&, ThreadPool&);
 double stream_read(const void* data, int64_t bytes, ThreadPool&);
 const KernelTable& table();
 

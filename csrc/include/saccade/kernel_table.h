@@ -15,6 +15,7 @@ struct KernelTable {
   void (*write_pages)(const WritePagesParams&, ThreadPool&);
   void (*block_means)(const BlockMeansParams&, ThreadPool&);
   void (*select_blocks)(const SelectBlocksParams&, ThreadPool&);
+  void (*compressed)(const CompressedParams&, ThreadPool&);
   double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
 };
 

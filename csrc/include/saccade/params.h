@@ -17,8 +17,8 @@ struct AttendParams {
   int64_t seqs, rows, heads, kv_heads, dim, v_dim, page, pages;
   const void* q;  // [T, H, dim], strides below, last dimension contiguous
   int64_t q_row, q_head;
-  const void* k_pages;   // [pages, Hkv, dim / unit, P, unit]: unit is 2 for bf16, else 1
-  const void* v_pages;   // [pages, Hkv, P / unit, v_dim, unit]
+  const void* k_pages;  // [pages, Hkv, dim / unit, P, unit]: unit is 2 for bf16, else 1
+  const void* v_pages;  // [pages, Hkv, P / unit, v_dim, unit]; null: the keys' first v_dim channels
   const int32_t* table;  // [S, table_width], row stride table_row
   int64_t table_row, table_width;
   const int32_t* cu_rows;    // [S + 1]
@@ -120,6 +120,26 @@ struct SelectBlocksParams {
   const int32_t* cu_rows;
   const int64_t* positions;
   int32_t* ids;  // [rows, heads, topk + 1], ascending, -1 padded
+};
+
+// Attention over the summaries of complete blocks (their leading channels are the values), and the
+// blocks that weigh most, summed over the query heads of a KV head.
+struct CompressedParams {
+  DType dtype;
+  int64_t seqs, rows, heads, kv_heads, dim, v_dim, page, pages, block, slots;
+  int64_t listed, first, recent;  // blocks of a list; of these, always the first and the latest
+  int64_t every;                  // positions that are a multiple of this choose a list
+  const void* q;                  // [rows, heads, dim], strides below
+  int64_t q_row, q_head;
+  const void* entries;   // [pages, slots, Hkv, dim]
+  const int32_t* table;  // as AttendParams
+  int64_t table_row, table_width;
+  const int32_t* cu_rows;
+  const int64_t* positions;
+  float scale;
+  void* out;     // [rows, heads, v_dim]
+  float* lse;    // [rows, heads]
+  int32_t* ids;  // [rows, Hkv, listed], ascending, -1 padded
 };
 
 }  // namespace saccade
