@@ -25,7 +25,7 @@ def expected(spec: str, position: int, prompt: int) -> int:
     keys = range(position + 1)
     if spec.startswith("window"):
         return sum(position - j < 9 or j < 3 for j in keys)
-    if spec.startswith("moba"):
+    if spec.startswith(("moba", "asa")):
         return position % 16 + 1 + 16 * min(2, position // 16)
     if spec.startswith("delta"):
         exact = position % 16 == 0 or position >= prompt - 128 - prompt % 16
@@ -40,6 +40,7 @@ def expected(spec: str, position: int, prompt: int) -> int:
         "window(size=9, sinks=3)",
         "chunked(5, 7)",
         "moba(block=16, topk=3)",
+        "asa(block=16, topk=3, local=1)",
         "delta(window=9, sinks=3, gamma=16)",
     ],
 )
