@@ -82,7 +82,7 @@ class Asa:
     def fields(self, shape: LayerShape, page_size: int) -> dict[str, PageField]:
         """Global: a mean latent per block and group, and the lists that rows share.
 
-        Raises ValueError for a layer that keeps K and V, or a block that does not fit the pages.
+        Raises ValueError for a layer that keeps K and V, or blocks or lists that do not fit pages.
         """
         if shape.latent is None:
             raise ValueError("asa: the layers of this model keep K and V; asa needs latents")
@@ -90,6 +90,8 @@ class Asa:
             return {}
         slots = slots_per_page(self.block, page_size)
         found = {self._means: PageField((slots, shape.num_kv_heads, shape.kept[0]))}
+        if page_size % self.reuse:
+            raise ValueError(f"asa: reuse {self.reuse} must divide the page size of {page_size}")
         if self.reuse > 1:
             lists = (page_size // self.reuse, shape.num_kv_heads, self.topk)
             found[self._lists] = PageField(lists, torch.int32)

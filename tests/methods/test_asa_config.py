@@ -145,6 +145,11 @@ def test_asa_needs_latents(checkpoint: Checkpoints) -> None:
         Engine(checkpoint("llama"), attention="asa")
 
 
+def test_rows_that_share_a_list_share_a_page(checkpoint: Checkpoints) -> None:
+    with pytest.raises(ValueError, match="asa: reuse 32 must divide the page size of 16"):
+        Engine(checkpoint("asa", block=32, list_reuse=32), page_size=16)
+
+
 def test_old_pages_of_local_layers_are_freed(checkpoint: Checkpoints) -> None:
     with Engine(checkpoint("asa"), page_size=16, kv_cache_memory=1 << 20) as engine:
         engine.add(some_tokens(200), greedy(100))

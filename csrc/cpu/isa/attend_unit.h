@@ -57,13 +57,14 @@ struct UnitRun {
   int64_t rows;
   Row* info;
   SegmentRows segment;
-  A* q;              // [rows][dim]
-  A* q_sub;          // [kSub][dim]: the rows at work, where they do not lie side by side in q
-  float* scores;     // [kSub][kPass]
-  A* probabilities;  // [kSub][kPass]
-  float* shrink;     // [kSub]: by how much earlier sums and outputs shrink in this pass
-  float* o_sub;      // [kSub][v_dim]: outputs of the rows at work, for tiles
-  B* turned;         // V panels of one pass, where the values are channels of the keys
+  A* q;                    // [rows][dim]
+  A* q_sub;                // [kSub][dim]: the rows at work, where they do not lie side by side in q
+  float* scores;           // [kSub][kPass]
+  A* probabilities;        // [kSub][kPass]
+  float* shrink;           // [kSub]: by how much earlier sums and outputs shrink in this pass
+  float* o_sub;            // [kSub][v_dim]: outputs of the rows at work, for tiles
+  B* turned;               // V panels of one pass, where the values are channels of the keys
+  uint32_t is_turned = 0;  // which groups of keys they hold already
   float* own_partial;
   float* own_total;
   int64_t used;
@@ -159,23 +160,39 @@ struct UnitRun {
     return q_sub;
   }
 
-  // The leading channels of the pass's keys as V panels. Keys that no row of the unit sees weigh
-  // nothing, and become 0: what lies there may be a former owner's.
-  void turn_keys(int64_t first) {
+  // Where the values are channels of the keys, V panels are made of K panels, a group of keys at
+  // a time, when the first rows need them.
+  static constexpr int64_t kTurn = kTiles ? 32 : 16;
+
+  void expect_turned() {
     if (p.v_pages != nullptr) return;
-    const int64_t step = p.v_dim * kU;  // from kU keys to the next
-    for (int64_t c = 0; c < pass.chunks; ++c) {
-      B* to = turned + c * pass.chunk * p.v_dim;
-      pass.v[c] = pass.k[c] == nullptr ? nullptr : to;
-      if (pass.k[c] == nullptr) continue;
-      const int64_t left = u.hi - first - c * pass.chunk;
-      const int64_t known = left < pass.chunk ? left : pass.chunk;
-      for (int64_t i = 0; i < p.v_dim; ++i) {
-        const B* k = pass.k[c] + i / kU * p.page * kU + i % kU;
-        B* v = to + i * kU;
-        for (int64_t key = 0; key < known; ++key) v[key / kU * step + key % kU] = k[key * kU];
-        for (int64_t key = known; key < pass.chunk; ++key) v[key / kU * step + key % kU] = B{};
-      }
+    is_turned = 0;
+    for (int64_t c = 0; c < pass.chunks; ++c)
+      pass.v[c] = pass.k[c] == nullptr ? nullptr : turned + c * pass.chunk * p.v_dim;
+  }
+
+  void turn_keys(int64_t first, const Span& span) {
+    if (p.v_pages != nullptr) return;
+    for (int64_t at = span.begin / kTurn * kTurn; at < span.end; at += kTurn) {
+      const int64_t c = at / pass.chunk;
+      if (pass.k[c] == nullptr || (is_turned >> at / kTurn & 1) != 0) continue;
+      is_turned |= 1u << at / kTurn;
+      const int64_t in_chunk = at % pass.chunk, left = u.hi - first - at;
+      turn_group(pass.k[c] + in_chunk * kU, turned + at * p.v_dim, left < kTurn ? left : kTurn);
+    }
+  }
+
+  // The leading channels of kTurn keys. Those that no row of the unit sees weigh nothing, and
+  // become 0: what lies there may be a former owner's.
+  void turn_group(const B* k, B* v, int64_t known) const {
+    B row[kTurn * kU];
+    for (int64_t i = 0; i < p.v_dim; i += kU, k += p.page * kU, v += kU * kU) {
+      std::memcpy(row, k, sizeof(row));
+      for (int64_t e = known * kU; e < kTurn * kU; ++e) row[e] = B{};
+      const int64_t channels = p.v_dim - i < kU ? p.v_dim - i : kU;
+      for (int64_t key = 0; key < kTurn; key += kU)
+        for (int64_t c = 0; c < channels; ++c)
+          for (int64_t e = 0; e < kU; ++e) v[key * p.v_dim + c * kU + e] = row[(key + e) * kU + c];
     }
   }
 
@@ -426,6 +443,7 @@ struct UnitRun {
 #if SACCADE_AMX
     if constexpr (kTiles) pad_probabilities(count, span);
 #endif
+    turn_keys(first, span);
     values(active, count, span, partial);
   }
 
@@ -442,7 +460,7 @@ struct UnitRun {
       next.locate(p, u, after < kPasses ? begin + after * kPass : u.hi);
       if (!started) fetch_keys();
       started = true;
-      turn_keys(begin + i * kPass);
+      expect_turned();
       for (int64_t at = 0; at < segment.counts[i]; at += kSub) {
         const int64_t left = segment.counts[i] - at;
         attend_rows(segment.of(i) + at, left < kSub ? left : kSub, begin + i * kPass, partial);

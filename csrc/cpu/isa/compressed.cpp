@@ -33,20 +33,20 @@ struct CompressedRow {
   float* q;        // [group][dim]
   float* weights;  // [group][most]: scores, then probabilities
   float* mass;     // [most]: probabilities summed over the group
-  float* out;      // [group][v_dim]
+  const T** at;    // [most]: where the summaries lie, null: nowhere
 
-  int64_t carve(char* at) {
-    const char* begin = at;
-    const auto take = [&at](int64_t floats) {
-      float* piece = reinterpret_cast<float*>(at);
-      at += (floats * 4 + 63) / 64 * 64;
+  int64_t carve(char* from) {
+    const char* begin = from;
+    const auto take = [&from](int64_t bytes) {
+      char* piece = from;
+      from += (bytes + 63) / 64 * 64;
       return piece;
     };
-    q = take(group * p.dim);
-    weights = take(group * most);
-    mass = take(most);
-    out = take(group * p.v_dim);
-    return at - begin;
+    q = reinterpret_cast<float*>(take(group * p.dim * 4));
+    weights = reinterpret_cast<float*>(take(group * most * 4));
+    mass = reinterpret_cast<float*>(take(most * 4));
+    at = reinterpret_cast<const T**>(take(most * 8));
+    return from - begin;
   }
 
   const T* entry(int64_t block) const {
@@ -68,6 +68,19 @@ struct CompressedRow {
     }
   }
 
+  // Lanes summed as sum_lanes does, but in registers down to four.
+  template <int V>
+  static SACCADE_INLINE float sum_of(F<V> v) {
+    if constexpr (V == 4) {
+      return (v[0] + v[2]) + (v[1] + v[3]);
+    } else {
+      F<V / 2> halves[2];
+      std::memcpy(halves, &v, sizeof(v));
+      return sum_of<V / 2>(halves[0] + halves[1]);
+    }
+  }
+
+  // Scores of N heads from h on for one summary.
   template <int N>
   SACCADE_INLINE void score_heads(const T* from, int64_t h, int64_t block) {
     F<W> sums[N] = {};
@@ -83,33 +96,52 @@ struct CompressedRow {
           for (int n = 0; n < N; ++n) rest[n] += get_one<E>(from + i) * q[(h + n) * p.dim + i];
         });
     for (int n = 0; n < N; ++n)
-      weights[(h + n) * most + block] = (sum_lanes<W>(sums[n]) + rest[n]) * p.scale;
+      weights[(h + n) * most + block] = (sum_of<W>(sums[n]) + rest[n]) * p.scale;
+  }
+
+  // Channels i .. i + NV * W - 1 of N heads from h on: their sums stay in registers.
+  template <int N, int NV>
+  SACCADE_INLINE void add_channels(int64_t h, int64_t i, int64_t blocks) {
+    F<W> acc[N][NV] = {};
+    for (int64_t j = 0; j < blocks; ++j) {
+      if (at[j] == nullptr) continue;
+      F<W> x[NV];
+      for (int v = 0; v < NV; ++v) x[v] = E::template get<W>(at[j] + i + v * W);
+      for (int n = 0; n < N; ++n) {
+        const F<W> weight = splat<W>(weights[(h + n) * most + j]);
+        for (int v = 0; v < NV; ++v) acc[n][v] = fma<W>(x[v], weight, acc[n][v]);
+      }
+    }
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < NV; ++v) E::template put<W>(result(h + n) + i + v * W, acc[n][v]);
   }
 
   template <int N>
-  SACCADE_INLINE void add_heads(const T* from, int64_t h, int64_t block) {
-    for_vectors<W>(
-        p.v_dim,
-        [&](int64_t i) {
-          const F<W> x = E::template get<W>(from + i);
-          for (int n = 0; n < N; ++n) {
-            float* to = out + (h + n) * p.v_dim + i;
-            store(to, fma<W>(x, splat<W>(weights[(h + n) * most + block]), load<F<W>>(to)));
-          }
-        },
-        [&](int64_t i) {
-          const float x = get_one<E>(from + i);
-          for (int n = 0; n < N; ++n)
-            out[(h + n) * p.v_dim + i] += x * weights[(h + n) * most + block];
-        });
+  SACCADE_INLINE void add_heads(int64_t h, int64_t blocks) {
+    int64_t i = 0;
+    for (; i + 3 * W <= p.v_dim; i += 3 * W) add_channels<N, 3>(h, i, blocks);
+    for (; i + W <= p.v_dim; i += W) add_channels<N, 1>(h, i, blocks);
+    for (; i < p.v_dim; ++i) {
+      for (int n = 0; n < N; ++n) {
+        float sum = 0.0f;
+        for (int64_t j = 0; j < blocks; ++j)
+          if (at[j] != nullptr) sum += get_one<E>(at[j] + i) * weights[(h + n) * most + j];
+        put_one<E>(result(h + n) + i, sum);
+      }
+    }
+  }
+
+  T* result(int64_t h) const {
+    return static_cast<T*>(p.out) + (row * p.heads + kv_head * group + h) * p.v_dim;
   }
 
   // Scores of a head over n summaries -> probabilities; returns the log-sum-exp.
   float softmax(float* s, int64_t n) const {
     constexpr float kLog2E = 1.4426950408889634f;
-    float top = -INFINITY;
-    for (int64_t i = 0; i < n; ++i) top = s[i] > top ? s[i] : top;
+    F<W> high = splat<W>(-INFINITY);
     for (int64_t i = n; i < whole_vectors(n); ++i) s[i] = -INFINITY;
+    for (int64_t i = 0; i < n; i += W) high = max<W>(load<F<W>>(s + i), high);
+    const float top = max_lanes<W>(high);
     const F<W> base = splat<W>(top == -INFINITY ? 0.0f : top);
     F<W> total{};
     for (int64_t i = 0; i < n; i += W) {
@@ -126,34 +158,22 @@ struct CompressedRow {
   void attend(int64_t n) {
     load_q();
     for (int64_t j = 0; j < n; ++j) {
-      const T* from = entry(j);
-      for (int64_t h = 0; from == nullptr && h < group; ++h) weights[h * most + j] = -INFINITY;
-      if (from == nullptr) continue;
+      at[j] = entry(j);
+      for (int64_t h = 0; at[j] == nullptr && h < group; ++h) weights[h * most + j] = -INFINITY;
+      if (at[j] == nullptr) continue;
       int64_t h = 0;
-      for (; h + kHeads <= group; h += kHeads) score_heads<kHeads>(from, h, j);
-      for (; h < group; ++h) score_heads<1>(from, h, j);
+      for (; h + kHeads <= group; h += kHeads) score_heads<kHeads>(at[j], h, j);
+      for (; h < group; ++h) score_heads<1>(at[j], h, j);
     }
     std::memset(mass, 0, static_cast<size_t>(whole_vectors(n)) * sizeof(float));
-    std::memset(out, 0, static_cast<size_t>(group * p.v_dim) * sizeof(float));
     for (int64_t h = 0; h < group; ++h) {
       float* s = weights + h * most;
       p.lse[row * p.heads + kv_head * group + h] = softmax(s, n);
       for (int64_t i = 0; i < n; i += W) store(mass + i, load<F<W>>(mass + i) + load<F<W>>(s + i));
     }
-    for (int64_t j = 0; j < n; ++j) {
-      const T* from = entry(j);
-      if (from == nullptr) continue;
-      int64_t h = 0;
-      for (; h + kHeads <= group; h += kHeads) add_heads<kHeads>(from, h, j);
-      for (; h < group; ++h) add_heads<1>(from, h, j);
-    }
-    for (int64_t h = 0; h < group; ++h) {
-      const float* from = out + h * p.v_dim;
-      T* to = static_cast<T*>(p.out) + (row * p.heads + kv_head * group + h) * p.v_dim;
-      for_vectors<W>(
-          p.v_dim, [&](int64_t i) { E::template put<W>(to + i, load<F<W>>(from + i)); },
-          [&](int64_t i) { put_one<E>(to + i, from[i]); });
-    }
+    int64_t h = 0;
+    for (; h + kHeads <= group; h += kHeads) add_heads<kHeads>(h, n);
+    for (; h < group; ++h) add_heads<1>(h, n);
   }
 
   // The blocks always taken, and of the others those with most mass; ascending.
