@@ -98,7 +98,16 @@ void linear(Kernels& kernels, int dtype, int out_dtype, int64_t rows, int64_t in
   kernels.run(&KernelTable::linear,
               LinearParams{static_cast<DType>(dtype), static_cast<DType>(out_dtype), rows, in, outs,
                            pointer<const void>(x), x_row, pointer<const void>(weight),
-                           pointer<const float>(bias), pointer<void>(y)});
+                           pointer<const float>(bias), pointer<void>(y), outs, 1, 0, 0});
+}
+
+void linear_heads(Kernels& kernels, int dtype, int out_dtype, int64_t rows, int64_t heads,
+                  int64_t in, int64_t outs, uintptr_t x, int64_t x_row, int64_t x_head,
+                  uintptr_t weight, uintptr_t y, int64_t y_row, int64_t y_head) {
+  kernels.run(&KernelTable::linear,
+              LinearParams{static_cast<DType>(dtype), static_cast<DType>(out_dtype), rows, in, outs,
+                           pointer<const void>(x), x_row, pointer<const void>(weight), nullptr,
+                           pointer<void>(y), y_row, heads, x_head, y_head});
 }
 
 void rms_norm(Kernels& kernels, int dtype, int64_t rows, int64_t width, uintptr_t x, int64_t x_row,
@@ -230,6 +239,7 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("threads", &Kernels::threads)
       .def("attend", &attend)
       .def("linear", &linear)
+      .def("linear_heads", &linear_heads)
       .def("rms_norm", &rms_norm)
       .def("rope", &rope)
       .def("silu_mul", &silu_mul)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...kernels.linear import PackedWeight, linear, pack
+from ...kernels.linear import PackedHeads, PackedWeight, linear, linear_heads, pack, pack_heads
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,8 @@ class UpProjection:
     """One layer's maps from latents to keys and values, per head and (to expand) per group."""
 
     nope: int  # channels of a key that come from the latent
-    v_dim: int
-    absorb_keys: tuple[PackedWeight, ...]  # per head [rank, nope]
-    values: tuple[PackedWeight, ...]  # per head [v, rank]
+    absorbing: PackedHeads  # [H, rank, nope]
+    values: PackedHeads  # [H, v, rank]
     keys_and_values: tuple[PackedWeight, ...]  # per group [heads * (nope + v), rank], or none
 
     @staticmethod
@@ -33,37 +32,34 @@ class UpProjection:
         per_head = weight.view(heads, -1, weight.shape[1])
         return UpProjection(
             nope,
-            per_head.shape[1] - nope,
-            tuple(pack(each[:nope].T.contiguous()) for each in per_head),
-            tuple(pack(each[nope:]) for each in per_head),
+            pack_heads(per_head[:, :nope].mT),
+            pack_heads(per_head[:, nope:]),
             tuple(pack(each) for each in weight.chunk(groups)) if expands else (),
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of all packed weights."""
-        packed = (*self.absorb_keys, *self.values, *self.keys_and_values)
-        return sum(each.nbytes for each in packed)
+        expanding = sum(each.nbytes for each in self.keys_and_values)
+        return self.absorbing.nbytes + self.values.nbytes + expanding
 
     def absorb(self, q: torch.Tensor) -> torch.Tensor:
         """[T, H, rank + rope] that scores [c ; r] as q [T, H, nope + rope] scores the keys."""
-        rank = self.absorb_keys[0].out_features
+        rank = self.absorbing.out_features
         out = q.new_empty((*q.shape[:2], rank + q.shape[2] - self.nope))
-        for h, weight in enumerate(self.absorb_keys):
-            out[:, h, :rank] = linear(q[:, h, : self.nope], weight)
+        linear_heads(q[..., : self.nope], self.absorbing, out[..., :rank])
         out[..., rank:] = q[..., self.nope :]
         return out
 
     def project(self, latents: torch.Tensor) -> torch.Tensor:
         """Values [T, H, v] of the latents [T, H, rank] that each head summed."""
-        out = latents.new_empty((*latents.shape[:2], self.v_dim))
-        for h, weight in enumerate(self.values):
-            out[:, h] = linear(latents[:, h], weight)
+        out = latents.new_empty((*latents.shape[:2], self.values.out_features))
+        linear_heads(latents, self.values, out)
         return out
 
     def expand(self, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [N, H, nope + rope] and values [N, H, v] of what pages keep, [N, G, rank + rope]."""
-        rank = self.absorb_keys[0].out_features
+        rank = self.absorbing.out_features
         heads = len(self.values) // kept.shape[1]
         keys, values = [], []
         for g, weight in enumerate(self.keys_and_values):

@@ -6,11 +6,27 @@ import torch
 
 from ..ops import Implementation, Op
 from . import cpu, reference
-from .packed import PANEL, PackedWeight, pack
+from .packed import PANEL, PackedHeads, PackedWeight, pack, pack_heads
 
-__all__ = ["LINEAR", "PANEL", "PackedWeight", "linear", "pack"]
+__all__ = [
+    "LINEAR",
+    "LINEAR_HEADS",
+    "PANEL",
+    "PackedHeads",
+    "PackedWeight",
+    "linear",
+    "linear_heads",
+    "pack",
+    "pack_heads",
+]
 
 LINEAR = Op("linear", reference.linear, (Implementation("cpu", cpu.linear, cpu.supports),))
+
+LINEAR_HEADS = Op(
+    "linear_heads",
+    reference.linear_heads,
+    (Implementation("cpu", cpu.linear_heads, cpu.supports_heads),),
+)
 
 
 def linear(
@@ -27,3 +43,22 @@ def linear(
         raise ValueError(f"linear: x is {x.dtype}, the weight {weight.dtype}")
     out: torch.Tensor = LINEAR(x, weight, out_dtype or x.dtype)
     return out
+
+
+def linear_heads(x: torch.Tensor, weight: PackedHeads, out: torch.Tensor) -> None:
+    """out[:, h] = x[:, h] @ W_h^T for x [T, H, in] and out [T, H, out], of one dtype; views whose
+    last dimension is contiguous will do. As `linear`, a row's result does not depend on the others.
+
+    Raises ValueError when shapes or dtypes disagree.
+    """
+    heads, wide = len(weight), (weight.in_features, weight.out_features)
+    if x.ndim != 3 or x.shape[1:] != (heads, wide[0]) or out.shape != (len(x), heads, wide[1]):
+        raise ValueError(
+            f"linear_heads needs x [T, {heads}, {wide[0]}] and out [T, {heads}, {wide[1]}], "
+            f"got {tuple(x.shape)} and {tuple(out.shape)}"
+        )
+    if not x.dtype == out.dtype == weight.data.dtype:
+        raise ValueError(
+            f"linear_heads: x is {x.dtype}, out {out.dtype}, the weight {weight.data.dtype}"
+        )
+    LINEAR_HEADS(x, weight, out)

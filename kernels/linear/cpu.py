@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
-from .packed import PackedWeight
+from .packed import PackedHeads, PackedWeight
 
 
 def supports(x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> str | None:
@@ -33,3 +33,31 @@ def linear(x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> tor
         out.data_ptr(),
     )
     return out
+
+
+def supports_heads(x: torch.Tensor, weight: PackedHeads, out: torch.Tensor) -> str | None:
+    """None when the kernel can serve this call, otherwise the reason."""
+    if x.stride(2) != 1 or out.stride(2) != 1:
+        return "inputs or outputs are not side by side"
+    if x.dtype == torch.bfloat16 and x.shape[2] % 2:
+        return "odd number of bf16 inputs"
+    return native.unsupported(weight.data)
+
+
+def linear_heads(x: torch.Tensor, weight: PackedHeads, out: torch.Tensor) -> None:
+    """See `saccade.kernels.linear.linear_heads`."""
+    native.kernels().linear_heads(
+        native.DTYPES[x.dtype],
+        native.DTYPES[out.dtype],
+        x.shape[0],
+        x.shape[1],
+        weight.in_features,
+        weight.out_features,
+        x.data_ptr(),
+        x.stride(0),
+        x.stride(1),
+        weight.data.data_ptr(),
+        out.data_ptr(),
+        out.stride(0),
+        out.stride(1),
+    )

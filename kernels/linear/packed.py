@@ -62,3 +62,30 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight
     return PackedWeight(
         data, None if bias is None else bias.float().contiguous(), in_features, out_features
     )
+
+
+@dataclass(frozen=True)
+class PackedHeads:
+    """A weight per head, all of one shape. data: as `PackedWeight`, [H, panels, ...]."""
+
+    data: torch.Tensor
+    in_features: int
+    out_features: int
+
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all heads."""
+        return self.data.nbytes
+
+    def head(self, h: int) -> PackedWeight:
+        """The weight of one head."""
+        return PackedWeight(self.data[h], None, self.in_features, self.out_features)
+
+
+def pack_heads(weights: torch.Tensor) -> PackedHeads:
+    """Packs weights [H, out, in]; the caller may free the original."""
+    data = torch.stack([pack(each).data for each in weights])
+    return PackedHeads(data, weights.shape[2], weights.shape[1])

@@ -9,6 +9,7 @@ import torch
 
 from saccade.kernels.attend import BlockLists, attend
 from saccade.kernels.compressed import COMPRESSED, ListRule, compressed
+from saccade.kernels.linear import linear, linear_heads, pack_heads
 from saccade.kernels.select import Candidates
 from saccade.kernels.testing import within_budget
 
@@ -159,3 +160,29 @@ def test_doors() -> None:
     for bad in ({"recent": 0}, {"first": -1}, {"every": 0}, {"listed": 2}, {"listed": 257}):
         with pytest.raises(ValueError, match="ListRule"):
             replace(RULE, **bad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 5, 70])
+@pytest.mark.parametrize(("width", "outs"), [(32, 64), (12, 24), (160, 33)])
+def test_linear_of_every_head(
+    isa: str, dtype: torch.dtype, rows: int, width: int, outs: int
+) -> None:
+    """Each head is a linear layer, bit by bit; what lies between the heads stays as it is."""
+    x = torch.randn(rows, 5, width + 6).to(dtype)[..., 2 : width + 2]
+    weight = pack_heads(torch.randn(5, outs, width).to(dtype))
+    room = torch.full((rows, 5, outs + 3), 7.0, dtype=dtype)
+    linear_heads(x, weight, room[..., :outs])
+    assert bool((room[..., outs:] == 7.0).all())
+    for h in range(5):
+        assert torch.equal(room[:, h, :outs], linear(x[:, h], weight.head(h)))
+
+
+def test_doors_of_linear_heads() -> None:
+    weight, x = pack_heads(torch.randn(2, 8, 4)), torch.randn(3, 2, 4)
+    with pytest.raises(ValueError, match=r"needs x \[T, 2, 4\] and out \[T, 2, 8\]"):
+        linear_heads(x, weight, torch.zeros(3, 2, 9))
+    with pytest.raises(ValueError, match=r"needs x \[T, 2, 4\]"):
+        linear_heads(x[:, :1], weight, torch.zeros(3, 2, 8))
+    with pytest.raises(ValueError, match=r"out torch\.bfloat16"):
+        linear_heads(x, weight, torch.zeros(3, 2, 8, dtype=torch.bfloat16))

@@ -31,7 +31,7 @@ template <class E>
 void put_panel(const LinearParams& p, const float* c, int64_t row, int64_t count, int64_t panel) {
   const int64_t first = panel * kPanel, width = p.outs - first < kPanel ? p.outs - first : kPanel;
   for (int64_t m = 0; m < count; ++m) {
-    typename E::T* y = static_cast<typename E::T*>(p.y) + (row + m) * p.outs + first;
+    typename E::T* y = static_cast<typename E::T*>(p.y) + (row + m) * p.y_row + first;
     const float* from = c + m * kPanel;
     for_vectors<W>(
         width,
@@ -168,30 +168,47 @@ ItemRunner runner_for(const LinearParams& p) {
 #endif
 }
 
+// The call of one head alone.
+LinearParams of_head(const LinearParams& p, int64_t head) {
+  const int64_t unit = unit_of(p.dtype), panels = (p.outs + kPanel - 1) / kPanel;
+  const int64_t weights = panels * kPanel * ((p.in + unit - 1) / unit * unit);
+  LinearParams one = p;
+  one.x = static_cast<const char*>(p.x) + head * p.x_head * size_of(p.dtype);
+  one.weight = static_cast<const char*>(p.weight) + head * weights * size_of(p.dtype);
+  one.y = static_cast<char*>(p.y) + head * p.y_head * size_of(p.out_dtype);
+  return one;
+}
+
 }  // namespace
 
 void linear(const LinearParams& p, ThreadPool& pool) {
-  if (p.rows == 0) return;
+  if (p.rows == 0 || p.heads == 0) return;
   struct Call {
     Job job;
     ItemRunner run;
+    int64_t items;  // of a head
   };
   const int64_t row_blocks = (p.rows + kRows - 1) / kRows, panels = (p.outs + kPanel - 1) / kPanel;
   // About eight items a thread even out the ends, and a group of panels should stay in the
   // second-level cache while all row blocks pass over it; a panel is the least piece.
   const int64_t cached = (512 << 10) / (kPanel * (p.in < 1 ? 1 : p.in) * size_of(p.dtype));
-  int64_t per_item = panels * row_blocks / (8 * pool.size());
+  int64_t per_item = p.heads * panels * row_blocks / (8 * pool.size());
   if (row_blocks > 1 && per_item > cached) per_item = cached;
   per_item = per_item < 1 ? 1 : (per_item > panels ? panels : per_item);
   const int64_t bytes = (kRows * (kPanel + p.in) * 4 + 63) / 64 * 64;
-  Call call{{&p, row_blocks, panels, per_item, nullptr, 0}, runner_for(p)};
+  Call call{{&p, row_blocks, panels, per_item, nullptr, 0},
+            runner_for(p),
+            row_blocks * ((panels + per_item - 1) / per_item)};
   call.job.scratch_bytes = (bytes + 4095) / 4096 * 4096;
   call.job.scratch = pool.scratch(call.job.scratch_bytes);
   pool.run(
-      row_blocks * ((panels + per_item - 1) / per_item),
+      call.items * p.heads,
       [](void* context, int64_t item, int thread) {
         const Call& c = *static_cast<Call*>(context);
-        c.run(c.job, item, thread);
+        const LinearParams one = of_head(*c.job.p, item / c.items);
+        Job job = c.job;
+        job.p = &one;
+        c.run(job, item % c.items, thread);
       },
       &call);
 }

@@ -45,7 +45,11 @@ struct LinearParams {
   const void*
       weight;  // bf16: [panels, in / 2, 32, 2] (in rounded up to even); else [panels, in, 32]
   const float* bias;  // [outs] or null
-  void* y;            // [rows, outs] contiguous
+  void* y;            // [rows, outs], row stride y_row
+  int64_t y_row;
+  // Several heads: x and y have one more dimension of these strides, and the weights of the heads,
+  // each of whole panels, lie one behind the other.
+  int64_t heads, x_head, y_head;
 };
 
 struct RmsNormParams {
