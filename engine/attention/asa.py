@@ -12,7 +12,7 @@ from ...kernels.attend import BlockLists, Keys, attend
 from ...kernels.compressed import ListRule, compressed
 from ...kernels.select import Candidates
 from ...kernels.summarize import CompletedBlocks, block_means, completed_blocks, slots_per_page
-from .base import Aux, LayerCache, LayerShape, PageField, Step, UpMaps, causal_keys, per_sequence
+from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
 from .latent_pages import WindowPages, expanded_pages, window_pages
 
 FORMS = ("expanded", "absorbed")
@@ -75,9 +75,9 @@ class Asa:
         """Prefill chunks may begin anywhere."""
         return 1
 
-    def expand_or_absorb(self, shape: LayerShape) -> str:
-        """Global layers are always absorbed."""
-        return "expand" if shape.window is not None and self.form == "expanded" else "absorb"
+    def expands(self, shape: LayerShape) -> bool:
+        """Global layers never do: their blocks are chosen anew for every row."""
+        return shape.window is not None and self.form == "expanded"
 
     def fields(self, shape: LayerShape, page_size: int) -> dict[str, PageField]:
         """Global: a mean latent per block and group, and the lists that rows share.
@@ -109,8 +109,7 @@ class Asa:
         """Local: which pages to expand. Global: the blocks this step completes, and the lists."""
         rows = (step.cu_rows, step.positions, step.page_table)
         if shape.window is not None:
-            expands = self.expand_or_absorb(shape) == "expand"
-            pages = window_pages(step, shape.window) if expands else None
+            pages = window_pages(step, shape.window) if self.expands(shape) else None
             return LocalPlan(Keys(*rows, window=shape.window), pages)
         size = step.page_size
         return GlobalPlan(
@@ -139,55 +138,37 @@ class Asa:
         aux: Aux,
     ) -> torch.Tensor:
         """Attention output [T, H, v]."""
-        up = aux.up
-        if up is None or shape.latent is None:
+        up, latent = aux.up, shape.latent
+        if up is None or latent is None:
             raise ValueError("asa: the layer gave no up-projection")
         if isinstance(plan, GlobalPlan):
-            return up.project(self._global(shape, cache, plan, up.absorb(q), aux.rows["gates"]))
+            coarse, fine = self._branches(cache, plan, up.absorb(q), shape.scale, latent.rank)
+            gates = aux.rows["gates"]  # before the up-projection, which is linear
+            return up.project((coarse * gates[..., :1] + fine * gates[..., 1:]).to(q.dtype))
         if plan.pages is not None:
-            return self._expanded(shape, cache, plan.keys, plan.pages, q, up)
-        out, _ = attend(
-            cache.layout,
-            up.absorb(q),
-            cache.k,
-            cache.v,
-            plan.keys,
-            shape.scale,
-            value_dim=shape.latent.rank,
+            k, v = expanded_pages(cache, plan.pages, up)
+            keys = replace(plan.keys, page_table=plan.pages.page_table)
+            return attend(cache.layout, q, k, v, keys, shape.scale)[0]
+        return up.project(
+            self._over_latents(cache, plan.keys, up.absorb(q), shape.scale, latent.rank)
         )
-        return up.project(out)
 
-    def _expanded(
-        self,
-        shape: LayerShape,
-        cache: LayerCache,
-        keys: Keys,
-        pages: WindowPages,
-        q: torch.Tensor,
-        up: UpMaps,
+    @staticmethod
+    def _over_latents(
+        cache: LayerCache, keys: Keys, q: torch.Tensor, scale: float, rank: int
     ) -> torch.Tensor:
-        k, v = expanded_pages(cache, pages, up)
-        there = replace(keys, page_table=pages.page_table)
-        out, _ = attend(cache.layout, q, k, v, there, shape.scale)
-        return out
+        """Sums of latents [T, H, rank] for absorbed q."""
+        return attend(cache.layout, q, cache.k, cache.v, keys, scale, value_dim=rank)[0]
 
-    def _global(
-        self,
-        shape: LayerShape,
-        cache: LayerCache,
-        plan: GlobalPlan,
-        q: torch.Tensor,
-        gates: torch.Tensor,
-    ) -> torch.Tensor:
-        """Sums of latents [T, H, rank] for absorbed q; gates float32 [T, H, 2]."""
-        rank = shape.kept[0] - (shape.latent.rope if shape.latent else 0)
+    def _branches(
+        self, cache: LayerCache, plan: GlobalPlan, q: torch.Tensor, scale: float, rank: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same over the means of blocks, and over the chosen blocks."""
         rule = ListRule(self.topk, self.init, self.local, self.reuse)
         means = cache.fields[self._means]
-        coarse, _, ids = compressed(q, means, plan.candidates, rule, shape.scale, rank)
+        coarse, _, ids = compressed(q, means, plan.candidates, rule, scale, rank)
         lists = BlockLists(self._shared(cache, plan, ids), plan.list_of_row, self.block)
-        keys = replace(plan.keys, blocks=lists)
-        fine, _ = attend(cache.layout, q, cache.k, cache.v, keys, shape.scale, value_dim=rank)
-        return (coarse * gates[..., :1] + fine * gates[..., 1:]).to(q.dtype)
+        return coarse, self._over_latents(cache, replace(plan.keys, blocks=lists), q, scale, rank)
 
     def _shared(self, cache: LayerCache, plan: GlobalPlan, ids: torch.Tensor) -> torch.Tensor:
         """The list of each row: its own, or the one that the first row of its run chose.

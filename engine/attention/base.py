@@ -175,8 +175,8 @@ class AttentionMethod(Protocol):
 class LatentMethod(Protocol):
     """A method that reads the latents of a latent layer; the others need K and V."""
 
-    def expand_or_absorb(self, shape: LayerShape) -> str:
-        """ "expand" or "absorb": which form it computes a layer of this shape in."""
+    def expands(self, shape: LayerShape) -> bool:
+        """Whether it makes keys and values of the latents, or else attends over the latents."""
         ...
 
 

@@ -1,5 +1,13 @@
 """The `asa` entry of config.json: nothing in it has a default, because no public checkpoint fixes
 one.
+
+layer_types: per layer "local" or "global". sliding_window: of local layers, in tokens. q_rank: of a
+low-rank query, or null. nope_dim, rope_dim: channels of a head's query and key without and with
+rotary embedding. v_dim: of its value. local_rank, global_rank: channels of a latent. latent_groups:
+latents of a global layer. block, topk, init_blocks, local_blocks: of global layers, in tokens and
+blocks; topk counts the first init_blocks and the latest local_blocks. list_reuse: consecutive rows
+that share a list of blocks. compression: "mean". global_gate: "sigmoid", two per head (compression,
+selection). local_gate: "none", or "sigmoid", one per head.
 """
 
 from __future__ import annotations
