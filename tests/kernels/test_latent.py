@@ -19,15 +19,15 @@ from .test_blocks import means_of
 RULE = ListRule(5, first=1, recent=2)
 
 
-def latent(**options) -> tuple[Problem, Problem]:
-    """A problem whose values are the first 40 channels of its keys, stored twice and once."""
+def latent(dim: int = 48, v_dim: int = 40, **options) -> tuple[Problem, Problem]:
+    """A problem whose values are the first v_dim channels of its keys, stored once and twice."""
     lengths, chunks = [2500, 130, 64, 7, 1], [150, 130, 1, 2, 1]
-    once = make(lengths, chunks, kv_heads=2, heads=6, dim=48, v_dim=0, **options)
-    twice = make(lengths, chunks, kv_heads=2, heads=6, dim=48, v_dim=40, **options)
+    once = make(lengths, chunks, kv_heads=2, heads=6, dim=dim, v_dim=0, **options)
+    twice = make(lengths, chunks, kv_heads=2, heads=6, dim=dim, v_dim=v_dim, **options)
     page = once.layout.page_size
-    v = once.layout.gather_keys(once.k, torch.arange(once.k.shape[0]))[..., :40]
+    v = once.layout.gather_keys(once.k, torch.arange(once.k.shape[0]))[..., :v_dim]
     unit = once.layout.unit(once.k.dtype)
-    shape = (once.k.shape[0], page // unit, unit, 2, 40)
+    shape = (once.k.shape[0], page // unit, unit, 2, v_dim)
     twice.v.copy_(v.view(shape).permute(0, 3, 1, 4, 2).nan_to_num())
     return once, replace(twice, q=once.q, k=once.k)
 
@@ -35,23 +35,25 @@ def latent(**options) -> tuple[Problem, Problem]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("page", [16, 64, 256])
 @pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("dim", "v_dim"), [(48, 40), (64, 48)])  # the second one fits tiles
 def test_values_in_the_keys_are_values(
-    isa: str, dtype: torch.dtype, page: int, window: int | None
+    isa: str, dtype: torch.dtype, page: int, window: int | None, dim: int, v_dim: int
 ) -> None:
     """Bit by bit what values of their own give, whatever lies behind the last key."""
-    once, twice = latent(page=page, dtype=dtype)
-    out, lse = once.seeing(window=window).having(value_dim=40).run()
+    once, twice = latent(dim, v_dim, page=page, dtype=dtype)
+    out, lse = once.seeing(window=window).having(value_dim=v_dim).run()
     expected, expected_lse = twice.seeing(window=window).run()
     assert torch.equal(out, expected) and torch.equal(lse, expected_lse)
     assert bool(out.isfinite().all())
 
 
-def test_values_in_the_keys_of_listed_blocks(isa: str) -> None:
-    once, twice = latent()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_in_the_keys_of_listed_blocks(isa: str, dtype: torch.dtype) -> None:
+    once, twice = latent(64, 48, dtype=dtype)
     rows = once.q.shape[0]
     ids = torch.tensor([[[0, 3, 7], [1, 3, 9]]], dtype=torch.int32)
     lists = BlockLists(ids, torch.zeros(rows, dtype=torch.int32), 32)
-    out, _ = once.seeing(blocks=lists).having(value_dim=40).run()
+    out, _ = once.seeing(blocks=lists).having(value_dim=48).run()
     expected, _ = twice.seeing(blocks=lists).run()
     assert torch.equal(out, expected)
 
