@@ -14,6 +14,7 @@ from .assembly import assemble
 from .config import EngineConfig
 from .errors import RequestError, SaccadeError
 from .generation import Branch, Generation
+from .inputs import Prompt, as_list, spread
 from .logprobs import NOT_FINITE
 from .outputs import RequestOutput
 from .params import SamplingParams, validate_prompt_ids
@@ -21,9 +22,8 @@ from .progress import Progress
 from .request import Request
 from .runner import StepResult
 from .sampler import Sampled, Sampler
+from .stats import AttentionReads
 from .step_plan import Chunk, StepPlan
-
-Prompt = str | Sequence[int]
 
 # Seconds between checks of the page accounts while idle: each reads every page's entry.
 _IDLE_CHECK_S = 5.0
@@ -61,6 +61,7 @@ class Engine:
         self._branches: dict[str, tuple[Generation, Branch]] = {}
         self._ids = itertools.count()
         self._checked = time.monotonic()
+        self.reads = AttentionReads()  # of all requests so far
         if verbose:
             print("\n".join(self.memory.render()), file=sys.stderr)
 
@@ -81,8 +82,8 @@ class Engine:
         "error" and `.error`; the others go on. Raises RequestError when a prompt or parameter is
         refused; then nothing has been generated.
         """
-        items = _as_list(prompts)
-        params = _spread(sampling_params, len(items))
+        items = as_list(prompts)
+        params = spread(sampling_params, len(items))
         generations: list[Generation] = []
         try:
             for prompt, each in zip(items, params, strict=True):
@@ -207,6 +208,7 @@ class Engine:
         for chunk in chunks:
             self._branches[chunk.request.id][0].note_step()
         result = self._runner.run(chunks, plan.copies)
+        self._note_reads(result)
         for index in result.not_finite():  # before its pages are published to others
             self.scheduler.fail_request(chunks[index].request.id, NOT_FINITE)
         for index, chunk in enumerate(chunks):
@@ -220,6 +222,12 @@ class Engine:
             stop = generation.take(branch, sampled[request.id])
             if stop is not None:
                 self._stop_by_text(request, stop)
+
+    def _note_reads(self, result: StepResult) -> None:
+        for run, counts in result.reads:
+            decodes = run.start >= len(run.request.prompt)
+            self.reads.add(counts, decodes)
+            self._branches[run.request.id][0].reads.add(counts, decodes)
 
     def _stop_by_text(self, request: Request, stop: str) -> None:
         """A stop string outranks the length limit that the same token may have reached."""
@@ -281,20 +289,3 @@ class Engine:
                 "The checkpoint has no tokenizer.json: give token ids instead of text.", "prompt"
             )
         return self.tokenizer.encode(prompt)
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or many, as a list of prompts: a flat list of numbers is one prompt."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
-
-
-def _spread(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise RequestError(f"{len(params)} sampling_params for {count} prompts", "sampling_params")
-    return list(params)

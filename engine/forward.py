@@ -11,16 +11,18 @@ from typing import Any
 import torch
 
 from ..kernels.store import write_pages
-from .attention.base import AttentionMethod, Aux, LayerShape, Step
+from .attention.base import AttentionMethod, Aux, LayerCache, LayerShape, Step
 from .attention.spec import AttentionPolicy
 from .batch import Batch, Phase
 from .cache import KVCache
+from .tally import Tally
 
 
 @dataclass(frozen=True)
 class Part:
     """Rows of one phase in one layer: how they attend, and whose summaries they complete."""
 
+    phase: Phase
     method: AttentionMethod
     step: Step
     plan: Any
@@ -46,6 +48,7 @@ class Forward:
         self._shapes = shapes
         self._cache = cache
         self._parts = Planner(batch, shapes, cache, policy).layers()
+        self.tally = Tally(batch)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, aux: Aux
@@ -62,14 +65,18 @@ class Forward:
             for keeper, plan in part.keepers:
                 keeper.summarize(cache, part.step, plan, aux.of_rows(rows))
         if len(parts) == 1:
-            only = parts[0]
-            return only.method.attend(shape, cache, only.step, only.plan, q, aux)
+            return self._attend(shape, cache, parts[0], q, aux)
         out = torch.empty((*q.shape[:2], shape.v_head_dim), dtype=q.dtype)
         for part in parts:
             rows = part.step.rows
-            out[rows] = part.method.attend(
-                shape, cache, part.step, part.plan, q[rows], aux.of_rows(rows)
-            )
+            out[rows] = self._attend(shape, cache, part, q[rows], aux.of_rows(rows))
+        return out
+
+    def _attend(
+        self, shape: LayerShape, cache: LayerCache, part: Part, q: torch.Tensor, aux: Aux
+    ) -> torch.Tensor:
+        out = part.method.attend(shape, cache, part.step, part.plan, q, aux)
+        self.tally.note(shape, part)
         return out
 
 
@@ -102,7 +109,7 @@ class Planner:
         )
         method = both[phase]
         step = self._batch.steps[group, phase]
-        return Part(method, step, self._plan(method, shape, group, phase), keepers)
+        return Part(phase, method, step, self._plan(method, shape, group, phase), keepers)
 
     def _plan(self, method: AttentionMethod, shape: LayerShape, group: int, phase: Phase) -> Any:
         key = (method, shape, group, phase)

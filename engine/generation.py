@@ -14,6 +14,7 @@ from .params import SamplingParams
 from .request import Request, RequestState
 from .sampler import Sampled, Sampler
 from .sampler_state import SamplerState
+from .stats import AttentionReads
 from .tokenizer import Tokenizer
 
 
@@ -47,6 +48,7 @@ class Generation:
         self.prompt_ids = prompt_ids
         self.params = params
         self.error: str | None = None
+        self.reads = AttentionReads()
         self.prompt_logprobs: PromptLogprobs | None = None
         if params.prompt_logprobs is not None:
             self.prompt_logprobs = PromptLogprobs(prompt_ids, params.prompt_logprobs)
@@ -118,7 +120,10 @@ class Generation:
             logprobs.result() if logprobs is not None and logprobs.complete else None,
             parent.num_cached,
             self._timings(),
-            {"preemptions": sum(branch.request.num_preemptions for branch in self.branches)},
+            {
+                "preemptions": sum(branch.request.num_preemptions for branch in self.branches),
+                "attention": self.reads.as_dict(),
+            },
             self.error,
         )
 

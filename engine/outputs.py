@@ -66,6 +66,8 @@ class RequestOutput:
     prompt: the text given, None when token ids were given.
     prompt_logprobs: one entry per prompt token (the first is None), None when not asked for.
     num_cached_tokens: prompt tokens whose K/V came from the prefix cache.
+    stats: "preemptions", and under "attention" per phase what stats.ReadCounts counts, with
+        `share`, the keys read of those that dense attention would have read.
     error: what went wrong, when a completion finished with "error".
     """
 

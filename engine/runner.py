@@ -8,17 +8,26 @@ import torch
 
 from ..kernels.native import single_threaded_torch
 from .attention.spec import AttentionPolicy
-from .batch import Batch, build_batch
+from .batch import Batch, Run, build_batch
 from .cache import KVCache
 from .forward import Forward
 from .models import LlamaModel
+from .stats import ReadCounts
 from .step_plan import Chunk, PageCopy
 
 
 class StepResult:
     """The hidden states of a step's rows; logits are computed for the rows somebody asks for."""
 
-    def __init__(self, model: LlamaModel, batch: Batch, hidden: torch.Tensor) -> None:
+    def __init__(
+        self,
+        model: LlamaModel,
+        batch: Batch,
+        hidden: torch.Tensor,
+        reads: list[tuple[Run, ReadCounts]],
+    ) -> None:
+        """reads: what the rows of every run read."""
+        self.reads = reads
         self._model = model
         self._batch = batch
         self._hidden = hidden
@@ -79,4 +88,5 @@ class ModelRunner:
             )
             cos, sin = self._model.rope.cos_sin(batch.positions)
             forward = Forward(batch, cos, sin, self._shapes, self._cache, self._policy)
-            return StepResult(self._model, batch, self._model.forward(forward))
+            hidden = self._model.forward(forward)
+            return StepResult(self._model, batch, hidden, forward.tally.result())

@@ -5,6 +5,7 @@ latents in global ones.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -56,6 +57,7 @@ class Asa:
     local: int = 2
     reuse: int = 1
     form: str = "absorbed"
+    reads_are_planned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.block < 16 or self.block & (self.block - 1):
@@ -192,3 +194,15 @@ class Asa:
             return per_sequence(step, causal_keys(step, plan.keys.window))
         before = (step.positions // self.block).clamp(max=self.topk - 1)
         return per_sequence(step, step.positions % self.block + 1 + before * self.block)
+
+    def most_keys(self, shape: LayerShape) -> int:
+        """The window, or all blocks of a row."""
+        return self.topk * self.block if shape.window is None else shape.window
+
+    def blocks_selected(
+        self, shape: LayerShape, step: Step, plan: LocalPlan | GlobalPlan
+    ) -> torch.Tensor:
+        """Global layers: the row's own block, and those before it."""
+        before = (step.positions // self.block).clamp(max=self.topk - 1)
+        chosen = before + 1 if isinstance(plan, GlobalPlan) else torch.zeros_like(before)
+        return per_sequence(step, chosen)

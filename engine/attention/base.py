@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -166,7 +166,40 @@ class AttentionMethod(Protocol):
 
     def keys_read(self, shape: LayerShape, step: Step, plan: Any) -> torch.Tensor:
         """float64 [S]: keys that one layer read, mean over query heads, summed over a sequence's
-        rows; asked after `attend`. What scoring reads (means, bounds) does not count.
+        rows; asked after every layer's `attend` (see PlannedMethod). What scoring reads (means,
+        bounds) does not count.
+        """
+        ...
+
+
+@runtime_checkable
+class PlannedMethod(Protocol):
+    """A method whose plan says what it reads: the same in every layer, so it is asked once a step
+    if `reads_are_planned`.
+    """
+
+    reads_are_planned: ClassVar[bool]
+
+
+@runtime_checkable
+class BoundedMethod(Protocol):
+    """A method that reads no more than so many keys however long the context is."""
+
+    def most_keys(self, shape: LayerShape) -> int | None:
+        """The most keys of a row, of the mean over its heads; None: these options have no bound.
+
+        A layer that reads more has fallen back to dense attention, and is counted as such.
+        """
+        ...
+
+
+@runtime_checkable
+class SelectingMethod(Protocol):
+    """A method that chooses blocks of keys."""
+
+    def blocks_selected(self, shape: LayerShape, step: Step, plan: Any) -> torch.Tensor:
+        """float64 [S]: blocks that one layer chose, forced ones too: mean over query heads, summed
+        over a sequence's rows. Asked when `keys_read` is.
         """
         ...
 

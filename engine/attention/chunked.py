@@ -5,6 +5,7 @@ alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -40,6 +41,8 @@ class Chunked:
                 f"chunked: q_chunk and k_chunk must be at least 1, "
                 f"got {self.q_chunk}, {self.k_chunk}"
             )
+
+    reads_are_planned: ClassVar[bool] = True
 
     @property
     def align(self) -> int:

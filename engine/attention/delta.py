@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -62,6 +63,7 @@ class Delta:
     anchor_guard: float = 0.0
     block: int = 512
     topk: int = 8
+    reads_are_planned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.sinks < 0 or self.gamma < 1:
@@ -199,6 +201,12 @@ class Delta:
         seen = causal_keys(step, self.window, self.sinks)
         extra[plan.exact] = step.positions[plan.exact] + 1 - seen[plan.exact]
         return per_sequence(step, seen + extra)
+
+    def blocks_selected(self, shape: LayerShape, step: Step, plan: DeltaPlan) -> torch.Tensor:
+        """The base's blocks, if it has any."""
+        if isinstance(plan.base, MobaPlan):
+            return self._moba.blocks_selected(shape, step, plan.base)
+        return torch.zeros(step.cu_rows.shape[0] - 1, dtype=torch.float64)
 
     def _pass(
         self,

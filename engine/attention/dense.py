@@ -5,6 +5,7 @@ it has one).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +18,8 @@ class Dense:
     """Softmax attention over all visible keys (Vaswani et al. 2017, arXiv 1706.03762). The oracle
     of every method.
     """
+
+    reads_are_planned: ClassVar[bool] = True
 
     @property
     def align(self) -> int:

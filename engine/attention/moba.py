@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -36,6 +37,7 @@ class Moba:
     block: int = 512
     topk: int = 8
     topk_includes_current: int = 1
+    reads_are_planned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.block < 16 or self.block & (self.block - 1):
@@ -105,6 +107,14 @@ class Moba:
         """The row's own block up to itself, and whole blocks before it."""
         before = (step.positions // self.block).clamp(max=self.history)
         return per_sequence(step, step.positions % self.block + 1 + before * self.block)
+
+    def most_keys(self, shape: LayerShape) -> int:
+        """All its blocks."""
+        return (self.history + 1) * self.block
+
+    def blocks_selected(self, shape: LayerShape, step: Step, plan: MobaPlan) -> torch.Tensor:
+        """The row's own block, and those before it."""
+        return per_sequence(step, (step.positions // self.block).clamp(max=self.history) + 1)
 
     def select(self, cache: LayerCache, plan: MobaPlan, q: torch.Tensor) -> Keys:
         """The keys of every row: the blocks that suit each of its heads."""

@@ -36,3 +36,7 @@ class Window(Dense):
         window = self.size if shape.window is None else min(self.size, shape.window)
         sinks = self.sinks if shape.window is None else 0
         return Keys(step.cu_rows, step.positions, step.page_table, window=window, sinks=sinks)
+
+    def most_keys(self, shape: LayerShape) -> int:
+        """Window and sinks."""
+        return self.size + self.sinks

@@ -136,10 +136,13 @@ def finish(last: RequestOutput, quiet: bool) -> int:
 
 
 def figures(last: RequestOutput) -> str:
-    """The closing line: prompt length, cached part and times, as far as they are known."""
+    """The closing line: prompt length, cached part, share of keys read, times, as far as known."""
     parts = [f"{len(last.prompt_token_ids)} prompt tokens"]
     if last.num_cached_tokens:
         parts.append(f"{last.num_cached_tokens} of them cached")
+    for phase, reads in last.stats.get("attention", {}).items():
+        if reads["share"] is not None and reads["share"] < 1:
+            parts.append(f"{100 * reads['share']:.3g} % of the keys read in {phase}")
     times = last.timings
     for label, seconds in (("first token", times.ttft_s), ("total", times.total_s)):
         if seconds is not None:
