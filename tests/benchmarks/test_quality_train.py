@@ -91,7 +91,7 @@ def test_shipped_folder() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(max_size=300))
+@given(text=st.text(max_size=300).filter(lambda text: "<|" not in text))  # no special token
 def test_shipped_tokenizer_is_lossless(text: str) -> None:
     tokenizer = _shipped_tokenizer()
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
