@@ -225,6 +225,47 @@ void compressed(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t
                                                          pointer<int32_t>(ids)});
 }
 
+void key_bounds(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, int64_t dim,
+                int64_t page, int64_t pages, int64_t block, int64_t slots, uintptr_t k_pages,
+                uintptr_t members, uintptr_t home, uintptr_t bounds) {
+  kernels.run(&KernelTable::key_bounds,
+              KeyBoundsParams{static_cast<DType>(dtype), count, kv_heads, dim, page, pages, block,
+                              slots, pointer<const void>(k_pages), pointer<const int64_t>(members),
+                              pointer<const int64_t>(home), pointer<void>(bounds)});
+}
+
+void select_bounded(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
+                    int64_t kv_heads, int64_t dim, int64_t page, int64_t pages, int64_t block,
+                    int64_t slots, int64_t listed, int64_t first, int64_t recent, int64_t sums,
+                    uintptr_t q, int64_t q_row, int64_t q_head, uintptr_t bounds, uintptr_t table,
+                    int64_t table_row, int64_t table_width, uintptr_t cu_rows, uintptr_t positions,
+                    uintptr_t ids) {
+  kernels.run(&KernelTable::select_bounded, SelectBoundedParams{static_cast<DType>(dtype),
+                                                                seqs,
+                                                                rows,
+                                                                heads,
+                                                                kv_heads,
+                                                                dim,
+                                                                page,
+                                                                pages,
+                                                                block,
+                                                                slots,
+                                                                listed,
+                                                                first,
+                                                                recent,
+                                                                sums,
+                                                                pointer<const void>(q),
+                                                                q_row,
+                                                                q_head,
+                                                                pointer<const void>(bounds),
+                                                                pointer<const int32_t>(table),
+                                                                table_row,
+                                                                table_width,
+                                                                pointer<const int32_t>(cu_rows),
+                                                                pointer<const int64_t>(positions),
+                                                                pointer<int32_t>(ids)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -248,5 +289,7 @@ PYBIND11_MODULE(_native, m) {
       .def("block_means", &block_means)
       .def("select_blocks", &select_blocks)
       .def("compressed", &compressed)
+      .def("key_bounds", &key_bounds)
+      .def("select_bounded", &select_bounded)
       .def("stream_read", &Kernels::stream_read);
 }

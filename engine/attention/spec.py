@@ -75,6 +75,14 @@ _METHODS = (
         _CPU,
     ),
     MethodInfo(
+        "quest",
+        ("budget=2048", "block=64", "reduction=max"),
+        ("decode",),
+        "1/block of K and V",
+        "Tang et al. 2024, arXiv 2406.10774",
+        _CPU,
+    ),
+    MethodInfo(
         "asa",
         ("block=16", "topk=16", "init=1", "local=2", "reuse=1", "form=absorbed"),
         _BOTH,
@@ -239,6 +247,7 @@ def _classes() -> dict[str, type]:
     from .delta import Delta
     from .dense import Dense
     from .moba import Moba
+    from .quest import Quest
     from .window import Window
 
     return {
@@ -247,5 +256,6 @@ def _classes() -> dict[str, type]:
         "chunked": Chunked,
         "moba": Moba,
         "delta": Delta,
+        "quest": Quest,
         "asa": Asa,
     }

@@ -81,6 +81,15 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
             "decode_attention": "moba(block=16, topk=2)",
         },
     ),
+    "quest": ("llama", {"decode_attention": "quest(budget=48, block=16)"}),
+    "quest_sum": (
+        "qwen3",
+        {
+            "dtype": "bfloat16",
+            "prefill_attention": "moba(block=16, topk=2)",
+            "decode_attention": "0:dense; *:quest(budget=48, block=16, reduction=sum)",
+        },
+    ),
     "asa": ("asa", {"attention": "asa(16, 3, 1, 1, reuse=4)"}),
     "asa_wide": ("asa_wide", {"attention": "asa(32, 2, 0, 1, form=expanded)"}),
     "asa_phases": (

@@ -6,7 +6,8 @@ namespace SACCADE_ISA {
 const KernelTable& table() {
   static const KernelTable entries{&attend,        &linear,     &rms_norm,    &rope,
                                    &silu_mul,      &merge,      &write_pages, &block_means,
-                                   &select_blocks, &compressed, &stream_read};
+                                   &select_blocks, &compressed, &key_bounds,  &select_bounded,
+                                   &stream_read};
   return entries;
 }
 

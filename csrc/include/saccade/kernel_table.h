@@ -16,6 +16,8 @@ struct KernelTable {
   void (*block_means)(const BlockMeansParams&, ThreadPool&);
   void (*select_blocks)(const SelectBlocksParams&, ThreadPool&);
   void (*compressed)(const CompressedParams&, ThreadPool&);
+  void (*key_bounds)(const KeyBoundsParams&, ThreadPool&);
+  void (*select_bounded)(const SelectBoundedParams&, ThreadPool&);
   double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
 };
 

@@ -126,6 +126,32 @@ struct SelectBlocksParams {
   int32_t* ids;  // [rows, heads, topk + 1], ascending, -1 padded
 };
 
+// The least and the greatest key of complete blocks, channel by channel.
+struct KeyBoundsParams {
+  DType dtype;
+  int64_t count, kv_heads, dim, page, pages, block, slots;
+  const void* k_pages;     // as AttendParams
+  const int64_t* members;  // as BlockMeansParams
+  const int64_t* home;
+  void* bounds;  // [pages, slots, Hkv, 2, dim]: least, greatest
+};
+
+// The blocks whose keys can score highest with a row, for all query heads of a KV head together.
+struct SelectBoundedParams {
+  DType dtype;
+  int64_t seqs, rows, heads, kv_heads, dim, page, pages, block, slots;
+  int64_t listed, first, recent;  // blocks of a list; of these, always the first and the latest
+  int64_t sums;                   // 1: sum over the query heads, 0: max
+  const void* q;                  // [rows, heads, dim], strides below
+  int64_t q_row, q_head;
+  const void* bounds;    // as KeyBoundsParams
+  const int32_t* table;  // as AttendParams
+  int64_t table_row, table_width;
+  const int32_t* cu_rows;
+  const int64_t* positions;
+  int32_t* ids;  // [rows, Hkv, listed], ascending, -1 padded
+};
+
 // Attention over the summaries of complete blocks (their leading channels are the values), and the
 // blocks that weigh most, summed over the query heads of a KV head.
 struct CompressedParams {
