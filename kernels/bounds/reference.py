@@ -39,7 +39,8 @@ def select_bounded(
             continue
         own = candidates.positions[begin:end] // candidates.block
         scores = upper_bounds(q[begin:end], bounds, candidates, s, int(own.max()))
-        grouped = scores.unflatten(1, (bounds.shape[2], -1))
+        group = q.shape[1] // bounds.shape[2]
+        grouped = scores.view(end - begin, bounds.shape[2], group, scores.shape[2])
         reduced = grouped.amax(2) if reduction == "max" else grouped.sum(2)
         ids[begin:end] = _lists(reduced, own, rule)
     return ids
