@@ -266,6 +266,39 @@ void select_bounded(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int
                                                                 pointer<int32_t>(ids)});
 }
 
+void select_keys(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
+                 int64_t kv_heads, int64_t dim, int64_t page, int64_t pages, int64_t block,
+                 int64_t listed, int64_t first, int64_t recent, int64_t unite, uintptr_t q,
+                 int64_t q_row, int64_t q_head, uintptr_t k_pages, uintptr_t table,
+                 int64_t table_row, int64_t table_width, uintptr_t cu_rows, uintptr_t positions,
+                 float scale, uintptr_t lse, uintptr_t ids) {
+  kernels.run(&KernelTable::select_keys, SelectKeysParams{static_cast<DType>(dtype),
+                                                          seqs,
+                                                          rows,
+                                                          heads,
+                                                          kv_heads,
+                                                          dim,
+                                                          page,
+                                                          pages,
+                                                          block,
+                                                          listed,
+                                                          first,
+                                                          recent,
+                                                          unite,
+                                                          pointer<const void>(q),
+                                                          q_row,
+                                                          q_head,
+                                                          pointer<const void>(k_pages),
+                                                          pointer<const int32_t>(table),
+                                                          table_row,
+                                                          table_width,
+                                                          pointer<const int32_t>(cu_rows),
+                                                          pointer<const int64_t>(positions),
+                                                          scale,
+                                                          pointer<const float>(lse),
+                                                          pointer<int32_t>(ids)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -291,5 +324,6 @@ PYBIND11_MODULE(_native, m) {
       .def("compressed", &compressed)
       .def("key_bounds", &key_bounds)
       .def("select_bounded", &select_bounded)
+      .def("select_keys", &select_keys)
       .def("stream_read", &Kernels::stream_read);
 }

@@ -83,6 +83,30 @@ _METHODS = (
         _CPU,
     ),
     MethodInfo(
+        "lessismore",
+        (
+            "budget=2048",
+            "block=16",
+            "start=2",
+            "correction=12",
+            "sinks=4",
+            "recent=0.25",
+            "union=rank_major",
+        ),
+        ("decode",),
+        "none",
+        "Yang et al. 2025, arXiv 2508.07101",
+        _CPU,
+    ),
+    MethodInfo(
+        "tidal",
+        ("budget=2048", "block=16", "start=2", "correction=12"),
+        ("decode",),
+        "none",
+        "Yang et al. 2024, arXiv 2410.05076",
+        _CPU,
+    ),
+    MethodInfo(
         "asa",
         ("block=16", "topk=16", "init=1", "local=2", "reuse=1", "form=absorbed"),
         _BOTH,
@@ -246,8 +270,10 @@ def _classes() -> dict[str, type]:
     from .chunked import Chunked
     from .delta import Delta
     from .dense import Dense
+    from .lessismore import LessIsMore
     from .moba import Moba
     from .quest import Quest
+    from .tidal import Tidal
     from .window import Window
 
     return {
@@ -257,5 +283,7 @@ def _classes() -> dict[str, type]:
         "moba": Moba,
         "delta": Delta,
         "quest": Quest,
+        "lessismore": LessIsMore,
+        "tidal": Tidal,
         "asa": Asa,
     }

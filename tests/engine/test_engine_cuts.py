@@ -90,6 +90,19 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
             "decode_attention": "0:dense; *:quest(budget=48, block=16, reduction=sum)",
         },
     ),
+    "lessismore": (
+        "llama",
+        {"decode_attention": "lessismore(budget=48, start=0, correction=9, recent=0.5)"},
+    ),
+    "lessismore_mean": (
+        "qwen3",
+        {
+            "dtype": "bfloat16",
+            "prefill_attention": "window(size=20, sinks=2)",
+            "decode_attention": "lessismore(64, 16, 0, 1, 20, 0.6, mean_prob)",
+        },
+    ),
+    "tidal": ("smollm", {"decode_attention": "tidal(budget=48, start=1, correction=0)"}),
     "asa": ("asa", {"attention": "asa(16, 3, 1, 1, reuse=4)"}),
     "asa_wide": ("asa_wide", {"attention": "asa(32, 2, 0, 1, form=expanded)"}),
     "asa_phases": (

@@ -118,6 +118,7 @@ def test_no_key_scores_above_its_bound(isa: str, dtype: torch.dtype) -> None:
 
 def test_equal_bounds_take_the_later_block_and_nan_none(isa: str) -> None:
     problem = make([640], [4])
+    problem.q.round_()  # sums of whole numbers are exact in any order
     bounds = torch.ones((problem.k.shape[0], 1, 2, 2, 32))
     select = candidates_of(problem, 64)
     ids = select_bounded(problem.q, bounds, select, ListRule(4))

@@ -27,6 +27,8 @@ def expected(spec: str, position: int, prompt: int) -> int:
         return sum(position - j < 9 or j < 3 for j in keys)
     if spec.startswith(("moba", "asa")):
         return position % 16 + 1 + 16 * min(2, position // 16)
+    if spec.startswith(("lessismore", "tidal")):  # before any layer has chosen: dense
+        return position + 1
     if spec.startswith("quest"):
         return position % 16 + 1 + 16 * min(3, position // 16)
     if spec.startswith("delta"):
@@ -44,6 +46,8 @@ def expected(spec: str, position: int, prompt: int) -> int:
         "moba(block=16, topk=3)",
         "asa(block=16, topk=3, local=1)",
         "quest(budget=64, block=16)",
+        "lessismore(budget=64)",
+        "tidal(budget=64)",
         "delta(window=9, sinks=3, gamma=16)",
     ],
 )

@@ -69,6 +69,9 @@ struct UnitRun {
   float* own_total;
   int64_t used;
   Pass<B> pass, next;  // next: the pages to fetch ahead while this pass computes
+  // Bit i: some row's list holds keys 16 i .. 16 i + 15 of the pass. kAll: no lists, or all of it.
+  static constexpr uint32_t kAll = ~0u;
+  uint32_t listed = kAll, listed_next = kAll;
 
   UnitRun(const AttendParams& params, const Unit& unit, char* scratch)
       : p(params), u(unit), to_log2(params.softcap > 0 ? 1.0f : params.scale * kLog2E) {
@@ -132,15 +135,34 @@ struct UnitRun {
     return {reinterpret_cast<const char*>(from), (lines + steps - 1) / steps};
   }
 
-  // Nobody has asked for the first keys of a segment yet: all of them at once.
-  void fetch_keys() const {
+  // All keys of a pass that some row sees, at once: those of the first pass of a segment, which
+  // nobody has asked for yet, and those of a pass of which only some are listed.
+  void fetch_keys(const Pass<B>& of, uint32_t bits) const {
     if (rows > kStreamRows) return;
-    for (int64_t c = 0; c < pass.chunks; ++c) {
-      const char* from = reinterpret_cast<const char*>(pass.k[c]);
-      const int64_t bytes =
-          pass.k[c] == nullptr || pass.chunk < p.page ? 0 : p.page * p.dim * size_of(p.dtype);
-      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 1);
+    const int64_t groups = of.chunk / 16, width = 16 * kU;
+    for (int64_t c = 0; c < of.chunks; ++c) {
+      if (of.k[c] == nullptr) continue;
+      for (int64_t channel = 0; channel < p.dim / kU; ++channel)
+        for (int64_t g = 0; g < groups; ++g)
+          if ((bits >> (c * groups + g) & 1) != 0)
+            __builtin_prefetch(of.k[c] + channel * p.page * kU + g * width, 0, 1);
     }
+  }
+
+  // The next stretch of keys, in chunk c from `at` on and before `end`, that some row's list holds.
+  SACCADE_INLINE bool next_run(int64_t c, int64_t end, int64_t& at, Span& run) const {
+    const uint32_t bits = listed >> c * (pass.chunk / 16);
+    if (listed != kAll)
+      while (at < end && (bits >> at / 16 & 1) == 0) at = at / 16 * 16 + 16;
+    if (at >= end) return false;
+    run = {at, end};
+    if (listed != kAll) {
+      run.end = at / 16 * 16 + 16;
+      while (run.end < end && (bits >> run.end / 16 & 1) != 0) run.end += 16;
+      if (run.end > end) run.end = end;
+    }
+    at = run.end;
+    return true;
   }
 
   // ---- the three stages, for up to kSub rows ----
@@ -241,7 +263,9 @@ struct UnitRun {
       }
 #endif
       ScoreBlock block{*this, queries, pass.k[c], pass.v[c], to};
-      for_tiles<W>(block, count, keys.begin, keys.end);
+      Span run;
+      for (int64_t at = keys.begin; next_run(c, keys.end, at, run);)
+        for_tiles<W>(block, count, run.begin, run.end);
     }
   }
 
@@ -262,11 +286,16 @@ struct UnitRun {
       for (int64_t c = 0; c < run.pass.chunks; ++c) {
         const Span keys = run.in_chunk(span, c);
         if (keys.begin >= keys.end || run.pass.v[c] == nullptr) continue;
-        const int64_t steps = (keys.end - keys.begin) / kU;
-        const B* k = r > 0 || run.next.k[c] == nullptr ? nullptr : run.next.k[c] + channel * share;
-        product<S, W, NV, M>(acc, run.probabilities + r * kPass + c * run.pass.chunk + keys.begin,
-                             kPass, run.pass.v[c] + keys.begin * p.v_dim + channel * kU,
-                             p.v_dim * kU, steps, run.ahead_of(k, NV * W * share, steps));
+        const bool asks = r == 0 && run.listed_next == kAll && run.next.k[c] != nullptr;
+        const B* k = asks ? run.next.k[c] + channel * share : nullptr;
+        const A* weights = run.probabilities + r * kPass + c * run.pass.chunk;
+        const B* v = run.pass.v[c] + channel * kU;
+        Span some;
+        for (int64_t from = keys.begin; run.next_run(c, keys.end, from, some); k = nullptr) {
+          const int64_t steps = (some.end - some.begin) / kU;
+          product<S, W, NV, M>(acc, weights + some.begin, kPass, v + some.begin * p.v_dim,
+                               p.v_dim * kU, steps, run.ahead_of(k, NV * W * share, steps));
+        }
       }
       for (int m = 0; m < M; ++m)
         for (int n = 0; n < NV; ++n) store(at(r + m, channel + n * W), acc[m][n]);
@@ -447,6 +476,20 @@ struct UnitRun {
     values(active, count, span, partial);
   }
 
+  uint32_t listed_of(int64_t index) const {
+    if (p.blocks == nullptr || index >= kPasses) return kAll;
+    uint32_t bits = 0;
+    for (int64_t at = 0; at < segment.counts[index]; ++at) bits |= segment.of(index)[at].bits;
+    return bits == kAll >> (32 - kPass / 16) ? kAll : bits;
+  }
+
+  // Pages that no row's list holds are neither read nor asked for: keys that nobody sees.
+  static void forget_unlisted(Pass<B>& of, uint32_t bits) {
+    const int64_t groups = of.chunk / 16;
+    for (int64_t c = 0; c < of.chunks; ++c)
+      if ((bits >> c * groups & ((1u << groups) - 1)) == 0) of.k[c] = of.v[c] = nullptr;
+  }
+
   // The partial result over one segment of keys, which begins at `begin`.
   void attend_segment(int64_t begin, float* partial) {
     clear(partial);
@@ -458,7 +501,12 @@ struct UnitRun {
       while (after < kPasses && segment.counts[after] == 0) ++after;
       pass.locate(p, u, begin + i * kPass);
       next.locate(p, u, after < kPasses ? begin + after * kPass : u.hi);
-      if (!started) fetch_keys();
+      listed = started ? listed_next : listed_of(i);
+      listed_next = listed_of(after);
+      forget_unlisted(pass, listed);
+      forget_unlisted(next, listed_next);
+      if (!started) fetch_keys(pass, listed);
+      if (listed_next != kAll) fetch_keys(next, listed_next);
       started = true;
       expect_turned();
       for (int64_t at = 0; at < segment.counts[i]; at += kSub) {

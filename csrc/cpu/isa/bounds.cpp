@@ -14,7 +14,7 @@ namespace {
 constexpr int W = kWidth;
 constexpr int64_t kHeads = 4;    // query heads that share the load of a block's bounds
 constexpr int64_t kPanel = 256;  // blocks scored before any is offered
-constexpr int64_t kAhead = 4;    // blocks that are asked for in advance
+constexpr int64_t kAhead = 6;    // blocks that are asked for in advance
 
 // ---- bounds ----
 
@@ -76,24 +76,61 @@ void bounds_of_block(const KeyBoundsParams& p, int64_t index, int64_t head) {
 
 // ---- selection ----
 
+// How bounds meet a query: kStep channels at a time.
+template <class E>
+struct Widened {
+  using T = typename E::T;
+  using Q = float;
+  static constexpr int kStep = W;
+  static Q keep(float x) { return x; }
+  static float one(const T* bound, const Q* q) { return get_one<E>(bound) * *q; }
+  static float query(const T* q) { return get_one<E>(q); }
+  using Vector = F<W>;
+  static SACCADE_INLINE Vector bounds(const T* from) { return E::template get<W>(from); }
+  static SACCADE_INLINE F<W> add(F<W> sum, Vector bound, const Q* q) {
+    return fma<W>(bound, load<F<W>>(q), sum);
+  }
+};
+
+#if defined(__AVX512BF16__)
+struct DotPairs {  // by the machine's dot product of bf16 pairs
+  using T = uint16_t;
+  using Q = uint16_t;
+  static constexpr int kStep = 2 * W;
+  static Q keep(float x) {
+    Q to;
+    put_one<ElementBF16>(&to, x);
+    return to;
+  }
+  static float one(const T* bound, const Q* q) { return widen_bf16(*bound) * widen_bf16(*q); }
+  static float query(const T* q) { return widen_bf16(*q); }
+  using Vector = I<W>;
+  static SACCADE_INLINE Vector bounds(const T* from) { return load<Vector>(from); }
+  static SACCADE_INLINE F<W> add(F<W> sum, Vector bound, const Q* q) {
+    return (F<W>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)bound, (__m512bh)load<Vector>(q));
+  }
+};
+#endif
+
 struct SelectJob {
   const SelectBoundedParams* p;
   char* scratch;
   int64_t slice;
 };
 
-template <class E>
+template <class M>
 struct BoundedRow {
-  using T = typename E::T;
+  using T = typename M::T;
+  using Q = typename M::Q;
   const SelectBoundedParams& p;
   int64_t row, kv_head, seq, group;
-  float* rises;  // [group][dim]: max(q, 0), which meets the greatest key
-  float* falls;  // [group][dim]: min(q, 0), which meets the least
+  Q* rises;  // [group][dim]: max(q, 0), which meets the greatest key
+  Q* falls;  // [group][dim]: min(q, 0), which meets the least
 
   int64_t carve(char* from) {
-    const int64_t bytes = (group * p.dim * 4 + 63) / 64 * 64;
-    rises = reinterpret_cast<float*>(from);
-    falls = reinterpret_cast<float*>(from + bytes);
+    const int64_t bytes = (group * p.dim * static_cast<int64_t>(sizeof(Q)) + 63) / 64 * 64;
+    rises = reinterpret_cast<Q*>(from);
+    falls = reinterpret_cast<Q*>(from + bytes);
     return 2 * bytes;
   }
 
@@ -101,9 +138,9 @@ struct BoundedRow {
     for (int64_t h = 0; h < group; ++h) {
       const T* from = static_cast<const T*>(p.q) + row * p.q_row + (kv_head * group + h) * p.q_head;
       for (int64_t i = 0; i < p.dim; ++i) {
-        const float x = get_one<E>(from + i);
-        rises[h * p.dim + i] = x < 0.0f ? 0.0f : x;
-        falls[h * p.dim + i] = x < 0.0f ? x : 0.0f;
+        const float x = M::query(from + i);
+        rises[h * p.dim + i] = M::keep(x < 0.0f ? 0.0f : x);
+        falls[h * p.dim + i] = M::keep(x < 0.0f ? x : 0.0f);
       }
     }
   }
@@ -117,8 +154,7 @@ struct BoundedRow {
            ((id * p.slots + slot) * p.kv_heads + kv_head) * 2 * p.dim;
   }
 
-  void ask_for(int64_t block) const {
-    const T* from = entry(block);
+  void ask_for(const T* from) const {
     if (from == nullptr) return;
     const int64_t bytes = 2 * p.dim * static_cast<int64_t>(sizeof(T));
     for (int64_t at = 0; at < bytes; at += 64)
@@ -147,28 +183,25 @@ struct BoundedRow {
     F<W> sums[N] = {};
     float rest[N] = {};
     const T* most = from + p.dim;
-    for_vectors<W>(
-        p.dim,
-        [&](int64_t i) {
-          const F<W> low = E::template get<W>(from + i), high = E::template get<W>(most + i);
-          for (int n = 0; n < N; ++n) {
-            const int64_t at = (h + n) * p.dim + i;
-            sums[n] = fma<W>(low, load<F<W>>(falls + at), sums[n]);
-            sums[n] = fma<W>(high, load<F<W>>(rises + at), sums[n]);
-          }
-        },
-        [&](int64_t i) {
-          for (int n = 0; n < N; ++n) {
-            const int64_t at = (h + n) * p.dim + i;
-            rest[n] += get_one<E>(from + i) * falls[at] + get_one<E>(most + i) * rises[at];
-          }
-        });
+    int64_t i = 0;
+    for (; i + M::kStep <= p.dim; i += M::kStep) {
+      const typename M::Vector low = M::bounds(from + i), high = M::bounds(most + i);
+      for (int n = 0; n < N; ++n) {
+        const int64_t at = (h + n) * p.dim + i;
+        sums[n] = M::add(M::add(sums[n], low, falls + at), high, rises + at);
+      }
+    }
+    for (; i < p.dim; ++i) {
+      for (int n = 0; n < N; ++n) {
+        const int64_t at = (h + n) * p.dim + i;
+        rest[n] += M::one(from + i, falls + at) + M::one(most + i, rises + at);
+      }
+    }
     for (int n = 0; n < N; ++n) all = joined(all, sum_of<W>(sums[n]) + rest[n]);
     return all;
   }
 
-  float bound(int64_t block) const {
-    const T* from = entry(block);
+  float bound(const T* from) const {
     if (from == nullptr) return NAN;
     float all = p.sums ? 0.0f : -INFINITY;
     int64_t h = 0;
@@ -183,12 +216,15 @@ struct BoundedRow {
     Best best;
     best.count = 0;
     best.k = p.listed - ends.forced();
+    const T* from[kPanel];
     float scores[kPanel];
     for (int64_t at = ends.head; best.k > 0 && at < ends.tail; at += kPanel) {
       const int64_t n = ends.tail - at < kPanel ? ends.tail - at : kPanel;
+      for (int64_t i = 0; i < n; ++i) from[i] = entry(at + i);
+      for (int64_t i = 0; i < kAhead && i < n; ++i) ask_for(from[i]);
       for (int64_t i = 0; i < n; ++i) {
-        if (at + i + kAhead < ends.tail) ask_for(at + i + kAhead);
-        scores[i] = bound(at + i);
+        if (i + kAhead < n) ask_for(from[i + kAhead]);
+        scores[i] = bound(from[i]);
       }
       for (int64_t i = 0; i < n; ++i) best.offer(scores[i], static_cast<int32_t>(at + i));
     }
@@ -196,7 +232,7 @@ struct BoundedRow {
   }
 };
 
-template <class E>
+template <class M>
 void select_item(void* context, int64_t item, int thread) {
   const SelectJob& job = *static_cast<SelectJob*>(context);
   const SelectBoundedParams& p = *job.p;
@@ -206,18 +242,18 @@ void select_item(void* context, int64_t item, int thread) {
     const int64_t middle = (low + high) / 2;
     (p.cu_rows[middle] <= row ? low : high) = middle;
   }
-  BoundedRow<E> one{p, row, item % p.kv_heads, low, p.heads / p.kv_heads, nullptr, nullptr};
+  BoundedRow<M> one{p, row, item % p.kv_heads, low, p.heads / p.kv_heads, nullptr, nullptr};
   one.carve(job.scratch + thread * job.slice);
   one.choose();
 }
 
-template <class E>
+template <class M>
 void select_all(const SelectBoundedParams& p, ThreadPool& pool) {
   SelectJob job{&p, nullptr, 0};
-  BoundedRow<E> measure{p, 0, 0, 0, p.heads / p.kv_heads, nullptr, nullptr};
+  BoundedRow<M> measure{p, 0, 0, 0, p.heads / p.kv_heads, nullptr, nullptr};
   job.slice = (measure.carve(nullptr) + 4095) / 4096 * 4096;
   job.scratch = pool.scratch(job.slice);
-  pool.run(p.rows * p.kv_heads, select_item<E>, &job);
+  pool.run(p.rows * p.kv_heads, select_item<M>, &job);
 }
 
 }  // namespace
@@ -236,9 +272,14 @@ void key_bounds(const KeyBoundsParams& p, ThreadPool& pool) {
 }
 
 void select_bounded(const SelectBoundedParams& p, ThreadPool& pool) {
-  if (p.dtype == DType::kF32) select_all<ElementF32>(p, pool);
-  if (p.dtype == DType::kBF16) select_all<ElementBF16>(p, pool);
-  if (p.dtype == DType::kF16) select_all<ElementF16>(p, pool);
+  if (p.dtype == DType::kF32) select_all<Widened<ElementF32>>(p, pool);
+  if (p.dtype == DType::kF16) select_all<Widened<ElementF16>>(p, pool);
+  if (p.dtype != DType::kBF16) return;
+#if defined(__AVX512BF16__)
+  select_all<DotPairs>(p, pool);
+#else
+  select_all<Widened<ElementBF16>>(p, pool);
+#endif
 }
 
 }  // namespace SACCADE_ISA

@@ -7,7 +7,7 @@ const KernelTable& table() {
   static const KernelTable entries{&attend,        &linear,     &rms_norm,    &rope,
                                    &silu_mul,      &merge,      &write_pages, &block_means,
                                    &select_blocks, &compressed, &key_bounds,  &select_bounded,
-                                   &stream_read};
+                                   &select_keys,   &stream_read};
   return entries;
 }
 

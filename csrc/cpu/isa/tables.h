@@ -17,6 +17,7 @@ void select_blocks(const SelectBlocksParams&, ThreadPool&);
 void compressed(const CompressedParams&, ThreadPool&);
 void key_bounds(const KeyBoundsParams&, ThreadPool&);
 void select_bounded(const SelectBoundedParams&, ThreadPool&);
+void select_keys(const SelectKeysParams&, ThreadPool&);
 double stream_read(const void* data, int64_t bytes, ThreadPool&);
 const KernelTable& table();
 

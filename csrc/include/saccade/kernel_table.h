@@ -18,6 +18,7 @@ struct KernelTable {
   void (*compressed)(const CompressedParams&, ThreadPool&);
   void (*key_bounds)(const KeyBoundsParams&, ThreadPool&);
   void (*select_bounded)(const SelectBoundedParams&, ThreadPool&);
+  void (*select_keys)(const SelectKeysParams&, ThreadPool&);
   double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
 };
 

@@ -152,6 +152,24 @@ struct SelectBoundedParams {
   int32_t* ids;  // [rows, Hkv, listed], ascending, -1 padded
 };
 
+// The blocks that hold the best keys of a row, per query head or for all heads together.
+struct SelectKeysParams {
+  DType dtype;
+  int64_t seqs, rows, heads, kv_heads, dim, page, pages, block;
+  int64_t listed, first, recent;  // blocks of a list; of these, always the first and the latest
+  int64_t unite;                  // 0: a list per head; one list: 1 by ranks, 2 by probabilities
+  const void* q;                  // [rows, heads, dim], strides below
+  int64_t q_row, q_head;
+  const void* k_pages;   // as AttendParams
+  const int32_t* table;  // as AttendParams
+  int64_t table_row, table_width;
+  const int32_t* cu_rows;
+  const int64_t* positions;
+  float scale;
+  const float* lse;  // [rows, heads]
+  int32_t* ids;      // [rows, heads or 1, listed], ascending, -1 padded
+};
+
 // Attention over the summaries of complete blocks (their leading channels are the values), and the
 // blocks that weigh most, summed over the query heads of a KV head.
 struct CompressedParams {
