@@ -14,13 +14,13 @@ import torch
 
 from ..kernels.store import PageLayout
 from .attention.base import LayerShape
-from .attention.spec import AttentionPolicy, parse_policy
+from .attention.policy import AttentionPolicy, parse_policy
 from .cache import KVCache, bytes_per_page, layer_groups
 from .checkpoint.config_json import ModelConfig
-from .checkpoint.latent_config import LatentConfig
 from .checkpoint.loader import Checkpoint
-from .config import PAGE_SIZES, EngineConfig
+from .config import EngineConfig
 from .errors import CheckpointError
+from .layers.kinds import attention_kind
 from .memory import GroupPages, MemoryPlan, MemoryRequest, available_memory, plan_memory
 from .models import layer_shapes, load_model, model_nbytes
 from .runner import ModelRunner
@@ -155,22 +155,8 @@ def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int
     row = (3 * model.hidden_size + heads + 3 * model.intermediate_size) * dtype.itemsize
     partial = 3 * model.num_heads * model.head_dim * 4 + 4 * model.head_dim
     logits = (2 * seqs + 256) * model.vocab_size * 4
-    latent = _latent_scratch(model, model.latent, dtype, tokens, seqs) if model.latent else 0
-    return tokens * (row + partial) + logits + latent + (32 << 20)
-
-
-def _latent_scratch(
-    model: ModelConfig, latent: LatentConfig, dtype: torch.dtype, tokens: int, seqs: int
-) -> int:
-    """Per row absorbed queries, two sums of latents and their gated sum in fp32; then the window of
-    a local layer, expanded: the latents, the products, keys and values, and their pages.
-    """
-    wide = max(latent.local_rank, latent.global_rank) + latent.rope_dim
-    row = model.num_heads * wide * (3 * dtype.itemsize + 3 * 4)
-    window = tokens + seqs * (latent.window + 2 * max(PAGE_SIZES))
-    pair = model.head_dim + latent.v_dim
-    expanded = (4 * model.num_heads * pair + wide) * dtype.itemsize
-    return tokens * row + window * expanded
+    own = attention_kind(model).scratch_bytes(model, dtype, tokens, seqs)
+    return tokens * (row + partial) + logits + own + (32 << 20)
 
 
 def _model_id(folder: Path, dtype: torch.dtype) -> str:

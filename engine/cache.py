@@ -8,7 +8,7 @@ import torch
 
 from ..kernels.store import PageLayout
 from .attention.base import LatentMethod, LayerCache, LayerShape, PageField
-from .attention.spec import AttentionPolicy
+from .attention.policy import AttentionPolicy
 from .step_plan import LayerGroup, PageCopy
 
 

@@ -15,7 +15,7 @@ class EngineConfig:
     """Settings of an engine. Sizes in tokens unless said otherwise.
 
     model: a checkpoint folder, or "demo". device: "auto" or "cpu". dtype: of weights, activations
-    and pages. attention, prefill_attention, decode_attention: specs (see engine/attention/spec.py);
+    and pages. attention, prefill_attention, decode_attention: specs (engine/attention/parse.py);
     None: what the checkpoint's config.json says, else dense. max_model_len: prompt plus output of
     one request; None: what the model was trained for, reduced to what fits in memory. max_num_seqs:
     sequences that run at once. max_num_batched_tokens: tokens of one step. kv_cache_memory: bytes

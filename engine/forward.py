@@ -12,7 +12,7 @@ import torch
 
 from ..kernels.store import write_pages
 from .attention.base import AttentionMethod, Aux, LayerCache, LayerShape, Step
-from .attention.spec import AttentionPolicy
+from .attention.policy import AttentionPolicy
 from .batch import Batch, Phase
 from .cache import KVCache
 from .tally import Tally

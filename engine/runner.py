@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..kernels.native import single_threaded_torch
-from .attention.spec import AttentionPolicy
+from .attention.policy import AttentionPolicy
 from .batch import Batch, Run, build_batch
 from .cache import KVCache
 from .forward import Forward

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .family import bias, layer_windows, read_family
+from .family import Family, bias, layer_windows, read_family
 from .files import read_small
 from .json_object import Fields, parse_object
-from .latent_config import LatentConfig, read_latent
 from .rope_config import RopeConfig, read_rope
+from .variant import Variant
 
 DTYPES = ("float32", "bfloat16", "float16")
 _LIMIT = 4 << 20  # bytes; real configs have a few thousand
@@ -42,12 +42,12 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     attention: str | Mapping[str, Any] | None  # the method a sparse checkpoint names, unread
-    latent: LatentConfig | None = None
+    variant: Variant | None = None  # what the family has beyond the Llama shape
 
     @property
     def rope_dim(self) -> int:
         """Channels of a head that turn with the position."""
-        return self.head_dim if self.latent is None else self.latent.rope_dim
+        return (self.variant and self.variant.rope_dim) or self.head_dim
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -60,10 +60,10 @@ def read_config(folder: Path) -> ModelConfig:
     config.choice("hidden_act", ["silu"], "silu")
     num_layers = config.integer("num_hidden_layers", most=10_000)
     max_position = config.integer("max_position_embeddings")
-    latent = read_latent(config, num_layers) if family.latent else None
-    num_heads, num_kv_heads, head_dim = (
-        _latent_heads(config, latent) if latent else _heads(config, family.default_head_dim)
-    )
+    variant = family.variant(config, num_layers) if family.variant else None
+    own_heads = variant.heads if variant else None
+    num_heads, num_kv_heads, head_dim = own_heads or _heads(config, family.default_head_dim)
+    own_windows = variant.windows if variant else None
     vocab_size = config.integer("vocab_size")
     return ModelConfig(
         architecture=family.architecture,
@@ -77,7 +77,7 @@ def read_config(folder: Path) -> ModelConfig:
         max_position=max_position,
         rms_norm_eps=config.number("rms_norm_eps", above=0.0),
         rope=read_rope(config, max_position),
-        windows=latent.windows if latent else layer_windows(config, family, num_layers),
+        windows=own_windows or layer_windows(config, family, num_layers),
         qkv_bias=bias(config, family.qkv_bias),
         output_bias=bias(config, family.output_bias),
         mlp_bias=bias(config, family.mlp_bias),
@@ -86,8 +86,8 @@ def read_config(folder: Path) -> ModelConfig:
         dtype=_dtype(config),
         eos_token_ids=_eos(folder, config, vocab_size),
         bos_token_id=_bos(config),
-        attention=_attention(config, latent),
-        latent=latent,
+        attention=_attention(config, family, variant),
+        variant=variant,
     )
 
 
@@ -110,12 +110,6 @@ def _heads(config: Fields, default_head_dim: int | None) -> tuple[int, int, int]
     if head_dim % 2:
         raise config.error("head_dim", f"rotary embedding needs an even number, found {head_dim}")
     return heads, kv_heads, head_dim
-
-
-def _latent_heads(config: Fields, latent: LatentConfig) -> tuple[int, int, int]:
-    if read_rope(config, config.integer("max_position_embeddings")).kind == "yarn":
-        raise config.error("rope_parameters", "yarn is not supported with latent attention")
-    return config.integer("num_attention_heads"), latent.groups, latent.nope_dim + latent.rope_dim
 
 
 def _dtype(config: Fields) -> str | None:
@@ -149,15 +143,19 @@ def _eos(folder: Path, config: Fields, vocab_size: int) -> tuple[int, ...]:
     return ()
 
 
-def _attention(config: Fields, latent: LatentConfig | None) -> str | Mapping[str, Any] | None:
+def _attention(
+    config: Fields, family: Family, variant: Variant | None
+) -> str | Mapping[str, Any] | None:
     if config.has("saccade") and config.has("attention"):
         raise config.error("attention", "contradicts the entry saccade; keep one of them")
     key = "saccade" if config.has("saccade") else "attention"
     value = config.values.get(key)
-    if latent is not None:
+    own = variant.specs if variant else None
+    if own is not None:
         if value is not None:
-            raise config.error(key, "contradicts the entry asa, which says how to attend")
-        return latent.specs
+            kind = family.model_type
+            raise config.error(key, f"contradicts the entry {kind}, which says how to attend")
+        return own
     if value is None or isinstance(value, (str, dict)):
         return value
     raise config.error(key, f"expected a string or an object, found {value!r:.80}")

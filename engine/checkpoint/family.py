@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .json_object import Fields
+from .latent_config import read_latent
+from .variant import Variant
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Family:
     # Where sliding_window holds when there are no layer_types: "nowhere" (refused), "always" (every
     # layer), "switch" (where use_sliding_window and max_window_layers say so).
     window: str = "nowhere"
-    latent: bool = False  # its layers keep latents, as the entry `asa` says
+    # Reads what the family has beyond the Llama shape, from the config and its number of layers.
+    variant: Callable[[Fields, int], Variant] | None = None
 
 
 _ALL = (
@@ -43,7 +47,7 @@ _ALL = (
         default_head_dim=128,
         window="switch",
     ),
-    Family("AsaForCausalLM", "asa", latent=True),
+    Family("AsaForCausalLM", "asa", variant=read_latent),
 )
 
 # Settings of other architectures, which would change the mathematics if they said anything.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .json_object import Fields
+from .rope_config import read_rope
 
 _KEYS = (
     "layer_types sliding_window q_rank nope_dim rope_dim v_dim local_rank global_rank "
@@ -27,6 +28,7 @@ _KEYS = (
 class LatentConfig:
     """Latent attention with local and global layers. All sizes in elements, lengths in tokens."""
 
+    num_heads: int
     local_layers: tuple[bool, ...]
     window: int  # of local layers, the current token included
     q_rank: int | None  # None: queries come straight from the hidden state
@@ -43,6 +45,11 @@ class LatentConfig:
     def windows(self) -> tuple[int | None, ...]:
         """Of every layer; None: global."""
         return tuple(self.window if local else None for local in self.local_layers)
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """Query heads, latents of a global layer, channels of a head's query and key."""
+        return self.num_heads, self.groups, self.nope_dim + self.rope_dim
 
     def rank(self, layer: int) -> int:
         """Channels of each latent of a layer."""
@@ -68,6 +75,8 @@ class LatentConfig:
 def read_latent(config: Fields, num_layers: int) -> LatentConfig:
     """CheckpointError for a key that is missing, unknown, or does not fit the others."""
     asa = config.fields("asa")
+    if read_rope(config, config.integer("max_position_embeddings")).kind == "yarn":
+        raise config.error("rope_parameters", "yarn is not supported with latent attention")
     for key in _KEYS:
         if key not in asa.values:
             raise asa.error(key, f"missing; every one of {', '.join(_KEYS)} must be given")
@@ -83,6 +92,7 @@ def read_latent(config: Fields, num_layers: int) -> LatentConfig:
     if heads % groups:
         raise asa.error("latent_groups", f"{groups} does not divide num_attention_heads {heads}")
     return LatentConfig(
+        num_heads=heads,
         local_layers=_local_layers(asa, num_layers),
         window=asa.integer("sliding_window"),
         q_rank=asa.integer("q_rank") if asa.has("q_rank") else None,

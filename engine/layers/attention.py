@@ -9,38 +9,9 @@ import torch
 from ...kernels.linear import linear
 from ...kernels.norm import rms_norm
 from ...kernels.rope import apply_rope
-from ..attention.base import Aux, LatentShape, LayerShape
+from ..attention.base import Aux, LayerShape
 from ..checkpoint.config_json import ModelConfig
-from ..checkpoint.latent_config import LatentConfig
-from .weights import Weights
-
-
-def layer_shape(config: ModelConfig, layer: int) -> LayerShape:
-    """The attention geometry of one layer."""
-    if config.latent is not None:
-        return latent_shape(config, config.latent, layer)
-    return LayerShape(
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        v_head_dim=config.head_dim,
-        scale=config.head_dim**-0.5,
-        window=config.windows[layer],
-    )
-
-
-def latent_shape(config: ModelConfig, latent: LatentConfig, layer: int) -> LayerShape:
-    """The same of a layer that keeps latents."""
-    groups = latent.num_groups(layer)
-    return LayerShape(
-        num_heads=config.num_heads,
-        num_kv_heads=groups,
-        head_dim=config.head_dim,
-        v_head_dim=latent.v_dim,
-        scale=config.head_dim**-0.5,
-        window=config.windows[layer],
-        latent=LatentShape(groups, latent.rank(layer), latent.rope_dim),
-    )
+from .weights import Weights, linear_tensors
 
 
 class AttentionContext(Protocol):
@@ -72,7 +43,7 @@ class Attention:
     def __init__(self, config: ModelConfig, layer: int, weights: Weights) -> None:
         name = f"model.layers.{layer}.self_attn."
         self.layer = layer
-        self.shape = layer_shape(config, layer)
+        self.shape = self.shape_of(config, layer)
         self.eps = config.rms_norm_eps
         self.qkv = weights.projection(
             name + "q_proj", name + "k_proj", name + "v_proj", bias=config.qkv_bias
@@ -80,6 +51,41 @@ class Attention:
         self.q_norm = weights.tensor(name + "q_norm.weight") if config.qk_norm else None
         self.k_norm = weights.tensor(name + "k_norm.weight") if config.qk_norm else None
         self.out = weights.projection(name + "o_proj", bias=config.output_bias)
+
+    @staticmethod
+    def shape_of(config: ModelConfig, layer: int) -> LayerShape:
+        """The attention geometry of one layer."""
+        return LayerShape(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            v_head_dim=config.head_dim,
+            scale=config.head_dim**-0.5,
+            window=config.windows[layer],
+        )
+
+    @staticmethod
+    def tensors(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape, as the Hugging Face classes name them."""
+        hidden, dim = config.hidden_size, config.head_dim
+        queries, keys = config.num_heads * dim, config.num_kv_heads * dim
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+            shapes |= linear_tensors(name, rows, hidden, config.qkv_bias)
+        shapes |= linear_tensors("o_proj", hidden, queries, config.output_bias)
+        if config.qk_norm:
+            shapes |= {"q_norm.weight": (dim,), "k_norm.weight": (dim,)}
+        return shapes
+
+    @staticmethod
+    def spare_elements(config: ModelConfig) -> int:
+        """None: every weight is kept once."""
+        return 0
+
+    @staticmethod
+    def scratch_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
+        """None beyond what every layer takes."""
+        return 0
 
     def __call__(self, x: torch.Tensor, step: AttentionContext) -> torch.Tensor:
         """x: [T, hidden], normed -> [T, hidden], to be added to the residual stream."""

@@ -7,11 +7,20 @@ import torch
 from ...kernels.linear import linear
 from ...kernels.norm import rms_norm
 from ...kernels.rope import apply_rope
-from ..attention.base import Aux
+from ..attention.base import Aux, LatentShape, LayerShape
 from ..checkpoint.config_json import ModelConfig
-from .attention import AttentionContext, layer_shape
+from ..checkpoint.latent_config import LatentConfig
+from ..config import PAGE_SIZES
+from .attention import AttentionContext
 from .up_projection import UpProjection
 from .weights import Weights
+
+
+def latent_config(config: ModelConfig) -> LatentConfig:
+    """The sizes of the model's latents; ValueError for a model that keeps K and V."""
+    if not isinstance(config.variant, LatentConfig):
+        raise ValueError("a latent attention layer needs the config's latent sizes")
+    return config.variant
 
 
 class LatentAttention:
@@ -20,12 +29,10 @@ class LatentAttention:
     """
 
     def __init__(self, config: ModelConfig, layer: int, weights: Weights) -> None:
-        latent = config.latent
-        if latent is None:
-            raise ValueError("a latent attention layer needs the config's latent sizes")
+        latent = latent_config(config)
         name = f"model.layers.{layer}.self_attn."
         self.layer = layer
-        self.shape = layer_shape(config, layer)
+        self.shape = self.shape_of(config, layer)
         self.eps = config.rms_norm_eps
         self.nope, self.rope, self.rank = latent.nope_dim, latent.rope_dim, latent.rank(layer)
         self.gates = latent.num_gates(layer)
@@ -45,6 +52,63 @@ class LatentAttention:
         )
         self.gate = weights.projection(name + "g_proj") if self.gates else None
         self.out = weights.projection(name + "o_proj")
+
+    @staticmethod
+    def shape_of(config: ModelConfig, layer: int) -> LayerShape:
+        """The attention geometry of one layer."""
+        latent = latent_config(config)
+        groups = latent.num_groups(layer)
+        return LayerShape(
+            num_heads=config.num_heads,
+            num_kv_heads=groups,
+            head_dim=config.head_dim,
+            v_head_dim=latent.v_dim,
+            scale=config.head_dim**-0.5,
+            window=config.windows[layer],
+            latent=LatentShape(groups, latent.rank(layer), latent.rope_dim),
+        )
+
+    @staticmethod
+    def tensors(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape, named as in DeepSeek's latent attention; g_proj has head-major rows."""
+        latent, hidden, heads = latent_config(config), config.hidden_size, config.num_heads
+        rank, groups, gates = latent.rank(layer), latent.num_groups(layer), latent.num_gates(layer)
+        queries = heads * config.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "kv_a_proj_with_mqa.weight": (groups * rank + latent.rope_dim, hidden),
+            "kv_a_layernorm.weight": (groups * rank,),
+            "kv_b_proj.weight": (heads * (latent.nope_dim + latent.v_dim), rank),
+            "o_proj.weight": (hidden, heads * latent.v_dim),
+        }
+        if latent.q_rank is None:
+            shapes["q_proj.weight"] = (queries, hidden)
+        else:
+            shapes["q_a_proj.weight"] = (latent.q_rank, hidden)
+            shapes["q_a_layernorm.weight"] = (latent.q_rank,)
+            shapes["q_b_proj.weight"] = (queries, latent.q_rank)
+        if gates:
+            shapes["g_proj.weight"] = (heads * gates, hidden)
+        return shapes
+
+    @staticmethod
+    def spare_elements(config: ModelConfig) -> int:
+        """The up-projections of local layers, packed a second time to expand."""
+        latent = latent_config(config)
+        per_layer = config.num_heads * (latent.nope_dim + latent.v_dim) * latent.local_rank
+        return sum(latent.local_layers) * per_layer
+
+    @staticmethod
+    def scratch_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
+        """Per row absorbed queries, two sums of latents and their gated sum in fp32; then the
+        window of a local layer, expanded: the latents, the products, keys and values, their pages.
+        """
+        latent = latent_config(config)
+        wide = max(latent.local_rank, latent.global_rank) + latent.rope_dim
+        row = config.num_heads * wide * (3 * dtype.itemsize + 3 * 4)
+        window = tokens + seqs * (latent.window + 2 * max(PAGE_SIZES))
+        pair = config.head_dim + latent.v_dim
+        expanded = (4 * config.num_heads * pair + wide) * dtype.itemsize
+        return tokens * row + window * expanded
 
     def __call__(self, x: torch.Tensor, step: AttentionContext) -> torch.Tensor:
         """x: [T, hidden], normed -> [T, hidden], to be added to the residual stream."""

@@ -31,3 +31,9 @@ class Weights:
         if not bias:
             return pack(rows)
         return pack(rows, self.checkpoint.rows([name + ".bias" for name in names], self.dtype))
+
+
+def linear_tensors(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a linear layer's tensors."""
+    shapes: dict[str, tuple[int, ...]] = {name + ".weight": (rows, columns)}
+    return shapes | {name + ".bias": (rows,)} if bias else shapes

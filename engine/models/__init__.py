@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from ..attention.base import LayerShape
-from ..checkpoint.config_json import ModelConfig
 from ..checkpoint.loader import Checkpoint
 from ..errors import CheckpointError
-from ..layers.attention import layer_shape
+from ..layers.kinds import layer_shapes
 from ..layers.weights import Weights
 from .llama import LlamaModel
 from .tensors import EMBEDDING, LM_HEAD, expected_tensors, model_nbytes
 
 __all__ = ["LlamaModel", "layer_shapes", "load_model", "model_nbytes"]
-
-
-def layer_shapes(config: ModelConfig) -> list[LayerShape]:
-    """The attention geometry of every layer, known before any weight is loaded."""
-    return [layer_shape(config, layer) for layer in range(config.num_layers)]
 
 
 def load_model(

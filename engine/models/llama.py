@@ -10,8 +10,8 @@ from ...kernels.linear import linear, pack
 from ...kernels.norm import rms_norm
 from ..attention.base import LayerShape
 from ..checkpoint.config_json import ModelConfig
-from ..layers.attention import Attention, AttentionContext
-from ..layers.latent_attention import LatentAttention
+from ..layers.attention import AttentionContext
+from ..layers.kinds import attention_kind
 from ..layers.mlp import MLP
 from ..layers.rope import RotaryEmbedding
 from ..layers.weights import Weights
@@ -66,8 +66,7 @@ class DecoderLayer:
         name = f"model.layers.{index}."
         self.eps = config.rms_norm_eps
         self.attention_norm = weights.tensor(name + "input_layernorm.weight")
-        kind = Attention if config.latent is None else LatentAttention
-        self.attention = kind(config, index, weights)
+        self.attention = attention_kind(config)(config, index, weights)
         self.mlp_norm = weights.tensor(name + "post_attention_layernorm.weight")
         self.mlp = MLP(config, index, weights)
 

@@ -7,7 +7,8 @@ from math import prod
 import torch
 
 from ..checkpoint.config_json import ModelConfig
-from .latent_tensors import expanding_elements, latent_tensors
+from ..layers.kinds import attention_kind
+from ..layers.weights import linear_tensors
 
 EMBEDDING, FINAL_NORM, LM_HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
@@ -21,10 +22,8 @@ def expected_tensors(config: ModelConfig) -> Shapes:
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
         shapes[prefix + "input_layernorm.weight"] = (hidden,)
-        if config.latent is None:
-            shapes |= _attention(config, prefix + "self_attn.")
-        else:
-            shapes |= latent_tensors(config, config.latent, layer, prefix + "self_attn.")
+        attention = attention_kind(config).tensors(config, layer)
+        shapes |= {f"{prefix}self_attn.{name}": shape for name, shape in attention.items()}
         shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
         shapes |= _mlp(config, prefix + "mlp.")
     shapes[FINAL_NORM] = (hidden,)
@@ -42,32 +41,14 @@ def model_nbytes(config: ModelConfig, dtype: torch.dtype, max_model_len: int) ->
     elements = sum(prod(shape) for shape in expected_tensors(config).values())
     if config.tied_embeddings:
         elements += config.vocab_size * config.hidden_size
-    if config.latent is not None:
-        elements += expanding_elements(config, config.latent)
+    elements += attention_kind(config).spare_elements(config)
     return elements * dtype.itemsize + max_model_len * config.rope_dim * torch.float32.itemsize
-
-
-def _attention(config: ModelConfig, prefix: str) -> Shapes:
-    hidden, dim = config.hidden_size, config.head_dim
-    queries, keys = config.num_heads * dim, config.num_kv_heads * dim
-    shapes: Shapes = {}
-    for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-        shapes |= _linear(prefix + name, rows, hidden, config.qkv_bias)
-    shapes |= _linear(prefix + "o_proj", hidden, queries, config.output_bias)
-    if config.qk_norm:
-        shapes |= {prefix + "q_norm.weight": (dim,), prefix + "k_norm.weight": (dim,)}
-    return shapes
 
 
 def _mlp(config: ModelConfig, prefix: str) -> Shapes:
     hidden, inner = config.hidden_size, config.intermediate_size
     return {
-        **_linear(prefix + "gate_proj", inner, hidden, config.mlp_bias),
-        **_linear(prefix + "up_proj", inner, hidden, config.mlp_bias),
-        **_linear(prefix + "down_proj", hidden, inner, config.mlp_bias),
+        **linear_tensors(prefix + "gate_proj", inner, hidden, config.mlp_bias),
+        **linear_tensors(prefix + "up_proj", inner, hidden, config.mlp_bias),
+        **linear_tensors(prefix + "down_proj", hidden, inner, config.mlp_bias),
     }
-
-
-def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:
-    shapes: Shapes = {name + ".weight": (rows, columns)}
-    return shapes | {name + ".bias": (rows,)} if bias else shapes

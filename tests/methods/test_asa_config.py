@@ -11,7 +11,7 @@ import torch
 
 from saccade import Engine
 from saccade.engine.attention.asa import Asa
-from saccade.engine.attention.spec import AttentionPolicy, parse_policy
+from saccade.engine.attention.policy import AttentionPolicy, parse_policy
 from saccade.engine.cache import bytes_per_page, layer_groups
 from saccade.engine.checkpoint.config_json import ModelConfig, read_config
 from saccade.engine.checkpoint.loader import Checkpoint

@@ -13,7 +13,7 @@ import pytest
 from saccade import Engine
 from saccade.engine.attention.chunked import Chunked
 from saccade.engine.attention.dense import Dense
-from saccade.engine.attention.spec import AttentionPolicy
+from saccade.engine.attention.policy import AttentionPolicy
 from saccade.engine.attention.window import Window
 from saccade.engine.errors import CheckpointError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saccade.engine.attention.base import LayerShape, Step, per_sequence
-from saccade.engine.attention.spec import parse_method
+from saccade.engine.attention.parse import parse_method
 
 SHAPE = LayerShape(2, 1, 32, 32, 1.0)
 STARTS, COUNTS, PROMPTS, PAGE = (0, 37, 64), (150, 1, 3), (150, 20, 67), 16

@@ -11,7 +11,7 @@ import torch
 from saccade import Engine
 from saccade.engine.attention.base import Aux, LayerCache, LayerShape, Step
 from saccade.engine.attention.lessismore import LessIsMore
-from saccade.engine.attention.spec import parse_method
+from saccade.engine.attention.parse import parse_method
 from saccade.kernels import native
 from saccade.kernels.select_keys import KeyRule
 

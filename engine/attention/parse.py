@@ -1,0 +1,91 @@
+"""The grammar of attention specs. Importing it does not import torch.
+
+A spec is `method(option=value, ...)`, or per layer `0-1:dense; *:window(size=1024)`; later entries
+do not override earlier ones: a layer takes the first entry that names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from .spec import describe_methods, find_method, method_class
+
+if TYPE_CHECKING:
+    from .base import AttentionMethod
+
+
+def parse_layers(spec: str, num_layers: int) -> tuple[AttentionMethod, ...]:
+    """One method per layer. Raises ValueError for a bad spec or a layer without a method."""
+    chosen: list[AttentionMethod | None] = [None] * num_layers
+    for entry in filter(None, (part.strip() for part in spec.split(";"))):
+        layers, colon, method = entry.partition(":")
+        built = parse_method(method if colon else entry)
+        for layer in _layers(layers.strip(), num_layers) if colon else range(num_layers):
+            chosen[layer] = chosen[layer] or built
+    missing = [layer for layer, method in enumerate(chosen) if method is None]
+    if missing:
+        raise ValueError(
+            f"attention {spec!r} names no method for layer {missing[0]}; end it with '*:dense'"
+        )
+    return tuple(method for method in chosen if method is not None)
+
+
+def _layers(text: str, num_layers: int) -> range:
+    if text == "*":
+        return range(num_layers)
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+    if not first <= last < num_layers:
+        raise ValueError(
+            f"attention: layers {text!r} must be '*', 'i' or 'i-j' with i <= j < {num_layers}"
+        )
+    return range(first, last + 1)
+
+
+def parse_method(text: str) -> AttentionMethod:
+    """`name`, or `name(option=value, ...)`, options in order may go without their names. ValueError
+    when bad.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
+    info = find_method(match[1]) if match else None
+    if match is None or info is None:
+        names = ", ".join(each.name for each in describe_methods())
+        raise ValueError(
+            f"attention method {text.strip()!r} is unknown; "
+            f"write name(option=value, ...) with one of {names}"
+        )
+    options = _options(info.name, match[2] or "", info.defaults)
+    method: AttentionMethod = method_class(info)(**options)
+    return method
+
+
+def _options(name: str, text: str, defaults: Mapping[str, str]) -> dict[str, int | float | str]:
+    allowed, found = list(defaults), dict[str, int | float | str]()
+    for index, part in enumerate(filter(None, (piece.strip() for piece in text.split(",")))):
+        key, equals, value = (each.strip() for each in part.partition("="))
+        if not equals:
+            key, value = (allowed[index] if index < len(allowed) else "?"), part
+        if key not in allowed:
+            options = ", ".join(allowed) or "none"
+            raise ValueError(
+                f"attention: {name} has no option for {part!r}; its options are: {options}"
+            )
+        if key in found:
+            raise ValueError(f"attention: {name} is given {key} twice")
+        found[key] = _value(f"attention: {name}({key}=...)", defaults[key], value)
+    return found
+
+
+def _value(option: str, default: str, text: str) -> int | float | str:
+    """The option's value, of its default's kind; which words are right its method knows."""
+    kinds: tuple[tuple[str, str, Callable[[str], int | float | str]], ...] = (
+        (r"\d{1,9}", "a whole number", int),
+        (r"\d{1,9}(?:\.\d{1,9})?", "a number like 0.25", float),
+        (r"\w*", "a word", str),
+    )
+    pattern, kind, convert = next(each for each in kinds if re.fullmatch(each[0], default))
+    if not re.fullmatch(pattern, text):
+        raise ValueError(f"{option} must be {kind}, not {text!r}")
+    return convert(text)

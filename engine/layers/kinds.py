@@ -1,0 +1,62 @@
+"""Attention layers by what a checkpoint's config says of them. A new kind is registered here."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ..attention.base import LayerShape
+from ..checkpoint.config_json import ModelConfig
+from ..checkpoint.latent_config import LatentConfig
+from .attention import Attention, AttentionContext
+from .latent_attention import LatentAttention
+from .weights import Weights
+
+
+class AttentionLayer(Protocol):
+    """One layer, built of its weights."""
+
+    shape: LayerShape
+
+    def __call__(self, x: torch.Tensor, step: AttentionContext) -> torch.Tensor:
+        """x: [T, hidden], normed -> [T, hidden], to be added to the residual stream."""
+        ...
+
+
+class AttentionKind(Protocol):
+    """A class of attention layers: what is known of one before any weight is loaded."""
+
+    def __call__(self, config: ModelConfig, layer: int, weights: Weights) -> AttentionLayer:
+        """Takes and packs the layer's weights."""
+        ...
+
+    def shape_of(self, config: ModelConfig, layer: int) -> LayerShape:
+        """The attention geometry of one layer."""
+        ...
+
+    def tensors(self, config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor, without the prefix `model.layers.<layer>.self_attn.`"""
+        ...
+
+    def spare_elements(self, config: ModelConfig) -> int:
+        """Elements of all layers' weights that are kept a second time, in another form."""
+        ...
+
+    def scratch_bytes(self, config: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
+        """What a layer allocates in a step beyond q, k, v, the output and its fp32 partials."""
+        ...
+
+
+_KINDS: dict[type, AttentionKind] = {LatentConfig: LatentAttention}
+
+
+def attention_kind(config: ModelConfig) -> AttentionKind:
+    """The class of this model's attention layers."""
+    return _KINDS.get(type(config.variant), Attention)
+
+
+def layer_shapes(config: ModelConfig) -> list[LayerShape]:
+    """The attention geometry of every layer, known before any weight is loaded."""
+    kind = attention_kind(config)
+    return [kind.shape_of(config, layer) for layer in range(config.num_layers)]
