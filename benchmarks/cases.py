@@ -35,6 +35,8 @@ class Sizes:
     cold: int = 1 << 30
     matmul: int = 2048
     scratch: tuple[int, int] = (8192, 32768)
+    method_prefill: int = 32768
+    method_decode: int = 65536
 
     @classmethod
     def quick(cls) -> Sizes:
@@ -42,7 +44,7 @@ class Sizes:
         return cls(
             prefill=(512,), window=128, chunk=128, decode_context=2048, decode_batches=(1, 2),
             linear_rows=(1, 64), linear_shapes=((576, 1536),), rows=256, cold=1 << 26, matmul=1024,
-            scratch=(512, 2048),
+            scratch=(512, 2048), method_prefill=4096, method_decode=8192,
         )  # fmt: skip
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .measure import Row
+from .method_cases import CASES, DENSE, SHORT
+
+if TYPE_CHECKING:
+    from .method_rows import MethodRow
 
 NOT_MEASURED = "not measured"
 
@@ -62,6 +67,21 @@ def kernel_goals(rows: Sequence[Row], scratch: dict[int, int | None], threads: i
         name = f"decode bf16 T=32768 batch {batch}, of the streaming read (lesser of d=64, 128)"
         goals.append(Goal(name, 0.8, _least(row.share for row in found), unit="%"))
     goals.append(scratch_goal(scratch, threads))
+    return goals
+
+
+def method_goals(rows: Sequence[MethodRow]) -> list[Goal]:
+    """The goals of the sparse methods at 32K (prefill) and 64K (decode)."""
+    goals = []
+    for case in CASES:
+        tokens = {"prefill": 32768, "decode": 65536}[case.phase]
+        found = [row for row in rows if (row.spec, row.phase) == (case.spec, case.phase)]
+        ratios = [row.ratio for row in found if 0 <= tokens - row.tokens <= SHORT]
+        name = f"{case.spec}, {case.phase} at {tokens >> 10}K, times our dense"
+        goals.append(Goal(name, case.goal, _least(ratios)))
+    choosing = [row.choosing for row in rows if row.spec != DENSE]
+    name = "summaries, scores and selection, of a method's time (the most of all)"
+    goals.append(Goal(name, 0.25, max(choosing, default=None), "%", at_least=False))
     return goals
 
 

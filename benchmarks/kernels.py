@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import torch
 
 from ..engine.errors import RequestError
-from . import attend_cases, goals, machine, measure, options, plots, report, row_cases, scratch
+from . import (
+    attend_cases,
+    goals,
+    machine,
+    measure,
+    method_rows,
+    options,
+    plots,
+    report,
+    row_cases,
+    scratch,
+)
 from .cases import Case, Sizes
 from .options import check_outputs, positive, progress, words
 from .roofline import Ceilings
@@ -18,6 +30,7 @@ from .timing import Samples
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 SCRATCH = "scratch"
+OPS, METHODS = "ops", "methods"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,14 +39,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_outputs(args)
     sizes = Sizes.quick() if args.quick else Sizes()
     chosen = selected(sizes, words(args.op))
+    parts = sections(args)
     with machine.using(args.isa, args.threads) as here, torch.inference_mode():
         progress(f"ceilings: {here.line()}")
         ceilings = Ceilings.find(DTYPES, sizes.matmul, sizes.cold)
-        samples = ceilings.sample(args.repeats)
-        rows = measure.measure_all(chosen, ceilings, args.repeats, progress)
-        used = scratch_memory(sizes, words(args.op))
-    finish(args, here, (ceilings, samples), rows, used)
+        found = Found(ceilings, ceilings.sample(args.repeats))
+        if OPS in parts:
+            found.rows = measure.measure_all(chosen, ceilings, args.repeats, progress)
+            found.scratch = scratch_memory(sizes, words(args.op))
+        if METHODS in parts:
+            found.methods = method_rows.measure(sizes, args.repeats, progress)
+    finish(args, here, found)
     return 0
+
+
+@dataclass
+class Found:
+    """What a run has measured."""
+
+    ceilings: Ceilings
+    samples: Samples
+    rows: list[measure.Row] = field(default_factory=list)
+    scratch: dict[int, int | None] = field(default_factory=dict)
+    methods: list[method_rows.MethodRow] = field(default_factory=list)
+
+
+def sections(args: argparse.Namespace) -> set[str]:
+    """Which parts of the benchmark run: --only, or ops alone with --op, or all."""
+    wanted = set(words(args.only)) or ({OPS} if args.op else {OPS, METHODS})
+    if unknown := sorted(wanted - {OPS, METHODS}):
+        raise RequestError(f"--only: {unknown[0]!r} is unknown; choose {OPS} or {METHODS}", "only")
+    return wanted
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME[,NAME]",
         help="only these: attend, prefill, window, chunk, decode, linear, rms_norm, rope, "
         "silu_mul, write_pages, merge, scratch",
+    )
+    made.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME[,NAME]",
+        help=f"{OPS}: the ops beside torch; {METHODS}: the attention methods beside our dense one",
     )
     made.add_argument("--quick", action="store_true", help="small shapes: a look, not a record")
     made.add_argument("--repeats", type=positive, default=7, help="rounds (default 7)")
@@ -77,17 +120,17 @@ def scratch_memory(sizes: Sizes, wanted: Sequence[str]) -> dict[int, int | None]
     return found
 
 
-def finish(
-    args: argparse.Namespace,
-    here: machine.Machine,
-    ceiling: tuple[Ceilings, Samples],
-    rows: list[measure.Row],
-    used: dict[int, int | None],
-) -> None:
+def finish(args: argparse.Namespace, here: machine.Machine, found: Found) -> None:
     """Tables on stdout and whatever files were asked for."""
-    reached = goals.kernel_goals(rows, used, here.threads)
-    tables = [report.ceiling_table(*ceiling), report.kernel_table(rows)]
-    tables += [report.scratch_table(used), report.goal_table(reached, here)]
+    ceiling, parts = (found.ceilings, found.samples), sections(args)
+    reached, tables = [], [report.ceiling_table(*ceiling)]
+    if OPS in parts:
+        reached += goals.kernel_goals(found.rows, found.scratch, here.threads)
+        tables += [report.kernel_table(found.rows), report.scratch_table(found.scratch)]
+    if METHODS in parts:
+        reached += goals.method_goals(found.methods)
+        tables.append(method_rows.table(found.methods))
+    tables.append(report.goal_table(reached, here))
     title = "saccade bench kernels" + " --quick (not for a record)" * args.quick
     head = report.head(title, machine.today(), here, machine.versions())
     report.show(head, tables)
@@ -100,14 +143,15 @@ def finish(
         "machine": here,
         "versions": machine.versions(),
         "ceilings": rates,
-        "rows": rows,
+        "rows": found.rows,
+        "methods": found.methods,
         "goals": reached,
-        "scratch_bytes": used,
+        "scratch_bytes": found.scratch,
     }
     options.write_outputs(
         args,
         "kernels",
         document,
         report.plain(head, tables),
-        lambda path: plots.kernels(rows, rates, here.line(), path),
+        lambda path: plots.kernels(found.rows, found.methods, rates, here.line(), path),
     )

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.errors import RequestError
 from .measure import Row
+from .method_cases import DENSE
 from .roofline import GIGA, TERA
 
 if TYPE_CHECKING:
     from .engine_rows import EngineRow
+    from .method_rows import MethodRow
 
 OURS, PEER, CEILING = "#1f77b4", "#c7c7c7", "#d62728"
 
@@ -71,12 +73,18 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def kernels(rows: Sequence[Row], rates: Mapping[str, float], title: str, path: Path) -> None:
-    """Attention prefill in TFLOP/s, decode in GB/s, and every ratio to its peer.
+def kernels(
+    rows: Sequence[Row],
+    methods: Sequence[MethodRow],
+    rates: Mapping[str, float],
+    title: str,
+    path: Path,
+) -> None:
+    """Attention prefill in TFLOP/s, decode in GB/s, every ratio to its peer, methods beside dense.
 
     rates: the ceilings by name, FLOP/s for "bf16 matmul" and B/s for "stream".
     """
-    made, (prefill, decode, others) = figure((6.8, 4.6, 5.4), 6.0, title)
+    made, (prefill, decode, others, beside) = figure((6.8, 4.6, 5.4, 4.6), 6.0, title)
     bf16 = [row for row in rows if row.op == "attend" and row.dtype == "bf16"]
     flat = [row for row in bf16 if row.name != "decode"]
     _against_peer(prefill, flat, "tflops", "bf16 prefill", "TFLOP/s")
@@ -87,6 +95,7 @@ def kernels(rows: Sequence[Row], rates: Mapping[str, float], title: str, path: P
     if deep and "stream" in rates:
         _line(decode, rates["stream"] / GIGA, "streaming read")
     _ratios(others, rows)
+    _methods(beside, methods)
     save(made, path)
 
 
@@ -164,6 +173,28 @@ def _ratios(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_yticks(range(len(ours)), names, fontsize=6)
     axes.axvline(1.0, color=CEILING, linewidth=1, linestyle="--")
     axes.margins(x=0.12, y=0.01)
+
+
+def _methods(axes: Any, rows: Sequence[MethodRow]) -> None:
+    axes.set_title("sparse methods, times as fast as our dense attention", fontsize=9)
+    found = [row for row in rows if row.spec != DENSE]
+    if not found:
+        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+        return
+    found = found[::-1]
+    names = [f"{row.spec}\n{row.phase} {row.tokens}" for row in found]
+    axes.set_xscale("log", base=2)
+    at, left = range(len(found)), 0.5
+    drawn = axes.barh(at, [row.ratio - left for row in found], left=left, color=OURS, height=0.6)
+    axes.bar_label(drawn, [f"{row.ratio:.1f}" for row in found], fontsize=7, padding=1)
+    axes.plot(
+        [1 / row.keys for row in found], at, "|", color=CEILING, markersize=16,
+        label="keys of dense over keys read",
+    )  # fmt: skip
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(at, names, fontsize=6)
+    axes.set_xlabel("times as fast (log scale)", fontsize=8)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
 def _short(row: Row) -> str:

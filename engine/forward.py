@@ -23,6 +23,7 @@ class Part:
     """Rows of one phase in one layer: how they attend, and whose summaries they complete."""
 
     phase: Phase
+    number: int  # of its plan: layers that share one have the same
     method: AttentionMethod
     step: Step
     plan: Any
@@ -90,7 +91,7 @@ class Planner:
         self._shapes = shapes
         self._cache = cache
         self._policy = policy
-        self._plans: dict[tuple[Any, ...], Any] = {}
+        self._plans: dict[tuple[Any, ...], tuple[int, Any]] = {}
 
     def layers(self) -> list[list[Part]]:
         """Per layer, a part for each phase that has rows."""
@@ -103,16 +104,20 @@ class Planner:
         shape, group = self._shapes[layer], self._cache.group_of[layer]
         both = (self._policy.prefill[layer], self._policy.decode[layer])
         keepers = tuple(
-            (method, self._plan(method, shape, group, phase))
+            (method, self._plan(method, shape, group, phase)[1])
             for method in dict.fromkeys(both)
             if method.fields(shape, self._cache.layout.page_size)
         )
         method = both[phase]
         step = self._batch.steps[group, phase]
-        return Part(phase, method, step, self._plan(method, shape, group, phase), keepers)
+        number, plan = self._plan(method, shape, group, phase)
+        return Part(phase, number, method, step, plan, keepers)
 
-    def _plan(self, method: AttentionMethod, shape: LayerShape, group: int, phase: Phase) -> Any:
+    def _plan(
+        self, method: AttentionMethod, shape: LayerShape, group: int, phase: Phase
+    ) -> tuple[int, Any]:
         key = (method, shape, group, phase)
         if key not in self._plans:
-            self._plans[key] = method.plan(shape, self._batch.steps[group, phase])
+            plan = method.plan(shape, self._batch.steps[group, phase])
+            self._plans[key] = len(self._plans), plan
         return self._plans[key]

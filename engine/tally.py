@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from .attention.base import (
-    AttentionMethod,
     BoundedMethod,
     LayerShape,
     PlannedMethod,
@@ -25,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Layers:
-    """Layers that share a plan, and what they have in common."""
+    """Layers that share a plan."""
 
     shape: LayerShape
     part: Part
+    planned: bool
     count: int = 0
 
 
@@ -37,24 +37,27 @@ class Tally:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._planned: dict[tuple[AttentionMethod, LayerShape, int], _Layers] = {}
+        self._layers: dict[int, _Layers] = {}  # by the number of their plan
         self._sums: dict[Phase, torch.Tensor] = {}
 
     def note(self, shape: LayerShape, part: Part) -> None:
         """A layer has attended."""
-        method = part.method
-        if not (isinstance(method, PlannedMethod) and method.reads_are_planned):
+        layers = self._layers.get(part.number)
+        if layers is None:
+            planned = isinstance(part.method, PlannedMethod) and part.method.reads_are_planned
+            layers = self._layers[part.number] = _Layers(shape, part, planned)
+        if layers.planned:
+            layers.count += 1
+        else:
             self._add(_counts(shape, part), part.phase, 1)
-            return
-        layers = self._planned.setdefault((method, shape, id(part.step)), _Layers(shape, part))
-        layers.count += 1
 
     def result(self) -> list[tuple[Run, ReadCounts]]:
         """For every run of the batch, what its rows read in all layers."""
-        for layers in self._planned.values():
-            part = layers.part
-            self._add(_counts(layers.shape, part), part.phase, layers.count)
-        self._planned.clear()
+        for layers in self._layers.values():
+            if layers.planned:
+                counts = _counts(layers.shape, layers.part)
+                self._add(counts, layers.part.phase, layers.count)
+        self._layers.clear()
         found, place = [], dict.fromkeys(self._sums, 0)
         for run, _ in self._batch.runs:  # within a phase in the order of its step's sequences
             if run.phase in place:

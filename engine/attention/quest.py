@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -38,6 +39,7 @@ class Quest:
     budget: int = 2048
     block: int = 64
     reduction: str = "max"
+    reads_are_planned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.block < 16 or self.block & (self.block - 1):
@@ -114,3 +116,11 @@ class Quest:
         """The row's own block up to itself, and whole blocks before it."""
         before = (step.positions // self.block).clamp(max=self._listed - 1)
         return per_sequence(step, step.positions % self.block + 1 + before * self.block)
+
+    def most_keys(self, shape: LayerShape) -> int:
+        """The budget."""
+        return self.budget
+
+    def blocks_selected(self, shape: LayerShape, step: Step, plan: QuestPlan) -> torch.Tensor:
+        """The row's own block, and those before it."""
+        return per_sequence(step, (step.positions // self.block).clamp(max=self._listed - 1) + 1)

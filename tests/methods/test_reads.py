@@ -78,6 +78,7 @@ def both(reads: dict[str, dict[str, Any]], key: str) -> float:
             {"prefill_attention": "delta(gamma=4, base=moba, mode=paper, block=16, topk=2)"},
         ),
         ("llama", {"prefill_attention": "moba(16, 2)", "decode_attention": "window(20)"}),
+        ("llama", {"decode_attention": "quest(budget=48, block=16)"}),
         ("mistral", {}),
         ("qwen3_mixed", {"attention": "chunked(5, 7)"}),
         ("asa", {}),

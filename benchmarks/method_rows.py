@@ -1,0 +1,133 @@
+"""Measures the attention methods beside our own dense attention, all in the same rounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..engine.errors import SaccadeError
+from . import method_cases
+from .cases import Sizes
+from .method_cases import DENSE, DIM, HEADS, KV_HEADS, PHASES, Problem
+from .op_times import op_times
+from .report import SHARED, Table, duration
+from .timing import Figure, Run, interleave, ratio
+
+# Whatever else a method does counts as choosing: its own code between the ops, too.
+_ATTENDING = ("attend", "merge")
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A method in one phase: seconds a call, and how many times as fast as dense in its rounds.
+
+    keys: the share of the keys that it reads. choosing: of its time, what is not attention over
+    them: summaries, scores, selection and the code between.
+    """
+
+    spec: str
+    phase: str
+    tokens: int
+    seconds: float
+    spread: float
+    ratio: float
+    ratio_spread: float
+    keys: float
+    choosing: float
+
+
+class Split:
+    """A run, and how much of its time goes to attention itself."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._total = self._attending = 0.0
+
+    def __call__(self) -> torch.Tensor:
+        """Runs it once."""
+        start = time.perf_counter()
+        with op_times() as spent:
+            out: torch.Tensor = self._run()
+        self._total += time.perf_counter() - start
+        self._attending += sum(spent[name] for name in _ATTENDING)
+        return out
+
+    @property
+    def choosing(self) -> float:
+        """The rest, as a share of all calls so far."""
+        return 1 - self._attending / self._total
+
+
+def measure(
+    sizes: Sizes, repeats: int, progress: Callable[[str], None], phases: Iterable[str] = PHASES
+) -> list[MethodRow]:
+    """Rows of every method in each phase, dense first; SaccadeError when one gives NaN."""
+    return [row for phase in phases for row in _phase(phase, sizes, repeats, progress)]
+
+
+def _phase(
+    phase: str, sizes: Sizes, repeats: int, progress: Callable[[str], None]
+) -> list[MethodRow]:
+    specs = [DENSE, *(case.spec for case in method_cases.cases(phase))]
+    progress(f"methods, {phase}: {', '.join(specs)}")
+    torch.manual_seed(0)
+    problem = method_cases.PHASES[phase](sizes, specs)
+    runs = {spec: Split(run) for spec, run in problem.runs.items()}
+    for spec, run in runs.items():
+        if not run().isfinite().all():
+            raise SaccadeError(f"{spec} gives NaN or infinity in {phase}")
+    samples = interleave(runs, repeats)
+    dense = samples[DENSE]
+    return [_row(spec, phase, problem, samples[spec], dense, runs[spec].choosing) for spec in specs]
+
+
+def _row(
+    spec: str,
+    phase: str,
+    problem: Problem,
+    samples: list[float],
+    dense: list[float],
+    choosing: float,
+) -> MethodRow:
+    time_, faster = Figure.of(samples), ratio(dense, samples)
+    return MethodRow(
+        spec=spec,
+        phase=phase,
+        tokens=problem.memory.tokens,
+        seconds=time_.value,
+        spread=time_.spread,
+        ratio=faster.value,
+        ratio_spread=faster.spread,
+        keys=problem.memory.share(spec, problem.start),
+        choosing=choosing,
+    )
+
+
+def table(rows: Sequence[MethodRow]) -> Table:
+    """The methods with what they read and how fast they are."""
+    columns = "phase,tokens,method,time,spread,keys read,x dense,keys allow,choosing"
+    notes = [
+        SHARED,
+        f"One layer, bf16, {HEADS} query and {KV_HEADS} KV heads of {DIM}, random keys (so that "
+        "neighbours agree in nothing), batch 1.",
+        "x dense: times as fast as our own dense attention. keys allow: dense keys over keys read. "
+        "choosing: time that is not attention (summaries, scores, selection, glue).",
+    ]
+    return Table("Methods beside dense", columns.split(","), [_cells(row) for row in rows], notes)
+
+
+def _cells(row: MethodRow) -> list[str]:
+    return [
+        row.phase,
+        str(row.tokens),
+        row.spec,
+        duration(row.seconds),
+        f"{100 * row.spread:.0f} %",
+        f"{100 * row.keys:.3g} %",
+        f"{row.ratio:.2f}",
+        f"{1 / row.keys:.1f}",
+        f"{100 * row.choosing:.0f} %",
+    ]
