@@ -131,8 +131,7 @@ struct UnitRun {
   // while V is summed, K of the next pass. (Units of many rows compute longer than memory takes.)
   SACCADE_INLINE Ahead ahead_of(const B* from, int64_t elements, int64_t steps) const {
     if (from == nullptr || rows > kStreamRows) return {};
-    const int64_t lines = elements * static_cast<int64_t>(sizeof(B)) / 64;
-    return {reinterpret_cast<const char*>(from), (lines + steps - 1) / steps};
+    return Ahead::over(from, elements * static_cast<int64_t>(sizeof(B)), steps);
   }
 
   // All keys of a pass that some row sees, at once: those of the first pass of a segment, which

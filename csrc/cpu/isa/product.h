@@ -95,11 +95,17 @@ struct StepBF16 {  // bf16 pairs * bf16 pairs by the machine's dot product
 };
 #endif
 
-// Memory to ask for while a product runs: `lines` cache lines per step of k, from `at` on. Null:
-// none.
+// Memory to ask for while a product runs: `lines` cache lines per step of k, `gap` bytes apart, the
+// first of them from `at` on. Null: none. Several streams at a time let the processor's own
+// prefetcher run ahead in each of them; one stream waits for the few lines a core asks for at once.
 struct Ahead {
   const char* at = nullptr;
-  int64_t lines = 0;
+  int64_t lines = 0, gap = 0;
+
+  // `bytes` from `from` on, over `steps` steps.
+  static Ahead over(const void* from, int64_t bytes, int64_t steps) {
+    return {static_cast<const char*>(from), (bytes / 64 + steps - 1) / steps, steps * 64};
+  }
 };
 
 // C += A * B for `steps` steps of k. lda: elements between rows of A; ldb: elements between steps
@@ -109,8 +115,7 @@ SACCADE_INLINE void product(F<W> (&c)[M][NV], const typename S::A* a, int64_t ld
                             const typename S::B* b, int64_t ldb, int64_t steps, Ahead ahead = {}) {
   for (int64_t k = 0; k < steps; ++k) {
     for (int64_t line = 0; line < ahead.lines; ++line) {
-      __builtin_prefetch(ahead.at, 0, 1);
-      ahead.at += 64;
+      __builtin_prefetch(ahead.at + line * ahead.gap + k * 64, 0, 1);
     }
     typename S::template Wide<W> wide[NV];
 #pragma GCC unroll 4

@@ -100,8 +100,8 @@ struct Stretch {
     const int64_t steps = p.dim / kU;
     Ahead wanted;
     if (ahead != nullptr && r == 0) {
-      const int64_t lines = NV * W * p.dim * static_cast<int64_t>(sizeof(B)) / 64;
-      wanted = {reinterpret_cast<const char*>(ahead + at * p.dim), (lines + steps - 1) / steps};
+      const int64_t bytes = NV * W * p.dim * static_cast<int64_t>(sizeof(B));
+      wanted = Ahead::over(ahead + at * p.dim, bytes, steps);
     }
     product<S, W, NV, M>(acc, q + r * p.dim, p.dim, panel + at * kU, p.page * kU, steps, wanted);
     for (int m = 0; m < M; ++m)
