@@ -12,18 +12,14 @@ from typing import Any
 
 from .assembly import assemble
 from .config import EngineConfig
-from .errors import RequestError, SaccadeError
+from .errors import RequestError
 from .generation import Branch, Generation
 from .inputs import Prompt, as_list, spread
-from .logprobs import NOT_FINITE
 from .outputs import RequestOutput
 from .params import SamplingParams, validate_prompt_ids
 from .progress import Progress
-from .request import Request
-from .runner import StepResult
-from .sampler import Sampled, Sampler
-from .stats import AttentionReads
-from .step_plan import Chunk, StepPlan
+from .sampler import Sampler
+from .steps import Steps
 
 # Seconds between checks of the page accounts while idle: each reads every page's entry.
 _IDLE_CHECK_S = 5.0
@@ -61,7 +57,8 @@ class Engine:
         self._branches: dict[str, tuple[Generation, Branch]] = {}
         self._ids = itertools.count()
         self._checked = time.monotonic()
-        self.reads = AttentionReads()  # of all requests so far
+        self._steps = Steps(self.scheduler, self._runner, self._sampler, self._branches)
+        self.reads = self._steps.reads  # of all requests so far
         if verbose:
             print("\n".join(self.memory.render()), file=sys.stderr)
 
@@ -181,88 +178,31 @@ class Engine:
         self._live[name] = generation
         return generation
 
-    def step(self) -> None:
-        """Advances the engine by one batch; does nothing when no request is unfinished.
+    def step(self) -> list[Generation]:
+        """Advances the engine by one batch and returns the requests that took part, each once;
+        does nothing when no request is unfinished.
 
-        An exception while the batch runs fails its requests, not the engine; an interrupt does,
-        too, and is raised again."""
+        An exception while the batch runs fails the request it belongs to, not the engine; an
+        interrupt fails all of the batch, and is raised again."""
         if not self.scheduler.has_work:
-            return
+            return []
         plan = self.scheduler.schedule()
+        names = [chunk.request.id for chunk in plan.chunks]
+        part = {name: self._branches[name][0] for name in names}
         try:
-            self._run(plan)
-        except BaseException as error:
-            # The plan's page copies may not have been made: no request of it can go on.
-            self.scheduler.fail(plan, error)
-            if not isinstance(error, Exception):
-                raise
+            self._steps.run(plan)
         finally:
-            for chunk in plan.chunks:
-                self._close_if_finished(chunk.request.id)
+            for name in names:
+                self._close_if_finished(name)
         if not self.scheduler.has_work and time.monotonic() - self._checked > _IDLE_CHECK_S:
             self.scheduler.check_integrity()
             self._checked = time.monotonic()
+        return list(dict.fromkeys(part.values()))
 
-    def _run(self, plan: StepPlan) -> None:
-        chunks = plan.live
-        for chunk in chunks:
-            self._branches[chunk.request.id][0].note_step()
-        result = self._runner.run(chunks, plan.copies)
-        self._note_reads(result)
-        for index in result.not_finite():  # before its pages are published to others
-            self.scheduler.fail_request(chunks[index].request.id, NOT_FINITE)
-        for index, chunk in enumerate(chunks):
-            self._read_prompt_logprobs(index, chunk, result)
-        wanted = [index for index, chunk in enumerate(chunks) if chunk.sample]
-        sampled = self._sample(result, chunks, wanted)
-        for request in self.scheduler.commit(
-            plan, {name: each.token for name, each in sampled.items()}
-        ):
-            generation, branch = self._branches[request.id]
-            stop = generation.take(branch, sampled[request.id])
-            if stop is not None:
-                self._stop_by_text(request, stop)
-
-    def _note_reads(self, result: StepResult) -> None:
-        for run, counts in result.reads:
-            decodes = run.start >= len(run.request.prompt)
-            self.reads.add(counts, decodes)
-            self._branches[run.request.id][0].reads.add(counts, decodes)
-
-    def _stop_by_text(self, request: Request, stop: str) -> None:
-        """A stop string outranks the length limit that the same token may have reached."""
-        if not self.scheduler.finish(request.id, "stop", stop):
-            request.finish_reason, request.stop_reason = "stop", stop
-
-    def _sample(
-        self, result: StepResult, chunks: Sequence[Chunk], wanted: Sequence[int]
-    ) -> dict[str, Sampled]:
-        """A token for each chunk that wants one; a row that cannot be sampled fails its request
-        alone.
-        """
-        if not wanted:
-            return {}
-        states = [self._branches[chunks[index].request.id][1].state for index in wanted]
-        found = self._sampler.sample(result.last_logits(wanted), states)
-        sampled = {}
-        for index, each in zip(wanted, found, strict=True):
-            request_id = chunks[index].request.id
-            if each.error is not None:
-                self.scheduler.fail_request(request_id, each.error)
-            else:
-                sampled[request_id] = each
-        return sampled
-
-    def _read_prompt_logprobs(self, index: int, chunk: Chunk, result: StepResult) -> None:
-        generation, branch = self._branches[chunk.request.id]
-        wanted = generation.prompt_logprobs
-        if wanted is None or wanted.complete or branch is not generation.branches[0]:
-            return
-        try:
-            for start, logits in result.chunk_logits(index):
-                wanted.add(start, logits)
-        except SaccadeError as error:  # its logits are not finite
-            self.scheduler.fail_request(chunk.request.id, error)
+    @property
+    def progress(self) -> int:
+        """Layers run so far. While it grows, a step is under way, however long it takes."""
+        return self._runner.progress
 
     # ---- small parts ----
 

@@ -4,7 +4,7 @@ attends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,9 @@ class Forward:
         shapes: Sequence[LayerShape],
         cache: KVCache,
         policy: AttentionPolicy,
+        on_layer: Callable[[], None] = lambda: None,
     ) -> None:
+        """on_layer: called when a layer has attended."""
         self.tokens = batch.tokens
         self.cos = cos
         self.sin = sin
@@ -50,6 +52,7 @@ class Forward:
         self._cache = cache
         self._parts = Planner(batch, shapes, cache, policy).layers()
         self.tally = Tally(batch)
+        self._on_layer = on_layer
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, aux: Aux
@@ -78,6 +81,7 @@ class Forward:
     ) -> torch.Tensor:
         out = part.method.attend(shape, cache, part.step, part.plan, q, aux)
         self.tally.note(shape, part)
+        self._on_layer()
         return out
 
 

@@ -78,6 +78,12 @@ class ModelRunner:
         self._policy = policy
         self._shapes = model.layer_shapes
         self._num_groups = max(cache.group_of) + 1
+        self.progress = 0  # layers that have attended since the start
+
+    def copy_pages(self, copies: Sequence[PageCopy]) -> None:
+        """Makes the page copies of a plan."""
+        with torch.inference_mode(), single_threaded_torch():
+            self._cache.copy_pages(copies)
 
     def run(self, chunks: Sequence[Chunk], copies: Sequence[PageCopy]) -> StepResult:
         """Copies pages, then computes all rows of `chunks`, which must not be empty."""
@@ -87,6 +93,11 @@ class ModelRunner:
                 chunks, self._num_groups, self._cache.layout.page_size, self._policy.differs
             )
             cos, sin = self._model.rope.cos_sin(batch.positions)
-            forward = Forward(batch, cos, sin, self._shapes, self._cache, self._policy)
+            forward = Forward(
+                batch, cos, sin, self._shapes, self._cache, self._policy, self._note_layer
+            )
             hidden = self._model.forward(forward)
             return StepResult(self._model, batch, hidden, forward.tally.result())
+
+    def _note_layer(self) -> None:
+        self.progress += 1

@@ -10,6 +10,26 @@ from typing import BinaryIO
 from ..errors import CheckpointError
 
 
+def find_checkpoint(model: str | Path) -> Path:
+    """The folder of `model`; "demo" is the one shipped with Saccade (a local one is ./demo).
+
+    CheckpointError when there is no such folder: nothing is ever downloaded.
+    """
+    if model == "demo":
+        return Path(__file__).parent.parent / "demo"
+    try:
+        folder = Path(model).expanduser()
+        found = folder.is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, no such user
+        found = False
+    if not found:
+        raise CheckpointError(
+            f"{str(model)!r:.500}: no such folder; give a local folder with config.json and "
+            'model.safetensors, or "demo" (Saccade never downloads)'
+        )
+    return folder
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Opens a regular file for reading; CheckpointError for anything else (a folder, a pipe ...).
 

@@ -9,30 +9,11 @@ import torch
 
 from ..errors import CheckpointError
 from .config_json import DTYPES, ModelConfig, read_config
+from .files import find_checkpoint
 from .safetensors import FLOATS, SafetensorsFile, TensorEntry
 from .shards import open_shards
 
 _SLICE = 1 << 22  # elements examined at a time by the finite check
-
-
-def find_checkpoint(model: str | Path) -> Path:
-    """The folder of `model`; "demo" is the one shipped with Saccade (a local one is ./demo).
-
-    CheckpointError when there is no such folder: nothing is ever downloaded.
-    """
-    if model == "demo":
-        return Path(__file__).parent.parent / "demo"
-    try:
-        folder = Path(model).expanduser()
-        found = folder.is_dir()
-    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, no such user
-        found = False
-    if not found:
-        raise CheckpointError(
-            f"{str(model)!r:.500}: no such folder; give a local folder with config.json and "
-            'model.safetensors, or "demo" (Saccade never downloads)'
-        )
-    return folder
 
 
 class Checkpoint:

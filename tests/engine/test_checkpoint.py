@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 from saccade.engine.checkpoint import loader
-from saccade.engine.checkpoint.loader import Checkpoint, find_checkpoint
+from saccade.engine.checkpoint.files import find_checkpoint
+from saccade.engine.checkpoint.loader import Checkpoint
 from saccade.engine.errors import CheckpointError
 from saccade.engine.models import load_model
 

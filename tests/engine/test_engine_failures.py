@@ -33,19 +33,29 @@ def right(engine: Engine, prompt: list[int], count: int = 6) -> list[list[int]]:
         return tokens_of(fresh.generate(prompt, greedy(count))[0])
 
 
-def break_step(engine: Engine, number: int, error: BaseException) -> None:
-    """The numbered run of the model fills the pages it should write with NaN, and raises."""
+def break_step(
+    engine: Engine, number: int, error: BaseException, victim: int | None = None
+) -> None:
+    """From the numbered run of the model on, each run of a victim spoils what it should write, and
+    raises.
+
+    victim: a chunk of that first broken run (its request is the one); None: every request of it.
+    """
     run: Run = engine._runner.run
     count = 0
+    victims: set[str] = set()
 
     def broken(chunks: Sequence[Chunk], copies: Sequence[PageCopy]) -> StepResult:
         nonlocal count
         count += 1
-        if count != number:
+        if count == number:
+            chosen = chunks if victim is None else [chunks[victim % len(chunks)]]
+            victims.update(chunk.request.id for chunk in chosen)
+        if victims.isdisjoint(chunk.request.id for chunk in chunks):
             return run(chunks, copies)
-        for chunk in chunks:
+        for chunk in chunks:  # but nothing that an earlier step has written
             for group, table in enumerate(chunk.request.pages):
-                spoil(engine, group, table[chunk.start // engine.config.page_size :])
+                spoil(engine, group, table[-(-chunk.start // engine.config.page_size) :])
         raise error
 
     engine._runner.run = broken  # type: ignore[method-assign]
@@ -119,16 +129,18 @@ def test_a_prompt_beyond_all_memory(checkpoint: Checkpoints, make_engine: Engine
     assert len(tokens_of(engine.generate(some_tokens(47), greedy(2))[0])[0]) == 1
 
 
+@pytest.mark.parametrize("victim", [None, 0, 1])
 @pytest.mark.parametrize("number", [1, 2, 5])
 @pytest.mark.parametrize("family", ["llama", "qwen3_mixed"])
-def test_an_exception_fails_the_requests_of_its_step(
-    checkpoint: Checkpoints, make_engine: Engines, family: str, number: int
+def test_an_exception_fails_the_request_that_raised_it(
+    checkpoint: Checkpoints, make_engine: Engines, family: str, number: int, victim: int | None
 ) -> None:
     engine = make_engine(checkpoint(family), max_num_seqs=2, max_num_batched_tokens=32)
-    break_step(engine, number, RuntimeError("boom"))
+    break_step(engine, number, RuntimeError("boom"), victim)
     outputs = engine.generate(PROMPTS, greedy(6))
     failed = [output for output in outputs if output.error is not None]
-    assert 1 <= len(failed) <= 2 and outputs[2] not in failed  # the third was not running yet
+    assert 1 <= len(failed) <= (2 if victim is None else 1)
+    assert outputs[2] not in failed  # the third was not running yet
     for output in failed:
         assert (output.error, output.outputs[0].finish_reason) == ("boom", "error")
         assert engine.scheduler.stats().used_pages == (0,) * len(engine.scheduler.tables.groups)
@@ -139,6 +151,43 @@ def test_an_exception_fails_the_requests_of_its_step(
     for _ in range(2):
         for prompt, output in zip(PROMPTS, engine.generate(PROMPTS, greedy(6)), strict=True):
             assert output.error is None and tokens_of(output) == right(engine, prompt)
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_branch_that_raises_when_pages_are_copied_fails_alone(
+    checkpoint: Checkpoints, make_engine: Engines, victim: int
+) -> None:
+    engine = make_engine(checkpoint("llama"))
+    break_step(engine, 2, RuntimeError("boom"), victim)
+    outputs = engine.generate(PROMPTS[0], greedy(5, n=3))[0].outputs
+    assert sorted(each.finish_reason or "" for each in outputs) == ["error", "length", "length"]
+    whole = [each.token_ids for each in outputs if each.finish_reason == "length"]
+    assert whole == right(engine, PROMPTS[0], 5) * 2
+
+
+def test_a_text_that_cannot_be_decoded_fails_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token is committed when its text is looked for: that must not cost others theirs."""
+    bad = engine.add(PROMPTS[0], greedy(6))
+
+    def push(*_: Any) -> None:
+        raise ValueError("no such byte")
+
+    monkeypatch.setattr(bad.branches[0].completion, "push", push)
+    outputs = engine.generate(PROMPTS[1:], greedy(6))
+    assert bad.finished and bad.error == "no such byte"
+    assert [tokens_of(each) for each in outputs] == [right(engine, p) for p in PROMPTS[1:]]
+
+
+def test_a_step_says_who_took_part_and_that_it_moves(engine: Engine) -> None:
+    first, second = (engine.add(prompt, greedy(2)) for prompt in PROMPTS[:2])
+    before = engine.progress
+    assert engine.step() == [first, second]
+    assert engine.progress == before + engine.model_config.num_layers
+    engine.abort(first.id)
+    assert engine.step() == [second] and second.finished
+    assert engine.step() == [] and engine.progress == before + 2 * engine.model_config.num_layers
 
 
 def test_an_exception_in_the_step_that_copies_forked_pages(
@@ -155,12 +204,14 @@ def test_an_exception_in_the_step_that_copies_forked_pages(
 @pytest.mark.parametrize("number", [1, 3])
 def test_an_interrupt_leaves_a_usable_engine(engine: Engine, number: int) -> None:
     outside = engine.add(PROMPTS[2], greedy(20))
+    run = engine._runner.run
     break_step(engine, number, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         engine.generate(PROMPTS[:2], greedy(20, n=2))
     assert outside.finished and outside.error == "KeyboardInterrupt"
     assert not engine.scheduler.has_work and not engine._live and not engine._branches
     assert set(engine.scheduler.stats().used_pages) == {0}
+    engine._runner.run = run  # type: ignore[method-assign]
     for prompt, output in zip(PROMPTS, engine.generate(PROMPTS, greedy(6)), strict=True):
         assert tokens_of(output) == right(engine, prompt)
 
