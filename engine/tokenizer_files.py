@@ -20,6 +20,7 @@ from .errors import CheckpointError
 MODEL_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of <name>.jinja
 MODEL_BYTES = 256 << 20
 CONFIG_BYTES = 16 << 20
 TEMPLATE_BYTES = 1 << 20
@@ -39,8 +40,16 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     backend = _read_backend(folder / MODEL_FILE)
     config = _read_config(folder / CONFIG_FILE)
     _add_missing_tokens(backend, config)
-    named = {key: _content(config, key) for key in config.values if _names_token(config, key)}
-    return TokenizerFiles(backend, named, _chat_templates(folder, config))
+    return TokenizerFiles(backend, _named_tokens(config), _chat_templates(folder, config))
+
+
+def read_chat_files(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """(named special tokens, chat templates by name) of a checkpoint, without its vocabulary.
+
+    Both are empty where the checkpoint has none; CheckpointError for a broken file.
+    """
+    config = _read_config(folder / CONFIG_FILE)
+    return _named_tokens(config), _chat_templates(folder, config)
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
@@ -59,6 +68,10 @@ def _read_config(path: Path) -> Fields:
     if not path.exists():
         return Fields({}, str(path))
     return Fields(parse_object(read_small(path, CONFIG_BYTES), str(path)), str(path))
+
+
+def _named_tokens(config: Fields) -> dict[str, str]:
+    return {key: _content(config, key) for key in config.values if _names_token(config, key)}
 
 
 def _names_token(config: Fields, key: str) -> bool:
@@ -117,10 +130,17 @@ def _chat_templates(folder: Path, config: Fields) -> dict[str, str]:
         pairs = [("default", found)] if found is not None else []
     if not all(isinstance(name, str) and isinstance(text, str) for name, text in pairs):
         raise config.error("chat_template", "expected a string or a list of named templates")
+    pairs += [
+        (path.stem, _text(path)) for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))
+    ]
     path = folder / TEMPLATE_FILE
     if path.exists():
-        try:
-            pairs.append(("default", read_small(path, TEMPLATE_BYTES).decode("utf-8")))
-        except UnicodeDecodeError:
-            raise CheckpointError(f"{path}: not UTF-8 text") from None
+        pairs.append(("default", _text(path)))
     return dict(pairs)
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_small(path, TEMPLATE_BYTES).decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: not UTF-8 text") from None

@@ -1,0 +1,186 @@
+"""Chat messages as clients send them, checked and fitted to what a template can read.
+
+Templates differ in ways that no checkpoint declares: some want a message's content as a text, some
+as a list of parts; some want a call's arguments as an object, some as JSON text. `Traits` finds out
+by rendering small messages once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..engine.checks import shown
+from ..engine.errors import RequestError
+
+Message = dict[str, Any]
+
+
+class Probe(Protocol):
+    """Renders small messages; None where the template refuses them."""
+
+    def __call__(self, messages: list[Message], tools: list[Message] | None = None) -> str | None:
+        """The text."""
+        ...
+
+
+_TEXT_PARTS = {"text": "text", "refusal": "refusal"}  # type of a part -> the key of its text
+# Names under which clients and templates know an assistant's reasoning; templates read the first.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_WORD, _KEY = "saccadeword", "saccadekey"
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a template reads.
+
+    texts, parts: content as a text, as a list of parts. none: content None of a message with tool
+    calls leaves no "None" in the prompt. objects: arguments of calls as objects, not as JSON text.
+    tools: it lists the tools it is given. developer: it knows the role "developer".
+    """
+
+    texts: bool = True
+    parts: bool = False
+    none: bool = True
+    objects: bool = True
+    tools: bool = False
+    developer: bool = False
+
+    @classmethod
+    def of(cls, probe: Probe, source: str) -> Traits:
+        """By rendering messages with the template of this `source`."""
+        texts = _reads(probe([_user(_WORD)]))
+        parts = _reads(probe([_user([{"type": "text", "text": _WORD}])]))
+        called = probe(_call({_KEY: "x"}, ""))
+        written = probe(_call(json.dumps({_KEY: "x"}), ""))
+        quoted = f'"{_KEY}"'
+        objects = quoted in (called or "") or quoted not in (written or "")
+        silent = probe(_call({_KEY: "x"} if objects else json.dumps({_KEY: "x"}), None))
+        usable = silent is not None and "None" not in silent
+        none = usable or (called is None and written is None)
+        tools = _reads(probe([_user("x")], [_tool(_WORD)]))
+        return cls(texts or not parts, parts, none, objects, tools, "developer" in source)
+
+
+def _user(content: Any) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _call(arguments: Any, content: str | None) -> list[Message]:
+    function = {"name": "f", "arguments": arguments}
+    call = {"id": "call00000", "type": "function", "function": function}
+    assistant = {"role": "assistant", "content": content, "tool_calls": [call]}
+    return [_user("x"), assistant]
+
+
+def _reads(rendered: str | None) -> bool:
+    """Whether the word is there, and not as Python writes a list."""
+    found = rendered or ""
+    return _WORD in found and "'text'" not in found and '"text"' not in found
+
+
+def _tool(name: str) -> Message:
+    empty = {"type": "object", "properties": {}}
+    function = {"name": name, "description": "x", "parameters": empty}
+    return {"type": "function", "function": function}
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """A copy, checked: roles are texts, content is text, arguments of calls are objects.
+
+    Null entries besides `content` count as absent. RequestError naming the message at fault; one
+    with an image or sound is refused, since the model reads text only.
+    """
+    if not isinstance(messages, list | tuple) or not messages:
+        raise RequestError("messages must be a list of at least one message", "messages")
+    return [_read_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
+
+
+def _read_message(where: str, message: Mapping[str, Any]) -> Message:
+    if not isinstance(message, Mapping):
+        raise RequestError(f"{where} must be an object, got {shown(message)}", where)
+    if not isinstance(message.get("role"), str):
+        got = shown(message.get("role"))
+        raise RequestError(f"{where}.role must be a text, got {got}", f"{where}.role")
+    read = {key: value for key, value in message.items() if value is not None or key == "content"}
+    if read.get("content") is not None:
+        read["content"] = _read_content(f"{where}.content", read["content"])
+    elif read["role"] != "assistant":
+        raise RequestError(f"{where}.content must not be missing or null", f"{where}.content")
+    if "tool_calls" in read:
+        read["tool_calls"] = _read_calls(f"{where}.tool_calls", read["tool_calls"])
+    reasoning = next((read[key] for key in _REASONING if key in read), None)
+    if reasoning is not None:
+        read = {"thinking": reasoning} | read | {"reasoning_content": reasoning}
+    return read
+
+
+def _read_content(where: str, content: Any) -> str | list[Message]:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        got = shown(content)
+        raise RequestError(f"{where} must be a text or a list of text parts, got {got}", where)
+    return [_read_part(f"{where}[{i}]", part) for i, part in enumerate(content)]
+
+
+def _read_part(where: str, part: Any) -> Message:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(kind, str):
+        raise RequestError(f"{where} must be an object with a type, got {shown(part)}", where)
+    if kind not in _TEXT_PARTS:
+        got = shown(kind)
+        raise RequestError(f"{where} is of type {got}, but this model reads text only", where)
+    text = part.get(_TEXT_PARTS[kind])
+    if not isinstance(text, str):
+        where = f"{where}.{_TEXT_PARTS[kind]}"
+        raise RequestError(f"{where} must be a text, got {shown(text)}", where)
+    return {"type": "text", "text": text}
+
+
+def _read_calls(where: str, calls: Any) -> list[Message]:
+    if not isinstance(calls, list | tuple):
+        raise RequestError(f"{where} must be a list, got {shown(calls)}", where)
+    return [_read_call(f"{where}[{i}]", call) for i, call in enumerate(calls)]
+
+
+def _read_call(where: str, call: Any) -> Message:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RequestError(f"{where} must hold a function with a name", where)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(arguments, dict):
+        wanted = "a JSON object, as text"
+        raise RequestError(f"{where}.function.arguments must be {wanted}", where)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def fit_messages(messages: list[Message], traits: Traits) -> list[Message]:
+    """The messages (they are changed) as a template with these traits reads them."""
+    for message in messages:
+        if message["role"] == "developer" and not traits.developer:
+            message["role"] = "system"
+        if "content" in message:
+            message["content"] = _fit_content(message["content"], traits)
+        if not traits.objects:
+            for call in message.get("tool_calls", ()):
+                arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+                call["function"]["arguments"] = arguments
+    return messages
+
+
+def _fit_content(content: Any, traits: Traits) -> Any:
+    if content is None:
+        return None if traits.none else ""
+    if isinstance(content, list) and not traits.parts:
+        return "\n".join(part["text"] for part in content)
+    if isinstance(content, str) and not traits.texts:
+        return [{"type": "text", "text": content}]
+    return content
