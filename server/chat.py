@@ -28,7 +28,8 @@ _NO_TEMPLATE = (
 class ChatTemplate:
     """A checkpoint's templates, compiled; immutable, and safe to use from several threads.
 
-    `render` may take as long as its limits allow: call it away from the event loop.
+    `render` may take as long as its limits allow: call it away from the event loop. `tool_source`
+    is the template for chats with tools, from which `tools.guess_format` reads their format.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ChatTemplate:
         """
         self._environment = BoundedEnvironment(limits)
         self._tokens = dict(tokens or {})
+        self.tool_source = templates.get("tool_use", templates.get("default", ""))
         self._compiled = {name: self._compile(name, text) for name, text in templates.items()}
         self._traits = {
             name: Traits.of(self._probe(name), templates[name]) for name in self._compiled
