@@ -5,11 +5,15 @@ from __future__ import annotations
 from .checks import is_int, shown
 from .errors import CapacityError, RequestError
 from .request import Request, RequestState
+from .step_plan import SchedulerLimits
 
 
-def check_request(request: Request, max_model_len: int, max_tokens: int) -> None:
-    """Refuses a request that could never finish; `max_tokens`: what the whole KV cache holds.
+def check_request(
+    request: Request, limits: SchedulerLimits, max_tokens: int, max_chunk: int
+) -> None:
+    """Refuses a request that could never finish.
 
+    max_tokens: what the whole KV cache holds; max_chunk: what one step computes of a request.
     Raises RequestError for a fault of the request, CapacityError where memory is the limit.
     """
     check_labels(request.priority, request.cache_salt)
@@ -20,11 +24,21 @@ def check_request(request: Request, max_model_len: int, max_tokens: int) -> None
         raise RequestError("The prompt has a token id outside of [0, 2**31).", "prompt")
     if parent is not None and parent.prompt != request.prompt:
         raise RequestError(f"{request.id!r} and its parent differ in their prompts.", "prompt")
-    if size + 1 > max_model_len:
+    if parent is not None and parent.policy.name != request.policy.name:
+        raise RequestError(f"{request.id!r} and its parent attend differently.", "attention")
+    if size + 1 > limits.max_model_len:
         raise RequestError(
             f"The prompt has {size} tokens; with one more to generate it exceeds the limit of "
-            f"max_model_len={max_model_len} tokens.",
+            f"max_model_len={limits.max_model_len} tokens.",
             "prompt",
+        )
+    # A long prompt must get a whole multiple of align into a step, also beside others.
+    room = min(limits.long_tokens, max_chunk)
+    if request.policy.align > room:
+        raise RequestError(
+            f"This attention reads prompts in pieces of {request.policy.align} tokens, but a long "
+            f"prompt has {room} tokens of a step. Raise max_num_batched_tokens.",
+            "attention",
         )
     if size + 1 > max_tokens:
         raise CapacityError(

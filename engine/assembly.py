@@ -5,10 +5,8 @@ taken.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,13 +21,13 @@ from .errors import CheckpointError
 from .layers.kinds import attention_kind
 from .memory import GroupPages, MemoryPlan, MemoryRequest, available_memory, plan_memory
 from .models import layer_shapes, load_model, model_nbytes
+from .policies import Policies, read_specs
 from .runner import ModelRunner
 from .scheduler import Scheduler, SchedulerLimits
 from .step_plan import LayerGroup
 from .tokenizer import Tokenizer
 
 _TOKENIZER = "tokenizer.json"
-_SPECS = ("attention", "prefill_attention", "decode_attention")
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Parts:
     """What an engine consists of."""
 
     model_config: ModelConfig
-    policy: AttentionPolicy
+    policies: Policies
     memory: MemoryPlan
     scheduler: Scheduler
     runner: ModelRunner
@@ -72,42 +70,38 @@ def assemble(config: EngineConfig) -> Parts:
         groups,
         memory.pages,
         config.page_size,
-        policy.name,
         model_id=_model_id(folder, dtype),
         eos_token_ids=model_config.eos_token_ids,
         prefix_caching=config.enable_prefix_caching,
-        tail=policy.tail if policy.differs else None,
     )
-    return Parts(
-        model_config, policy, memory, scheduler, ModelRunner(model, cache, policy), tokenizer
-    )
+    policies = Policies(policy, shapes, config.page_size)
+    return Parts(model_config, policies, memory, scheduler, ModelRunner(model, cache), tokenizer)
 
 
 def _policy(config: EngineConfig, model: ModelConfig, folder: Path) -> AttentionPolicy:
     """The user's specs; phases that these leave open follow the checkpoint's own, else dense."""
     prefill, decode = config.prefill_attention, config.decode_attention
-    if config.attention or model.attention is None:
+    if config.attention is not None or model.attention is None:
         return parse_policy(config.attention, prefill, decode, model.num_layers)
     both, own_prefill, own_decode = _own_specs(model.attention, folder)
     try:
         parse_policy(both, own_prefill, own_decode, model.num_layers)
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-    return parse_policy(both, prefill or own_prefill, decode or own_decode, model.num_layers)
+    return parse_policy(
+        both,
+        own_prefill if prefill is None else prefill,
+        own_decode if decode is None else decode,
+        model.num_layers,
+    )
 
 
-def _own_specs(
-    entry: str | Mapping[str, Any], folder: Path
-) -> tuple[str | None, str | None, str | None]:
+def _own_specs(entry: object, folder: Path) -> tuple[str | None, ...]:
     """config.json's attention entry as (attention, prefill_attention, decode_attention)."""
-    specs = {"attention": entry} if isinstance(entry, str) else entry
-    if not set(specs) <= set(_SPECS) or not all(isinstance(each, str) for each in specs.values()):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: the attention entry must be a spec, or an object of specs "
-            f"named {', '.join(_SPECS)}; got {entry!r:.200}"
-        )
-    attention, prefill, decode = (specs.get(name) for name in _SPECS)
-    return attention, prefill, decode
+    try:
+        return read_specs(entry)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
 def _plan(

@@ -1,16 +1,19 @@
 """The step as tensors: rows of tokens, and for every layer group where they are written and what
-they see.
+they see. Rows that attend alike lie together, in a lane.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import cast
 
 import torch
 
 from .attention.base import Step
+from .attention.policy import AttentionPolicy
 from .request import Request
 from .step_plan import Chunk
 
@@ -31,34 +34,42 @@ class Run:
     start: int
     stop: int
     phase: Phase
+    policy: AttentionPolicy
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Consecutive rows that attend alike, by one policy in one phase."""
+
+    policy: AttentionPolicy
+    phase: Phase
+    runs: list[Run]  # the sequences of the steps, in their order
+    steps: list[Step]  # per layer group
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's rows, prefill rows first."""
+    """One step's rows, lane after lane, prefill before decode."""
 
     tokens: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T], absolute
-    steps: dict[tuple[int, Phase], Step]  # (layer group, phase) -> what its methods get
+    lanes: list[Lane]
     last_row: list[int]  # per chunk, the row of its last token
     runs: list[tuple[Run, int]]  # every run with its first row
 
-    @property
-    def phases(self) -> list[Phase]:
-        """The phases that have rows."""
-        return sorted({phase for _, phase in self.steps})
 
-
-def build_batch(chunks: Sequence[Chunk], num_groups: int, page_size: int, split: bool) -> Batch:
+def build_batch(chunks: Sequence[Chunk], num_groups: int, page_size: int) -> Batch:
     """Lays the chunks out as rows.
 
-    split: prefill and decode attend by different methods, so their rows form a Step each; otherwise
-    all rows are one.
+    Requests of equal policies share lanes: one if prefill and decode attend alike, else one for
+    each of the two.
     """
-    runs = sorted(
-        (run for i, chunk in enumerate(chunks) for run in _runs(i, chunk, split)),
-        key=lambda r: r.phase,
-    )
+    lanes: dict[tuple[Phase, str], list[Run]] = {}
+    for index, chunk in enumerate(chunks):
+        for run in _runs(index, chunk):
+            lanes.setdefault((run.phase, run.policy.name), []).append(run)
+    ordered = [lanes[key] for key in sorted(lanes)]
+    runs = [run for lane in ordered for run in lane]
     placed: list[tuple[Run, int]] = []
     last_row, row = [0] * len(chunks), 0
     for run in runs:
@@ -69,40 +80,45 @@ def build_batch(chunks: Sequence[Chunk], num_groups: int, page_size: int, split:
         [token for run in runs for token in run.request.tokens(run.start, run.stop)]
     )
     positions = torch.cat([torch.arange(run.start, run.stop) for run in runs])
-    steps = {
-        (group, phase): _step(placed, phase, group, page_size, positions)
-        for phase in sorted({run.phase for run in runs})
-        for group in range(num_groups)
-    }
-    return Batch(tokens, positions, steps, last_row, placed)
+    begins = itertools.accumulate((_rows(lane) for lane in ordered), initial=0)
+    found = [
+        Lane(
+            lane[0].policy,
+            lane[0].phase,
+            lane,
+            [_step(lane, begin, group, page_size, positions) for group in range(num_groups)],
+        )
+        for lane, begin in zip(ordered, begins, strict=False)
+    ]
+    return Batch(tokens, positions, found, last_row, placed)
 
 
-def _runs(index: int, chunk: Chunk, split: bool) -> list[Run]:
+def _rows(runs: Sequence[Run]) -> int:
+    return sum(run.stop - run.start for run in runs)
+
+
+def _runs(index: int, chunk: Chunk) -> list[Run]:
+    # The scheduler's view of a policy is narrower than what the engine gives to its requests.
+    policy = cast(AttentionPolicy, chunk.request.policy)
     start, stop = chunk.start, chunk.start + chunk.count
-    border = min(max(len(chunk.request.prompt), start), stop) if split else stop
+    border = min(max(len(chunk.request.prompt), start), stop) if policy.differs else stop
     cuts = ((start, border, Phase.PREFILL), (border, stop, Phase.DECODE))
-    return [Run(index, chunk.request, a, b, phase) for a, b, phase in cuts if a < b]
+    return [Run(index, chunk.request, a, b, phase, policy) for a, b, phase in cuts if a < b]
 
 
 def _step(
-    placed: Sequence[tuple[Run, int]],
-    phase: Phase,
-    group: int,
-    page_size: int,
-    positions: torch.Tensor,
+    mine: Sequence[Run], first: int, group: int, page_size: int, positions: torch.Tensor
 ) -> Step:
-    mine = [(run, row) for run, row in placed if run.phase == phase]
-    first = mine[0][1]
-    end = mine[-1][1] + mine[-1][0].stop - mine[-1][0].start
+    end = first + _rows(mine)
     own = positions[first:end]
-    counts = [run.stop - run.start for run, _ in mine]
+    counts = [run.stop - run.start for run in mine]
     cu_rows = torch.zeros(len(mine) + 1, dtype=torch.int32)
     cu_rows[1:] = torch.tensor(counts).cumsum(0)
-    tables = [run.request.pages[group] for run, _ in mine]
+    tables = [run.request.pages[group] for run in mine]
     page_table = torch.full((len(mine), max(map(len, tables))), -1, dtype=torch.int32)
     for i, table in enumerate(tables):
         page_table[i, : len(table)] = torch.tensor(table, dtype=torch.int32)
     sequence = torch.repeat_interleave(torch.arange(len(mine)), torch.tensor(counts))
     slots = page_table[sequence, own // page_size].long() * page_size + own % page_size
-    prompt_lens = torch.tensor([len(run.request.prompt) for run, _ in mine])
+    prompt_lens = torch.tensor([len(run.request.prompt) for run in mine])
     return Step(cu_rows, own, slots, page_table, prompt_lens, slice(first, end), page_size)

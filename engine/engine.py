@@ -14,9 +14,10 @@ from .assembly import assemble
 from .config import EngineConfig
 from .errors import RequestError
 from .generation import Branch, Generation
-from .inputs import Prompt, as_list, spread
+from .inputs import Prompt, as_list, encode, spread, spread_attention
 from .outputs import RequestOutput
 from .params import SamplingParams, validate_prompt_ids
+from .policies import AttentionSpec
 from .progress import Progress
 from .sampler import Sampler
 from .steps import Steps
@@ -50,7 +51,8 @@ class Engine:
             parts.memory,
             parts.tokenizer,
         )
-        self.policy, self.scheduler = parts.policy, parts.scheduler
+        self.policy, self.scheduler = parts.policies.own, parts.scheduler
+        self._policies = parts.policies
         self._runner = parts.runner
         self._sampler = Sampler()
         self._live: dict[str, Generation] = {}
@@ -69,22 +71,25 @@ class Engine:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        attention: AttentionSpec | Sequence[AttentionSpec | None] | None = None,
         progress: bool | None = None,
     ) -> list[RequestOutput]:
         """Answers a prompt (text or token ids) or a list of prompts; outputs come in the order of
         the prompts.
 
-        sampling_params: one for all, or one per prompt; default SamplingParams(). progress: a bar
-        on stderr; None: on a terminal, for several prompts. A request that fails has finish_reason
+        sampling_params: one for all, or one per prompt; default SamplingParams(). attention: as in
+        `add`, for all or a list with one per prompt. progress: a bar on stderr; None: on a
+        terminal, for several prompts. A request that fails has finish_reason
         "error" and `.error`; the others go on. Raises RequestError when a prompt or parameter is
         refused; then nothing has been generated.
         """
         items = as_list(prompts)
         params = spread(sampling_params, len(items))
+        wishes = spread_attention(attention, len(items))
         generations: list[Generation] = []
         try:
-            for prompt, each in zip(items, params, strict=True):
-                generations.append(self.add(prompt, each))
+            for prompt, each, wish in zip(items, params, wishes, strict=True):
+                generations.append(self.add(prompt, each, attention=wish))
             with Progress(len(items), progress) as bar:
                 while not all(generation.finished for generation in generations):
                     self.step()
@@ -96,14 +101,18 @@ class Engine:
         return [generation.whole() for generation in generations]
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        attention: AttentionSpec | None = None,
     ) -> Iterator[RequestOutput]:
         """Yields what is new after every step that brought text or tokens; the last output is
         finished.
 
-        Closing the iterator early aborts the request.
+        attention: as in `add`. Closing the iterator early aborts the request.
         """
-        generation = self.add(prompt, sampling_params or SamplingParams())
+        generation = self.add(prompt, sampling_params or SamplingParams(), attention=attention)
         finished = False
         try:
             while not finished:
@@ -151,10 +160,16 @@ class Engine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        attention: AttentionSpec | None = None,
     ) -> Generation:
-        """Queues a request that `step` advances. RequestError, CapacityError when refused."""
+        """Queues a request that `step` advances. RequestError, CapacityError when refused.
+
+        attention: a spec for this request alone, such as "dense", or an object of specs named
+        attention, prefill_attention and decode_attention (what it leaves open is the engine's).
+        A method that keeps state in the pages needs an engine whose own policy keeps the same.
+        """
         text = prompt if isinstance(prompt, str) else None
-        ids = self._encode(prompt)
+        ids = encode(prompt, self.tokenizer)
         vocabulary = self.model_config.vocab_size
         validate_prompt_ids(ids, vocabulary)
         params.check_against(vocabulary)
@@ -166,6 +181,7 @@ class Engine:
             text,
             list(ids),
             params,
+            self._policies.of(attention),
             sampler=self._sampler,
             tokenizer=self.tokenizer,
             eos_ids=self.model_config.eos_token_ids,
@@ -220,12 +236,3 @@ class Engine:
     def _new_id(self) -> str:
         names = (f"request-{number}" for number in self._ids)
         return next(name for name in names if name not in self._live)
-
-    def _encode(self, prompt: Prompt) -> Sequence[int]:
-        if not isinstance(prompt, str):
-            return prompt
-        if self.tokenizer is None:
-            raise RequestError(
-                "The checkpoint has no tokenizer.json: give token ids instead of text.", "prompt"
-            )
-        return self.tokenizer.encode(prompt)

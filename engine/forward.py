@@ -12,17 +12,16 @@ import torch
 
 from ..kernels.store import write_pages
 from .attention.base import AttentionMethod, Aux, LayerCache, LayerShape, Step
-from .attention.policy import AttentionPolicy
-from .batch import Batch, Phase
+from .batch import Batch
 from .cache import KVCache
 from .tally import Tally
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one phase in one layer: how they attend, and whose summaries they complete."""
+    """Rows of one lane in one layer: how they attend, and whose summaries they complete."""
 
-    phase: Phase
+    lane: int  # index into the batch's lanes
     number: int  # of its plan: layers that share one have the same
     method: AttentionMethod
     step: Step
@@ -41,7 +40,6 @@ class Forward:
         sin: torch.Tensor,
         shapes: Sequence[LayerShape],
         cache: KVCache,
-        policy: AttentionPolicy,
         on_layer: Callable[[], None] = lambda: None,
     ) -> None:
         """on_layer: called when a layer has attended."""
@@ -50,7 +48,7 @@ class Forward:
         self.sin = sin
         self._shapes = shapes
         self._cache = cache
-        self._parts = Planner(batch, shapes, cache, policy).layers()
+        self._parts = Planner(batch, shapes, cache).layers()
         self.tally = Tally(batch)
         self._on_layer = on_layer
 
@@ -86,42 +84,39 @@ class Forward:
 
 
 class Planner:
-    """Plans every layer; layers with equal method, shape and pages share a plan."""
+    """Plans every layer; layers with equal method, shape and pages share a lane's plan."""
 
-    def __init__(
-        self, batch: Batch, shapes: Sequence[LayerShape], cache: KVCache, policy: AttentionPolicy
-    ) -> None:
-        self._batch = batch
+    def __init__(self, batch: Batch, shapes: Sequence[LayerShape], cache: KVCache) -> None:
+        self._lanes = batch.lanes
         self._shapes = shapes
         self._cache = cache
-        self._policy = policy
         self._plans: dict[tuple[Any, ...], tuple[int, Any]] = {}
 
     def layers(self) -> list[list[Part]]:
-        """Per layer, a part for each phase that has rows."""
+        """Per layer, a part for each lane."""
         return [
-            [self._part(layer, phase) for phase in self._batch.phases]
+            [self._part(layer, lane) for lane in range(len(self._lanes))]
             for layer in range(len(self._shapes))
         ]
 
-    def _part(self, layer: int, phase: Phase) -> Part:
+    def _part(self, layer: int, lane: int) -> Part:
         shape, group = self._shapes[layer], self._cache.group_of[layer]
-        both = (self._policy.prefill[layer], self._policy.decode[layer])
+        policy, phase = self._lanes[lane].policy, self._lanes[lane].phase
+        both = (policy.prefill[layer], policy.decode[layer])
         keepers = tuple(
-            (method, self._plan(method, shape, group, phase)[1])
+            (method, self._plan(method, shape, group, lane)[1])
             for method in dict.fromkeys(both)
             if method.fields(shape, self._cache.layout.page_size)
         )
-        method = both[phase]
-        step = self._batch.steps[group, phase]
-        number, plan = self._plan(method, shape, group, phase)
-        return Part(phase, number, method, step, plan, keepers)
+        method, step = both[phase], self._lanes[lane].steps[group]
+        number, plan = self._plan(method, shape, group, lane)
+        return Part(lane, number, method, step, plan, keepers)
 
     def _plan(
-        self, method: AttentionMethod, shape: LayerShape, group: int, phase: Phase
+        self, method: AttentionMethod, shape: LayerShape, group: int, lane: int
     ) -> tuple[int, Any]:
-        key = (method, shape, group, phase)
+        key = (method, shape, group, lane)
         if key not in self._plans:
-            plan = method.plan(shape, self._batch.steps[group, phase])
+            plan = method.plan(shape, self._lanes[lane].steps[group])
             self._plans[key] = len(self._plans), plan
         return self._plans[key]

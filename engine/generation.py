@@ -11,7 +11,7 @@ from .completion import Completion
 from .logprobs import PromptLogprobs
 from .outputs import CompletionOutput, RequestOutput, Timings
 from .params import SamplingParams
-from .request import Request, RequestState
+from .request import Policy, Request, RequestState
 from .sampler import Sampled, Sampler
 from .sampler_state import SamplerState
 from .stats import AttentionReads
@@ -36,6 +36,7 @@ class Generation:
         prompt: str | None,
         prompt_ids: list[int],
         params: SamplingParams,
+        policy: Policy,
         *,
         sampler: Sampler,
         tokenizer: Tokenizer | None,
@@ -62,7 +63,14 @@ class Generation:
         for index in range(params.n):
             parent = self.branches[0].request if index else None
             request = Request(
-                f"{id}-{index}", prompt_ids, params, priority, self._arrival, cache_salt, parent
+                f"{id}-{index}",
+                prompt_ids,
+                params,
+                policy,
+                priority,
+                self._arrival,
+                cache_salt,
+                parent,
             )
             # One seed for all n: the stream number tells them apart.
             state = first_state

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from .checks import shown
 from .errors import RequestError
 from .params import SamplingParams
+from .policies import AttentionSpec
+from .tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -34,3 +36,27 @@ def spread(
     if len(params) != count:
         raise RequestError(f"{len(params)} sampling_params for {count} prompts", "sampling_params")
     return list(params)
+
+
+def spread_attention(
+    wishes: AttentionSpec | Sequence[AttentionSpec | None] | None, count: int
+) -> list[AttentionSpec | None]:
+    """One for every prompt; what a wish says is checked later. RequestError for a list of another
+    length.
+    """
+    if not isinstance(wishes, list | tuple):
+        return [wishes] * count  # type: ignore[list-item]
+    if len(wishes) != count:
+        raise RequestError(f"{len(wishes)} attention specs for {count} prompts", "attention")
+    return list(wishes)
+
+
+def encode(prompt: Prompt, tokenizer: Tokenizer | None) -> Sequence[int]:
+    """Token ids of a prompt. RequestError for a text where there is no tokenizer."""
+    if not isinstance(prompt, str):
+        return prompt
+    if tokenizer is None:
+        raise RequestError(
+            "The checkpoint has no tokenizer.json: give token ids instead of text.", "prompt"
+        )
+    return tokenizer.encode(prompt)

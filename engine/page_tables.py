@@ -35,7 +35,7 @@ class PageTables:
         self.groups = tuple(groups)
         self.page_size = hasher.page_size
         self.pools = tuple(PagePool(num_pages, self.page_size) for num_pages in pages_per_group)
-        self.cache = PrefixCache(self.groups, self.pools, hasher, limits.align, prefix_caching)
+        self.cache = PrefixCache(self.groups, self.pools, hasher, prefix_caching)
         self.num_copies = 0
         self._align = limits.align
         self.max_tokens = self._max_tokens(limits.max_model_len)
@@ -112,7 +112,8 @@ class PageTables:
         self._adopt(request, [table[:count] for table in parent.pages], start)
 
     def _fork_point(self, request: Request) -> int:
-        return (len(request.prompt) - 1) // self._align * self._align
+        align = request.policy.align
+        return (len(request.prompt) - 1) // align * align
 
     def _adopt(self, request: Request, tables: list[list[int]], num_computed: int) -> None:
         for pool, table in zip(self.pools, tables, strict=True):

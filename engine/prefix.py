@@ -1,8 +1,8 @@
 """The prefix cache: finds pages whose K/V some earlier request has already computed.
 
 A full page is known by a chained digest: of the page before it and of its own tokens, beginning at
-a root made of model id, attention policy and the request's cache salt. Equal digests therefore mean
-equal tokens from position 0 on, computed in the same way for someone of the same salt.
+a root made of model id, the request's attention policy and its cache salt. Equal digests therefore
+mean equal tokens from position 0 on, computed in the same way for someone of the same salt.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import lcm
@@ -48,11 +48,10 @@ class Hit:
 class PrefixHasher:
     """Chained digests of full pages of tokens.
 
-    tail: from a prompt's length, the first position whose K/V depends on where the prompt ends:
-    its length itself where prefill and decode attention differ, earlier where a method reads the
-    prompt's last rows otherwise. A page that reaches beyond it is known by that length too, so it
-    serves the same prompt again (after preemption, for instance) and never another one. None: no
-    K/V depends on it.
+    K/V may depend on where the prompt ends: from its length on where a policy's prefill and decode
+    differ, earlier where a method reads the prompt's last rows otherwise (Policy.tail). A page that
+    reaches beyond is known by the prompt's length too, so it serves the same prompt again (after
+    preemption, for instance) and never another one.
     seed: 64-bit hash seed; random by default, since xxh3 collisions can be made for a known seed.
     """
 
@@ -60,38 +59,38 @@ class PrefixHasher:
         self,
         page_size: int,
         model_id: str,
-        policy_id: str,
-        tail: Callable[[int], int] | None = None,
         seed: int | None = None,
     ) -> None:
         self.page_size = page_size
-        self._identity = (model_id, policy_id)
-        self._tail = tail
+        self._model_id = model_id
         self._seed = secrets.randbits(64) if seed is None else seed
 
-    def root(self, salt: str) -> bytes:
+    def root(self, policy: str, salt: str) -> bytes:
         """What stands in for the page before the first."""
-        fields = [text.encode() for text in (*self._identity, salt)]
+        fields = [text.encode() for text in (self._model_id, policy, salt)]
         return self._digest(b"".join(len(field).to_bytes(8, "little") + field for field in fields))
 
     def digests(self, request: Request) -> list[bytes]:
         """Digests of all full pages of the request's known tokens; kept on the request."""
-        known = request.digests
-        for page in range(len(known), request.num_tokens // self.page_size):
-            parent = known[-1] if known else self.root(request.cache_salt)
-            known.append(self._digest(parent + self._page(request, page)))
+        known, full = request.digests, request.num_tokens // self.page_size
+        if len(known) == full:
+            return known
+        tail = request.policy.tail(len(request.prompt))
+        for page in range(len(known), full):
+            parent = known[-1] if known else self.root(request.policy.name, request.cache_salt)
+            known.append(self._digest(parent + self._page(request, page, tail)))
         return known
 
     def content(self, request: Request) -> bytes:
-        """Digest of the first page's tokens alone, whatever the salt."""
-        return self._digest(self._page(request, 0))
+        """Digest of the first page's tokens and the policy, whatever the salt."""
+        tail = request.policy.tail(len(request.prompt))
+        return self._digest(request.policy.name.encode() + self._page(request, 0, tail))
 
-    def _page(self, request: Request, page: int) -> bytes:
+    def _page(self, request: Request, page: int, tail: int | None) -> bytes:
         start, stop = page * self.page_size, (page + 1) * self.page_size
         data = array("I", request.tokens(start, stop)).tobytes()
-        size = len(request.prompt)
-        if self._tail is not None and stop > self._tail(size):
-            data += b"prompt of %d" % size
+        if tail is not None and stop > tail:
+            data += b"prompt of %d" % len(request.prompt)
         return data
 
     def _digest(self, data: bytes) -> bytes:
@@ -106,7 +105,6 @@ class PrefixCache:
         groups: Sequence[LayerGroup],
         pools: Sequence[PagePool],
         hasher: PrefixHasher,
-        align: int = 1,
         enabled: bool = True,
     ) -> None:
         self.enabled = enabled
@@ -116,15 +114,15 @@ class PrefixCache:
         self._groups = groups
         self._pools = pools
         self._hasher = hasher
-        self._align_pages = lcm(align, hasher.page_size) // hasher.page_size
         self._full = [pool for g, pool in zip(groups, pools, strict=True) if g.window is None]
         self._first_pages: OrderedDict[bytes, bytes] = OrderedDict()  # content -> chained digest
 
     def lookup(self, request: Request) -> Hit:
         """The longest usable prefix of the request's tokens; references nothing, counts nothing.
 
-        At least one token is left to compute; the length is a multiple of the page size and of
-        `align`; full groups have every page of it, window groups those of its last `window` tokens.
+        At least one token is left to compute; the length is a multiple of the page size and of the
+        policy's alignment; full groups have every page of it, window groups those of its last
+        `window` tokens.
         """
         if not self.enabled or not request.reuses_prefix:
             return Hit(0, [[] for _ in self._pools], Miss.DISABLED)
@@ -133,7 +131,8 @@ class PrefixCache:
         found = min((_leading(pool, digests, usable) for pool in self._full), default=usable)
         ready = self._ready(digests, found)
         reach = next((n for n in range(found, 0, -1) if ready[n]), 0)
-        length = next((n for n in range(reach, 0, -1) if ready[n] and self._aligned(n)), 0)
+        step = lcm(request.policy.align, self._hasher.page_size) // self._hasher.page_size
+        length = next((n for n in range(reach // step * step, 0, -step) if ready[n]), 0)
         tables = [self._table(g, digests[:length]) for g in range(len(self._pools))]
         reason = Miss.ALIGN if length < reach else self._explain(request, digests, reach, usable)
         return Hit(length, tables, reason)
@@ -181,9 +180,6 @@ class PrefixCache:
                 run = run + 1 if pool.lookup(digests[n - 1]) is not None else 0
                 ready[n] = ready[n] and run >= min(n, most)
         return ready
-
-    def _aligned(self, num_pages: int) -> bool:
-        return num_pages % self._align_pages == 0
 
     def _table(self, g: int, digests: Sequence[bytes]) -> list[int]:
         size = self._hasher.page_size

@@ -7,7 +7,7 @@ There are no phases. `num_computed` counts the tokens whose K and V are in pages
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from .params import SamplingParams
@@ -23,6 +23,24 @@ class RequestState(Enum):
     FINISHED = "finished"
 
 
+class Policy(Protocol):
+    """What the scheduler must know of how a request attends (attention.policy has the rest)."""
+
+    @property
+    def name(self) -> str:
+        """Part of every prefix-cache key: K and V of one policy are not those of another."""
+        ...
+
+    @property
+    def align(self) -> int:
+        """Prompt chunks begin on multiples of this."""
+        ...
+
+    def tail(self, prompt_len: int) -> int | None:
+        """The first position whose K and V depend on where a prompt of this length ends."""
+        ...
+
+
 class Request:
     """One prompt and the tokens sampled for it.
 
@@ -35,6 +53,7 @@ class Request:
         id: str,
         prompt: list[int],
         params: SamplingParams,
+        policy: Policy,
         priority: int = 0,
         arrival: float = 0.0,
         cache_salt: str = "",
@@ -43,6 +62,7 @@ class Request:
         self.id = id
         self.prompt = prompt
         self.params = params
+        self.policy = policy
         self.priority = priority
         self.arrival = arrival
         self.cache_salt = cache_salt

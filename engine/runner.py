@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..kernels.native import single_threaded_torch
-from .attention.policy import AttentionPolicy
 from .batch import Batch, Run, build_batch
 from .cache import KVCache
 from .forward import Forward
@@ -72,10 +71,9 @@ class StepResult:
 class ModelRunner:
     """Runs steps over one model and one cache."""
 
-    def __init__(self, model: LlamaModel, cache: KVCache, policy: AttentionPolicy) -> None:
+    def __init__(self, model: LlamaModel, cache: KVCache) -> None:
         self._model = model
         self._cache = cache
-        self._policy = policy
         self._shapes = model.layer_shapes
         self._num_groups = max(cache.group_of) + 1
         self.progress = 0  # layers that have attended since the start
@@ -89,13 +87,9 @@ class ModelRunner:
         """Copies pages, then computes all rows of `chunks`, which must not be empty."""
         with torch.inference_mode(), single_threaded_torch():
             self._cache.copy_pages(copies)
-            batch = build_batch(
-                chunks, self._num_groups, self._cache.layout.page_size, self._policy.differs
-            )
+            batch = build_batch(chunks, self._num_groups, self._cache.layout.page_size)
             cos, sin = self._model.rope.cos_sin(batch.positions)
-            forward = Forward(
-                batch, cos, sin, self._shapes, self._cache, self._policy, self._note_layer
-            )
+            forward = Forward(batch, cos, sin, self._shapes, self._cache, self._note_layer)
             hidden = self._model.forward(forward)
             return StepResult(self._model, batch, hidden, forward.tally.result())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .admission import awaits_parent, check_request, rank
 from .errors import RequestError
@@ -29,8 +29,7 @@ __all__ = ["Chunk", "LayerGroup", "Scheduler", "SchedulerLimits", "StepPlan"]
 class Scheduler:
     """Continuous batching, chunked prefill, prefix reuse, forks and preemption over paged memory.
 
-    policy_id, model_id: provenance of K/V, part of every prefix-cache key.
-    tail: from a prompt's length, the first position whose K/V depends on where the prompt ends.
+    model_id: names the weights in every prefix-cache key, beside a request's attention policy.
     """
 
     def __init__(
@@ -39,14 +38,12 @@ class Scheduler:
         groups: Sequence[LayerGroup],
         pages_per_group: Sequence[int],
         page_size: int,
-        policy_id: str,
         *,
         model_id: str = "",
         eos_token_ids: Collection[int] = (),
         prefix_caching: bool = True,
-        tail: Callable[[int], int] | None = None,
     ) -> None:
-        hasher = PrefixHasher(page_size, model_id, policy_id, tail)
+        hasher = PrefixHasher(page_size, model_id)
         self.limits = limits
         self.tables = PageTables(limits, groups, pages_per_group, hasher, prefix_caching)
         self.requests: dict[str, Request] = {}
@@ -74,7 +71,7 @@ class Scheduler:
         done = parent is None or parent.state is RequestState.FINISHED
         if parent is not None and not done and self.requests.get(parent.id) is not parent:
             raise RequestError(f"The parent of {request.id!r} was not added before.", "parent")
-        check_request(request, self.limits.max_model_len, self.tables.max_tokens)
+        check_request(request, self.limits, self.tables.max_tokens, self.tables.max_chunk)
         room = self.tables.max_tokens - len(request.prompt)
         wanted = request.params.max_tokens
         request.max_output = room if wanted is None else min(room, wanted)
@@ -137,8 +134,8 @@ class Scheduler:
         if awaits_parent(request) or not step.is_worth_a_lookup(request):
             return
         hit = self.tables.cache.lookup(request)
-        count = step.chunk_size(hit.num_pages * self.tables.page_size, request.num_tokens)
-        if count == 0 and not step.is_spent:
+        count = step.chunk_size(request, hit.num_pages * self.tables.page_size)
+        if count == 0 and not step.is_spent(request):
             step.pass_over()  # the share of long prefills is used up: others may go first
             return
         full = len(self.running) >= self.limits.max_num_seqs
@@ -155,9 +152,9 @@ class Scheduler:
         if request.state is not RequestState.RUNNING:
             return  # preempted in this very step
         start = request.num_computed
-        count = step.chunk_size(start, request.num_tokens)
+        count = step.chunk_size(request, start)
         if count == 0:
-            step.admitting = step.admitting and not step.is_spent
+            step.admitting = step.admitting and not step.is_spent(request)
             return
         while (copies := self.tables.grow(request, start + count)) is None:
             victim = self.running[-1]

@@ -27,22 +27,23 @@ class StepBuilder:
         self._long_budget = limits.long_tokens if crowded else limits.max_num_batched_tokens
         self._vain_lookups = 0
 
-    @property
-    def is_spent(self) -> bool:
+    def is_spent(self, request: Request) -> bool:
         """Whether too few tokens are left for a chunk that has to end on a multiple of align."""
-        return self._budget < self._limits.align
+        return self._budget < request.policy.align
 
-    def chunk_size(self, start: int, end: int) -> int:
-        """Tokens of [start, end) to compute now; stops before `end` only at a multiple of align.
+    def chunk_size(self, request: Request, start: int) -> int:
+        """Tokens from `start` on to compute now; stops before the last only at a multiple of the
+        policy's alignment.
 
         0: the budget, or the share of long prefills, has no room for them.
         """
+        align, end = request.policy.align, request.num_tokens
         room = min(self._budget, self._max_chunk)
         if end - start > self._long_tokens:
             room = min(room, self._long_budget)
         if end - start <= room:
             return end - start
-        return max(0, (start + room) // self._limits.align * self._limits.align - start)
+        return max(0, (start + room) // align * align - start)
 
     def is_worth_a_lookup(self, request: Request) -> bool:
         """False for a long prompt if many such were tried and the share of long prefills is used.

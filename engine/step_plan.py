@@ -33,7 +33,8 @@ class SchedulerLimits:
     max_model_len: prompt plus output tokens of one request.
     long_prefill_share: 0 < share <= 1, the part of a step's tokens that long prefills (those with
     more than this share of a step still to go) may take while anybody else has work.
-    align: prefill chunks begin on multiples of this (the attention method asks for it).
+    align: what the engine's own attention policy begins prefill chunks on multiples of; a step
+    always has room for as much.
     """
 
     max_num_seqs: int

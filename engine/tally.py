@@ -15,7 +15,7 @@ from .attention.base import (
     causal_keys,
     per_sequence,
 )
-from .batch import Batch, Phase, Run
+from .batch import Batch, Run
 from .stats import ReadCounts
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class Tally:
     """Asks every layer's method what it read, or once a step where the plan knows."""
 
     def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+        self._lanes = batch.lanes
         self._layers: dict[int, _Layers] = {}  # by the number of their plan
-        self._sums: dict[Phase, torch.Tensor] = {}
+        self._sums: dict[int, torch.Tensor] = {}  # by lane
 
     def note(self, shape: LayerShape, part: Part) -> None:
         """A layer has attended."""
@@ -49,27 +49,26 @@ class Tally:
         if layers.planned:
             layers.count += 1
         else:
-            self._add(_counts(shape, part), part.phase, 1)
+            self._add(_counts(shape, part), part.lane, 1)
 
     def result(self) -> list[tuple[Run, ReadCounts]]:
         """For every run of the batch, what its rows read in all layers."""
         for layers in self._layers.values():
             if layers.planned:
                 counts = _counts(layers.shape, layers.part)
-                self._add(counts, layers.part.phase, layers.count)
+                self._add(counts, layers.part.lane, layers.count)
         self._layers.clear()
-        found, place = [], dict.fromkeys(self._sums, 0)
-        for run, _ in self._batch.runs:  # within a phase in the order of its step's sequences
-            if run.phase in place:
-                read, seen, blocks, dense = self._sums[run.phase][:, place[run.phase]].tolist()
+        found = []
+        for lane, sums in self._sums.items():
+            for run, counted in zip(self._lanes[lane].runs, sums.T.tolist(), strict=True):
+                read, seen, blocks, dense = counted
                 rows = run.stop - run.start
                 found.append((run, ReadCounts(rows, read, seen, blocks, int(dense))))
-                place[run.phase] += 1
         return found
 
-    def _add(self, counts: torch.Tensor, phase: Phase, times: int) -> None:
-        known = self._sums.get(phase)
-        self._sums[phase] = counts * times if known is None else known + counts * times
+    def _add(self, counts: torch.Tensor, lane: int, times: int) -> None:
+        known = self._sums.get(lane)
+        self._sums[lane] = counts * times if known is None else known + counts * times
 
 
 def _counts(shape: LayerShape, part: Part) -> torch.Tensor:

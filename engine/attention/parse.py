@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from .spec import describe_methods, find_method, method_class
+from .spec import describe_methods, find_method, info_of, method_class
 
 if TYPE_CHECKING:
     from .base import AttentionMethod
@@ -59,6 +59,17 @@ def parse_method(text: str) -> AttentionMethod:
     options = _options(info.name, match[2] or "", info.defaults)
     method: AttentionMethod = method_class(info)(**options)
     return method
+
+
+def method_text(method: AttentionMethod) -> str:
+    """A method as the shortest spec that means it: options at their defaults are left out."""
+    info = info_of(method)
+    options = [
+        f"{name}={getattr(method, name)}"
+        for name, default in info.defaults.items()
+        if str(getattr(method, name)) != default
+    ]
+    return f"{info.name}({', '.join(options)})" if options else info.name
 
 
 def _options(name: str, text: str, defaults: Mapping[str, str]) -> dict[str, int | float | str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import lcm
 
 from .base import AttentionMethod, PromptEndMethod
@@ -12,27 +13,38 @@ from .spec import describe_methods, info_of
 
 @dataclass(frozen=True)
 class AttentionPolicy:
-    """A method per layer for prompt tokens and one for generated tokens.
-
-    name: canonical text of both, part of every prefix-cache key, because K and V computed under one
-    policy are not those of another.
-    """
+    """A method per layer for prompt tokens and one for generated tokens."""
 
     prefill: tuple[AttentionMethod, ...]
     decode: tuple[AttentionMethod, ...]
-    name: str
 
-    @property
+    @cached_property
+    def name(self) -> str:
+        """Canonical text of both, part of every prefix-cache key, because K and V computed under
+        one policy are not those of another. Spelling and defaults of the specs make no difference.
+        """
+        layers = zip(self.prefill, self.decode, strict=True)
+        return "; ".join(f"{a}" if a == b else f"{a} then {b}" for a, b in layers)
+
+    @cached_property
     def align(self) -> int:
         """Prefill chunks begin on multiples of this: every layer's alignment divides it."""
-        return lcm(*(method.align for method in (*self.prefill, *self.decode)))
+        return lcm(*(method.align for method in {*self.prefill, *self.decode}))
 
-    def tail(self, prompt_len: int) -> int:
-        """The first position whose K and V depend on where a prompt of this length ends."""
-        aware = [method for method in self.prefill if isinstance(method, PromptEndMethod)]
-        return min([prompt_len, *(method.tail(prompt_len) for method in aware)])
+    def tail(self, prompt_len: int) -> int | None:
+        """The first position whose K and V depend on where a prompt of this length ends.
 
-    @property
+        None: none does, since generated tokens attend as prompt tokens do.
+        """
+        if not self.differs:
+            return None
+        return min([prompt_len, *(method.tail(prompt_len) for method in self._aware_of_the_end)])
+
+    @cached_property
+    def _aware_of_the_end(self) -> list[PromptEndMethod]:
+        return [method for method in {*self.prefill} if isinstance(method, PromptEndMethod)]
+
+    @cached_property
     def differs(self) -> bool:
         """Whether generated tokens attend by another method than prompt tokens."""
         return self.prefill != self.decode
@@ -47,24 +59,21 @@ def parse_policy(
     A method of one phase that `attention` names leaves the other phase dense. Raises ValueError
     that names the bad part and what would be right.
     """
-    before = _phase("prefill", prefill, attention, num_layers)
-    after = _phase("decode", decode, attention, num_layers)
-    # Named by what the specs mean, so that spelling and defaults make no difference to the prefix
-    # cache.
-    name = "; ".join(
-        f"{a}" if a == b else f"{a} then {b}" for a, b in zip(before, after, strict=True)
+    return AttentionPolicy(
+        _phase("prefill", prefill, attention, num_layers),
+        _phase("decode", decode, attention, num_layers),
     )
-    return AttentionPolicy(before, after, name)
 
 
 def _phase(
     phase: str, own: str | None, both: str | None, num_layers: int
 ) -> tuple[AttentionMethod, ...]:
     """The methods of one phase, by its own spec or else by that of both phases."""
-    methods = parse_layers(own or both or "dense", num_layers)
+    spec = own if own is not None else both
+    methods = parse_layers("dense" if spec is None else spec, num_layers)
     serving = [info.name for info in describe_methods() if phase in info.phases]
     unfit = [info_of(each).name for each in methods if info_of(each).name not in serving]
-    if own and unfit:
+    if own is not None and unfit:
         raise ValueError(
             f"{phase}_attention: {unfit[0]} does not serve this phase; "
             f"use one of {', '.join(serving)}"

@@ -1,8 +1,9 @@
-"""A model made of integers: its K/V is the token prefix itself, so every mix-up of pages shows."""
+"""A model made of integers: its K/V is the token prefix itself, and the policy under which it was
+computed, so every mix-up of pages shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -25,10 +26,26 @@ class Params:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Policy:
+    """What the scheduler knows of an attention policy; `depends`: its `tail`."""
+
+    name: str = "dense"
+    align: int = 1
+    depends: Callable[[int], int] | None = None
+
+    def tail(self, prompt_len: int) -> int | None:
+        return None if self.depends is None else self.depends(prompt_len)
+
+
 def make_request(
-    id: str, prompt: Sequence[int], params: Params | None = None, **more: Any
+    id: str,
+    prompt: Sequence[int],
+    params: Params | None = None,
+    policy: Policy | None = None,
+    **more: Any,
 ) -> Request:
-    return Request(id, list(prompt), cast(Any, params or Params()), **more)
+    return Request(id, list(prompt), cast(Any, params or Params()), policy or Policy(), **more)
 
 
 def next_token(tokens: Sequence[int], seed: int) -> int:
@@ -52,13 +69,20 @@ def alone(request: Request) -> list[int]:
     return output
 
 
+def kv(request: Request, position: int) -> tuple[Any, ...]:
+    """All that the K/V of a position depends on."""
+    tail, size = request.policy.tail(len(request.prompt)), len(request.prompt)
+    ends = size if tail is not None and position >= tail else None
+    return (request.policy.name, ends, *request.tokens(0, position + 1))
+
+
 @dataclass
 class FakeModel:
-    """Page memory: (group, page) -> slot -> the whole token prefix that was written there."""
+    """Page memory: (group, page) -> slot -> what `kv` was when it was written."""
 
     groups: Sequence[LayerGroup]
     page_size: int
-    memory: dict[tuple[int, int], dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    memory: dict[tuple[int, int], dict[int, tuple[Any, ...]]] = field(default_factory=dict)
 
     def run(self, plan: StepPlan) -> dict[str, int]:
         """Copies, writes and checks what every chunk would read; returns the sampled tokens."""
@@ -89,15 +113,14 @@ class FakeModel:
             slot = (g, page, position % self.page_size)
             assert page >= 0 and slot not in written, "two chunks write the same slot"
             written.add(slot)
-            prefix = tuple(request.tokens(0, position + 1))
-            self.memory.setdefault((g, page), {})[slot[2]] = prefix
+            self.memory.setdefault((g, page), {})[slot[2]] = kv(request, position)
 
     def _check(self, request: Request, start: int, end: int) -> None:
         for g, group in enumerate(self.groups):
             for position in range(group.first_needed(start), end):
                 page = request.pages[g][position // self.page_size]
                 found = self.memory.get((g, page), {}).get(position % self.page_size)
-                assert found == tuple(request.tokens(0, position + 1)), (request, g, position)
+                assert found == kv(request, position), (request, g, position)
 
 
 class Bench:
@@ -114,20 +137,23 @@ class Bench:
         length: int = 64,
         share: float = 0.5,
         align: int = 1,
+        tail: Callable[[int], int] | None = None,
         **more: Any,
     ) -> None:
+        self.policy = Policy("dense", align, tail)  # of requests that come without
         self.limits = SchedulerLimits(seqs, budget, length, share, align)
         self.groups = [LayerGroup(window) for window in windows]
         counts = [pages] * len(windows) if isinstance(pages, int) else pages
         self.scheduler = Scheduler(
-            self.limits, self.groups, counts, page_size, "dense", eos_token_ids={EOS}, **more
+            self.limits, self.groups, counts, page_size, eos_token_ids={EOS}, **more
         )
         self.model = FakeModel(self.groups, page_size)
 
     def add(self, id: str, prompt: Sequence[int], **more: Any) -> Request:
         """`more`: fields of Params or of Request."""
         names = {name: more.pop(name) for name in list(more) if name in Params.__annotations__}
-        request = make_request(id, prompt, Params(**names), **more)
+        policy = more.pop("policy", self.policy)
+        request = make_request(id, prompt, Params(**names), policy, **more)
         self.scheduler.add(request)
         return request
 
@@ -153,12 +179,12 @@ class Bench:
         raise AssertionError(f"no end after {limit} steps")
 
     def check_plan(self, plan: StepPlan) -> None:
-        limits, align = self.limits, self.limits.align
+        limits = self.limits
         assert plan.num_tokens <= limits.max_num_batched_tokens
         assert len(plan.chunks) <= limits.max_num_seqs
         assert len({chunk.request.id for chunk in plan.chunks}) == len(plan.chunks)
         for chunk in plan.chunks:
-            end = chunk.start + chunk.count
+            end, align = chunk.start + chunk.count, chunk.request.policy.align
             assert chunk.start == chunk.request.num_computed and chunk.count > 0
             assert chunk.sample == (end == chunk.request.num_tokens)
             if chunk.request.remaining > 1:

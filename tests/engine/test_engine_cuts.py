@@ -7,21 +7,28 @@ the same request alone in an engine that reads any prompt in one shot and caches
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from saccade import Engine, RequestOutput, SamplingParams
-from saccade.engine.generation import Generation
-from saccade.engine.pages import pages_for
+from saccade import Engine, SamplingParams
 from saccade.kernels import native
 
 from .conftest import Checkpoints, check_idle
-from .engine_probe import Recorder, Rows, bitwise, small_pool, some_tokens
+from .cuts import (
+    CROWD,
+    TIGHT,
+    Alone,
+    Wish,
+    check,
+    engine_for,
+    options_of_engines,
+    serve,
+    wishes,
+)
+from .engine_probe import Recorder, Rows, bitwise, some_tokens
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -116,94 +123,6 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
 }
 ALIGNED = {"delta": 4, "delta_moba": 8}  # tokens in a chunk of the prompt are a multiple of
 PHASES = {"prefill_attention", "decode_attention"}
-BORDERS = (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 80)
-LONGEST, MOST = 81, 20  # tokens of a prompt and of an output
-
-
-@dataclass(frozen=True)
-class Wish:
-    """One request of an example, and the step at which it arrives."""
-
-    prompt: tuple[int, ...]
-    n: int
-    temperature: float
-    max_tokens: int
-    report: bool
-    priority: int
-    arrival: int
-
-    @property
-    def params(self) -> SamplingParams:
-        return SamplingParams(
-            n=self.n,
-            temperature=self.temperature,
-            seed=len(self.prompt),
-            max_tokens=self.max_tokens,
-            logprobs=2,
-            prompt_logprobs=0 if self.report else None,
-        )
-
-
-@st.composite
-def wishes(draw: st.DrawFn) -> Wish:
-    """Prompts of lengths around page borders, which share beginnings of any length."""
-    length = draw(st.sampled_from(BORDERS) | st.integers(1, LONGEST))
-    shared = draw(st.sampled_from((0, 15, 16, 32, 40, LONGEST)))
-    prompt = some_tokens(min(shared, length), seed=0)
-    prompt += some_tokens(length - len(prompt), seed=draw(st.integers(1, 3)))
-    return Wish(
-        tuple(prompt),
-        n=draw(st.sampled_from((1, 1, 2, 3))),
-        temperature=draw(st.sampled_from((0.0, 1.0))),
-        max_tokens=draw(st.sampled_from((1, 2, 9, MOST, MOST, MOST))),
-        report=draw(st.sampled_from((False, False, True))),
-        priority=draw(st.integers(0, 1)),
-        arrival=draw(st.integers(0, 6)),
-    )
-
-
-options_of_engines = st.fixed_dictionaries(
-    {
-        "spare_pages": st.sampled_from((0, 0, 1, 2, 5, 50)),
-        "max_num_batched_tokens": st.sampled_from((2, 7, 16, 17, 33, 64, 300)),
-        "max_num_seqs": st.sampled_from((1, 2, 4, 8, 8)),
-        "long_prefill_share": st.sampled_from((0.25, 0.5, 1.0)),
-        "page_size": st.sampled_from((16, 16, 32)),
-        "enable_prefix_caching": st.sampled_from((True, True, True, False)),
-    }
-)
-# Requests that take pages from each other, share a beginning, and fork within a page.
-CROWD = [
-    Wish(tuple(some_tokens(40 + i, seed=0)), 1 + i % 2, 1.0, MOST, False, 0, i) for i in range(4)
-]
-TIGHT = {
-    "spare_pages": 1,
-    "max_num_batched_tokens": 17,
-    "max_num_seqs": 8,
-    "long_prefill_share": 0.5,
-    "page_size": 16,
-    "enable_prefix_caching": True,
-}
-Answer = tuple[RequestOutput, list[Rows]]
-
-
-class Alone:
-    """What requests give when they have the engine to themselves, in one shot; remembered."""
-
-    def __init__(self, folder: Path, policy: dict[str, str]) -> None:
-        self.engine = Engine(
-            folder, kv_cache_memory=1 << 21, page_size=64, enable_prefix_caching=False, **policy
-        )
-        self._recorder = Recorder(self.engine)
-        self._known: dict[Any, Answer] = {}
-
-    def answer(self, prompt: tuple[int, ...], params: SamplingParams) -> Answer:
-        key = (prompt, repr(params))
-        if key not in self._known:
-            output = self.engine.generate(list(prompt), params)[0]
-            ids = [f"{output.request_id}-{index}" for index in range(params.n)]
-            self._known[key] = output, [self._recorder.rows.pop(id) for id in ids]
-        return self._known[key]
 
 
 @pytest.fixture(scope="module")
@@ -216,56 +135,6 @@ def alone(checkpoint: Checkpoints) -> Callable[[str], Alone]:
         return made[case]
 
     return get
-
-
-def engine_for(
-    folder: Path, requests: list[Wish], options: dict[str, Any], policy: dict[str, str]
-) -> Engine:
-    """As many pages as the longest request fills alone, and a few to spare."""
-    longest = max(len(wish.prompt) + wish.max_tokens for wish in requests)
-    pages = pages_for(longest, options["page_size"]) + options.pop("spare_pages")
-    return Engine(folder, **small_pool(folder, pages, **options, **policy))
-
-
-def serve(engine: Engine, requests: list[Wish]) -> tuple[list[Generation], Recorder]:
-    """Everything to its end, each request arriving at its step."""
-    recorder = Recorder(engine)
-    generations: dict[int, Generation] = {}
-    for step in range(100_000):
-        for index, wish in enumerate(requests):
-            if wish.arrival == step:
-                generations[index] = engine.add(
-                    list(wish.prompt), wish.params, priority=wish.priority
-                )
-        if len(generations) == len(requests) and not engine.scheduler.has_work:
-            break
-        engine.step()
-        engine.scheduler.check_integrity()
-    return [generations[index] for index in range(len(requests))], recorder
-
-
-def check(wish: Wish, generation: Generation, recorder: Recorder, alone: Alone) -> None:
-    output = generation.whole()
-    expected, expected_rows = alone.answer(wish.prompt, wish.params)
-    assert output.error is None
-    assert output.prompt_logprobs == expected.prompt_logprobs
-    assert output.outputs == expected.outputs  # tokens, logprobs, reasons
-    for branch, rows in zip(generation.branches, expected_rows, strict=True):
-        check_rows(recorder.rows[branch.request.id], rows, alone, branch.request.tokens)
-
-
-def check_rows(
-    found: Rows, expected: Rows, alone: Alone, tokens: Callable[[int, int], list[int]]
-) -> None:
-    """Rows that the lonely run did not compute (a fork's prompt) come from its one-shot run."""
-    assert max(found) == max(expected)
-    missing = sorted(found.keys() - expected.keys())
-    if missing:
-        prompt = tuple(tokens(0, missing[-1] + 1))
-        _, (own,) = alone.answer(prompt, SamplingParams(temperature=0, max_tokens=1))
-        expected = {**own, **expected}
-    for position, row in found.items():
-        assert bitwise(row, expected[position]), f"logits of position {position} differ"
 
 
 @pytest.mark.parametrize("case", CASES)

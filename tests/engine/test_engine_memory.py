@@ -147,7 +147,7 @@ def test_another_policy_is_another_provenance(
         engine = make_engine(checkpoint("llama"), **options)
         hasher = engine.scheduler.tables.cache._hasher
         hasher._seed = 0
-        roots.add(hasher.root(""))
+        roots.add(hasher.root(engine.policy.name, ""))
     assert len(roots) == len(policies)
 
 
@@ -160,7 +160,7 @@ def test_weights_and_dtype_are_part_of_the_provenance(
             engine = make_engine(checkpoint("llama", seed=seed), **options)
             hasher = engine.scheduler.tables.cache._hasher
             hasher._seed = 0
-            roots.add(hasher.root(""))
+            roots.add(hasher.root("dense", ""))
     assert len(roots) == 4
 
 

@@ -154,7 +154,7 @@ def test_the_scheduler_takes_every_plan_as_it_is(
     except CapacityError:
         return
     limits = SchedulerLimits(seqs, chunk, plan.max_model_len)
-    tables = Scheduler(limits, [LayerGroup(w) for w in windows], plan.pages, 64, "dense").tables
+    tables = Scheduler(limits, [LayerGroup(w) for w in windows], plan.pages, 64).tables
     assert (tables.max_tokens, tables.max_chunk) == (plan.max_model_len, chunk)
 
 

@@ -11,7 +11,7 @@ from saccade.engine.prefix import Miss, PrefixCache, PrefixHasher
 from saccade.engine.request import Request
 from saccade.engine.step_plan import LayerGroup
 
-from .fake_model import Params, make_request
+from .fake_model import Params, Policy, make_request
 
 P = 4
 A = [1] * P
@@ -31,15 +31,15 @@ class Store:
     ) -> None:
         self.pools = [PagePool(pages, P) for _ in windows]
         groups = [LayerGroup(window) for window in windows]
-        hasher = PrefixHasher(P, "model", "dense", tail, seed=0)
-        self.cache = PrefixCache(groups, self.pools, hasher, align)
+        self.policy = Policy("dense", align, tail)
+        self.cache = PrefixCache(groups, self.pools, PrefixHasher(P, "model", seed=0))
 
     def finish(
         self, tokens: Sequence[int], salt: str = "", prompt_size: int | None = None
     ) -> Request:
         """A request that computed all `tokens` in fresh pages and gave them back."""
         size = len(tokens) if prompt_size is None else prompt_size
-        request = make_request("old", tokens[:size], cache_salt=salt)
+        request = make_request("old", tokens[:size], policy=self.policy, cache_salt=salt)
         request.output = list(tokens[size:])
         count = -(-len(tokens) // P)
         request.pages = [[pool.allocate() for _ in range(count)] for pool in self.pools]
@@ -50,7 +50,8 @@ class Store:
         return request
 
     def look(self, tokens: Sequence[int], salt: str = "") -> tuple[int, Miss]:
-        hit = self.cache.lookup(make_request("new", tokens, cache_salt=salt))
+        request = make_request("new", tokens, policy=self.policy, cache_salt=salt)
+        hit = self.cache.lookup(request)
         return hit.num_pages, hit.reason
 
 
@@ -99,8 +100,8 @@ def test_salts_do_not_meet_but_the_operator_sees_why() -> None:
 
 def test_provenance_and_position_are_part_of_the_digest() -> None:
     def digests(model: str, policy: str, salt: str, tokens: list[int]) -> list[bytes]:
-        request = make_request("r", tokens, cache_salt=salt)
-        return PrefixHasher(P, model, policy, seed=0).digests(request)
+        request = make_request("r", tokens, policy=Policy(policy), cache_salt=salt)
+        return PrefixHasher(P, model, seed=0).digests(request)
 
     same = digests("m", "p", "s", A + B)
     assert digests("m", "p", "s", A + B) == same and len(same) == 2
@@ -112,7 +113,7 @@ def test_provenance_and_position_are_part_of_the_digest() -> None:
         digests("m", "p", "s", B + B),
     ]
     assert all(other[1] != same[1] for other in others)
-    assert PrefixHasher(P, "m", "p").root("") != PrefixHasher(P, "m", "p").root("")
+    assert PrefixHasher(P, "m").root("p", "") != PrefixHasher(P, "m").root("p", "")
 
 
 def test_output_pages_serve_later_prompts_unless_decode_is_another_policy() -> None:
@@ -123,7 +124,7 @@ def test_output_pages_serve_later_prompts_unless_decode_is_another_policy() -> N
     store = Store(tail=lambda size: size)
     store.finish(tokens, prompt_size=6)
     assert store.look([*tokens, 9]) == (1, Miss.DIVERGED)  # A alone is all prompt
-    again = make_request("resumed", tokens[:6])
+    again = make_request("resumed", tokens[:6], policy=store.policy)
     again.output = [*tokens[6:], 9]
     assert store.cache.lookup(again).num_pages == 3
 

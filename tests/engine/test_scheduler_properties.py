@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from saccade.engine.errors import CapacityError, RequestError
 from saccade.engine.request import Request, RequestState
 
-from .fake_model import VOCABULARY, Bench, alone
+from .fake_model import VOCABULARY, Bench, Policy, alone
 
 ODD_ACTIONS = ["abort", "abort before the run", "abort after the run", "fail"]
+# What requests may ask for themselves, beside the bench's own.
+POLICIES = [
+    Policy("even", 2),
+    Policy("threes", 3, lambda size: size),
+    Policy("end", 1, lambda size: max(0, size - 3)),
+    Policy("wide", 8, lambda size: max(0, size - 8)),
+]
 
 
 @st.composite
@@ -65,14 +72,17 @@ class Traffic:
             "stop_token_ids": draw(st.sampled_from([(), (1,)])),
             "prompt_logprobs": draw(st.sampled_from([None, None, None, None, 1])),
         }
+        common["policy"] = draw(st.sampled_from([self.bench.policy] * 4 + POLICIES))
         parent = None
         for seed in range(draw(st.sampled_from([1, 1, 2, 4]))):
             id = f"{len(self.requests)}"
             try:
                 request = self.bench.add(id, prompt, parent=parent, seed=seed, **common)
             except (RequestError, CapacityError):
-                limit = min(self.bench.limits.max_model_len, self.bench.scheduler.tables.max_tokens)
-                assert len(prompt) + 1 > limit
+                limits, tables = self.bench.limits, self.bench.scheduler.tables
+                too_long = len(prompt) + 1 > min(limits.max_model_len, tables.max_tokens)
+                room = min(limits.long_tokens, tables.max_chunk)
+                assert too_long or common["policy"].align > room
                 return
             self.requests.append(request)
             parent = parent or request
@@ -140,11 +150,13 @@ def test_a_crowd_with_common_prompts_and_siblings(seed: int) -> None:
     for clock in range(40):
         tail = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 6))]
         parent = None
+        policy = rng.choice([bench.policy, bench.policy, *POLICIES])
         for sibling in range(rng.choice([1, 1, 3])):
             request = bench.add(
                 f"{clock}.{sibling}",
                 common[: rng.randrange(24)] + tail if parent is None else parent.prompt,
                 parent=parent,
+                policy=policy,
                 seed=sibling,
                 priority=rng.randrange(2),
                 arrival=float(clock),
