@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME[,NAME]",
         help="only these: attend, prefill, window, chunk, decode, linear, rms_norm, rope, "
-        "silu_mul, write_pages, merge, scratch",
+        "silu_mul, sigmoid_mul, write_pages, merge, scratch",
     )
     made.add_argument(
         "--only",

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from ..kernels.activation import SILU_MUL, silu_mul
+from ..kernels.activation import SIGMOID_MUL, SILU_MUL, sigmoid_mul, silu_mul
 from ..kernels.linear import linear, pack
 from ..kernels.merge import MERGE, merge
 from ..kernels.norm import RMS_NORM, rms_norm
@@ -37,10 +37,11 @@ def cases(sizes: Sizes) -> Iterator[Case]:
         "rms_norm": norm,
         "rope": rope,
         "silu_mul": silu,
+        "sigmoid_mul": gated,
         "write_pages": pages,
         "merge": merged,
     }
-    widths = {"rms_norm": WIDTH, "silu_mul": HIDDEN}
+    widths = {"rms_norm": WIDTH, "silu_mul": HIDDEN, "sigmoid_mul": WIDTH}
     for name, make in small.items():
         for dtype in (torch.bfloat16, torch.float32):
             params = {"T": sizes.rows}
@@ -110,6 +111,16 @@ def silu(rows: int, dtype: torch.dtype) -> Problem:
         "torch silu, mul": lambda: functional.silu(gate) * up,
     }
     return _problem(lambda: silu_mul(x), runs, Work(bytes=1.5 * x.nbytes))
+
+
+def gated(rows: int, dtype: torch.dtype) -> Problem:
+    """The output of attention by a gate per channel."""
+    x, gate = (torch.randn(rows, WIDTH).to(dtype) for _ in range(2))
+    runs: dict[str, Run] = {
+        REFERENCE: lambda: SIGMOID_MUL.reference(x, gate),
+        "torch sigmoid, mul": lambda: x * gate.sigmoid(),
+    }
+    return _problem(lambda: sigmoid_mul(x, gate), runs, Work(bytes=3.0 * x.nbytes))
 
 
 def pages(rows: int, dtype: torch.dtype) -> Problem:

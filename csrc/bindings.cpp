@@ -111,12 +111,12 @@ void linear_heads(Kernels& kernels, int dtype, int out_dtype, int64_t rows, int6
 }
 
 void rms_norm(Kernels& kernels, int dtype, int64_t rows, int64_t width, uintptr_t x, int64_t x_row,
-              uintptr_t weight, float eps, uintptr_t residual, int64_t residual_row,
+              uintptr_t weight, float eps, float offset, uintptr_t residual, int64_t residual_row,
               uintptr_t out) {
   kernels.run(&KernelTable::rms_norm,
               RmsNormParams{static_cast<DType>(dtype), rows, width, pointer<const void>(x), x_row,
-                            pointer<const void>(weight), eps, pointer<void>(residual), residual_row,
-                            pointer<void>(out)});
+                            pointer<const void>(weight), eps, offset, pointer<void>(residual),
+                            residual_row, pointer<void>(out)});
 }
 
 void rope(Kernels& kernels, int dtype, int64_t rows, int64_t heads, int64_t half, uintptr_t x,
@@ -131,6 +131,21 @@ void silu_mul(Kernels& kernels, int dtype, int64_t rows, int64_t width, uintptr_
   kernels.run(&KernelTable::silu_mul,
               SiluMulParams{static_cast<DType>(dtype), rows, width, pointer<const void>(x), x_row,
                             pointer<void>(out)});
+}
+
+void sigmoid_mul(Kernels& kernels, int dtype, int64_t rows, int64_t width, int64_t span,
+                 uintptr_t x, int64_t x_row, uintptr_t gate, int64_t gate_row, uintptr_t out) {
+  kernels.run(&KernelTable::sigmoid_mul,
+              SigmoidMulParams{static_cast<DType>(dtype), rows, width, span, pointer<const void>(x),
+                               x_row, pointer<const void>(gate), gate_row, pointer<void>(out)});
+}
+
+void key_conv(Kernels& kernels, int dtype, int64_t rows, int64_t width, int64_t taps, uintptr_t k,
+              int64_t k_row, uintptr_t history, uintptr_t before, uintptr_t weight, uintptr_t out) {
+  kernels.run(&KernelTable::key_conv,
+              KeyConvParams{static_cast<DType>(dtype), rows, width, taps, pointer<const void>(k),
+                            k_row, pointer<const void>(history), pointer<const int64_t>(before),
+                            pointer<const void>(weight), pointer<void>(out)});
 }
 
 void merge(Kernels& kernels, int dtype, int64_t rows, int64_t dim, uintptr_t out_a, uintptr_t lse_a,
@@ -317,6 +332,8 @@ PYBIND11_MODULE(_native, m) {
       .def("rms_norm", &rms_norm)
       .def("rope", &rope)
       .def("silu_mul", &silu_mul)
+      .def("sigmoid_mul", &sigmoid_mul)
+      .def("key_conv", &key_conv)
       .def("merge", &merge)
       .def("write_pages", &write_pages)
       .def("block_means", &block_means)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .family import Family, bias, layer_windows, read_family
+from .family import Family, bias, read_family
+from .features import Features
 from .files import read_small
 from .json_object import Fields, parse_object
+from .layer_windows import layer_windows
 from .rope_config import RopeConfig, read_rope
 from .variant import Variant
 
@@ -42,12 +44,14 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     attention: str | Mapping[str, Any] | None  # the method a sparse checkpoint names, unread
-    variant: Variant | None = None  # what the family has beyond the Llama shape
+    features: Features  # what its layers have beyond the Llama shape
+    variant: Variant | None = None  # what takes another class of attention layers
 
     @property
     def rope_dim(self) -> int:
         """Channels of a head that turn with the position."""
-        return (self.variant and self.variant.rope_dim) or self.head_dim
+        own = self.variant.rope_dim if self.variant else None
+        return own or int(self.head_dim * self.rope.share)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -64,8 +68,9 @@ def read_config(folder: Path) -> ModelConfig:
     own_heads = variant.heads if variant else None
     num_heads, num_kv_heads, head_dim = own_heads or _heads(config, family.default_head_dim)
     own_windows = variant.windows if variant else None
+    features = family.features(config, num_layers) if family.features else Features()
     vocab_size = config.integer("vocab_size")
-    return ModelConfig(
+    model = ModelConfig(
         architecture=family.architecture,
         vocab_size=vocab_size,
         hidden_size=config.integer("hidden_size"),
@@ -76,19 +81,33 @@ def read_config(folder: Path) -> ModelConfig:
         head_dim=head_dim,
         max_position=max_position,
         rms_norm_eps=config.number("rms_norm_eps", above=0.0),
-        rope=read_rope(config, max_position),
+        rope=_rope(config, family, features, max_position),
         windows=own_windows or layer_windows(config, family, num_layers),
-        qkv_bias=bias(config, family.qkv_bias),
-        output_bias=bias(config, family.output_bias),
+        qkv_bias=_or(features.bias, bias(config, family.qkv_bias)),
+        output_bias=_or(features.bias, bias(config, family.output_bias)),
         mlp_bias=bias(config, family.mlp_bias),
-        qk_norm=family.qk_norm,
-        tied_embeddings=config.boolean("tie_word_embeddings", False),
+        qk_norm=_or(features.qk_norm, family.qk_norm),
+        tied_embeddings=config.boolean("tie_word_embeddings", family.tied),
         dtype=_dtype(config),
         eos_token_ids=_eos(folder, config, vocab_size),
         bos_token_id=_bos(config),
         attention=_attention(config, family, variant),
         variant=variant,
+        features=features,
     )
+    if model.rope_dim % 2 or not model.rope_dim:
+        message = f"makes {model.rope_dim} rotary channels of {head_dim}, not an even number"
+        raise config.error("partial_rotary_factor", message)
+    return model
+
+
+def _or(own: bool | None, usual: bool) -> bool:
+    return usual if own is None else own
+
+
+def _rope(config: Fields, family: Family, features: Features, max_position: int) -> RopeConfig:
+    rope = read_rope(config, max_position, family.rotary_share, family.rotary_keys)
+    return rope if features.rope_theta is None else replace(rope, theta=features.rope_theta)
 
 
 def _read(path: Path) -> Fields:

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .family_features import (
+    read_gated_qwen3,
+    read_granite_swa,
+    read_qwen3_next,
+    read_smollm3,
+)
+from .features import Features
 from .json_object import Fields
 from .latent_config import read_latent
 from .variant import Variant
@@ -26,6 +33,11 @@ class Family:
     window: str = "nowhere"
     # Reads what the family has beyond the Llama shape, from the config and its number of layers.
     variant: Callable[[Fields, int], Variant] | None = None
+    features: Callable[[Fields, int], Features] | None = None
+    own_keys: tuple[str, ...] = ()  # those of _FOREIGN that mean something to it
+    rotary_share: float | None = None  # default of partial_rotary_factor; None: the whole head
+    rotary_keys: tuple[str, ...] = ()  # rotary settings that say nothing for text
+    tied: bool = False  # what an absent tie_word_embeddings means
 
 
 _ALL = (
@@ -46,6 +58,52 @@ _ALL = (
         qk_norm=True,
         default_head_dim=128,
         window="switch",
+        features=read_gated_qwen3,
+        own_keys=("use_qk_norm",),
+    ),
+    *(
+        Family(
+            architecture,
+            model_type,
+            qkv_bias="attention_bias",
+            output_bias="attention_bias",
+            qk_norm=True,
+            default_head_dim=256,
+            features=read_qwen3_next,
+            own_keys=("num_experts",),
+            rotary_share=0.25,
+            rotary_keys=("mrope_section", "mrope_interleaved"),
+        )
+        for architecture, model_type in (
+            ("Qwen3NextForCausalLM", "qwen3_next"),
+            ("Qwen3_5ForCausalLM", "qwen3_5_text"),
+        )
+    ),
+    Family(
+        "SmolLM3ForCausalLM",
+        "smollm3",
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        features=read_smollm3,
+        own_keys=("no_rope_layers",),
+        tied=True,
+    ),
+    Family(
+        "GraniteSWAForCausalLM",
+        "granite_swa",
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        window="always",
+        features=read_granite_swa,
+        own_keys=(
+            "attention_multiplier",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "logits_scaling",
+        ),
+        tied=True,
     ),
     Family("AsaForCausalLM", "asa", variant=read_latent),
 )
@@ -80,53 +138,11 @@ def bias(config: Fields, setting: bool | str) -> bool:
     return config.boolean(setting, False) if isinstance(setting, str) else setting
 
 
-def layer_windows(config: Fields, family: Family, num_layers: int) -> tuple[int | None, ...]:
-    """Each layer's sliding window in tokens, the current one included; None: it sees everything."""
-    window = _declared_window(config, family)
-    kinds = config.values.get("layer_types")
-    if kinds is None:
-        kinds = _implied_kinds(config, family, window, num_layers)
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        raise config.error("layer_types", f"expected a list of {num_layers} entries, one per layer")
-    for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
-            message = f"{kind!r:.80} is not supported; supported: full_attention, sliding_attention"
-            raise config.error("layer_types", message)
-    if window is None and "sliding_attention" in kinds:
-        raise config.error("layer_types", "sliding_attention, but no sliding_window is in force")
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _declared_window(config: Fields, family: Family) -> int | None:
-    switch = config.boolean("use_sliding_window", family.window != "switch")
-    if not switch and family.window != "always":
-        return None
-    if family.window == "switch" and not config.has("sliding_window"):
-        raise config.error("sliding_window", "missing, although use_sliding_window is true")
-    if family.window == "always" and "sliding_window" not in config.values:
-        raise config.error("sliding_window", "missing; full attention is written as null")
-    return config.integer("sliding_window") if config.has("sliding_window") else None
-
-
-def _implied_kinds(
-    config: Fields, family: Family, window: int | None, num_layers: int
-) -> list[str]:
-    if window is None:
-        return ["full_attention"] * num_layers
-    if family.window == "nowhere":
-        message = f"a {family.architecture} needs layer_types to say where it holds"
-        raise config.error("sliding_window", message)
-    full = 0
-    if family.window == "switch":  # the first max_window_layers layers see everything
-        full = min(config.integer("max_window_layers", least=0), num_layers)
-    return ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
-
-
 def _refuse_contradictions(config: Fields, family: Family) -> None:
     if config.values.get("model_type", family.model_type) != family.model_type:
         raise config.error("model_type", f"contradicts the architecture {family.architecture}")
     for key in _FOREIGN:
-        if not _says_nothing(config.values.get(key)):
+        if key not in family.own_keys and not _says_nothing(config.values.get(key)):
             raise config.error(key, f"is not part of {family.architecture} as Saccade supports it")
     for key, setting in (("attention_bias", family.qkv_bias), ("mlp_bias", family.mlp_bias)):
         if not isinstance(setting, str) and config.boolean(key, setting) != setting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,18 +32,26 @@ class RopeConfig:
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn: whole dimensions at the borders of the ramp
     attention_scaling: float = 1.0  # yarn: factor on cos and sin; scores grow by its square
+    share: float = 1.0  # of a head's channels that turn, the first ones
 
 
-def read_rope(config: Fields, max_position: int) -> RopeConfig:
-    """The rotary settings of config.json; CheckpointError for unsupported or contradictory ones."""
+def read_rope(
+    config: Fields,
+    max_position: int,
+    share: float | None = None,
+    extra_keys: Sequence[str] = (),
+) -> RopeConfig:
+    """The rotary settings of config.json; CheckpointError for unsupported or contradictory ones.
+
+    share: the family's default of partial_rotary_factor; None: it always turns the whole head.
+    extra_keys: settings that the family's configs carry and that change nothing here.
+    """
     rope = _rope_fields(config)
     for key in rope.values:
-        if key not in _SUPPORTED_KEYS:
+        if key not in _SUPPORTED_KEYS and key not in extra_keys:
             supported = ", ".join(sorted(_SUPPORTED_KEYS))
             raise rope.error(key, f"unknown rotary setting; supported: {supported}")
-    for fields in (rope, config):
-        if fields.number("partial_rotary_factor", 1.0) != 1.0:
-            raise fields.error("partial_rotary_factor", "only 1.0 (the whole head) is supported")
+    part = _share(rope, config, share)
     theta = rope.number("rope_theta", config.number("rope_theta", 10000.0, above=1.0), above=1.0)
     if rope.has("rope_theta") and config.has("rope_theta") and theta != config.number("rope_theta"):
         raise config.error("rope_theta", f"contradicts {rope.where}: rope_theta")
@@ -51,7 +60,22 @@ def read_rope(config: Fields, max_position: int) -> RopeConfig:
     if kind in ("llama3", "yarn"):
         inner = rope.integer("original_max_position_embeddings", max_position)
         original = config.integer("original_max_position_embeddings", inner)
-    return RopeConfig(kind, theta, original, **_scaling(rope, kind, original, max_position))
+    scaling = _scaling(rope, kind, original, max_position)
+    return RopeConfig(kind, theta, original, **scaling, share=part)
+
+
+def _share(rope: Fields, config: Fields, default: float | None) -> float:
+    found = 1.0 if default is None else default
+    given = [fields for fields in (rope, config) if fields.has("partial_rotary_factor")]
+    for fields in given:
+        value = fields.number("partial_rotary_factor", above=0.0)
+        if value > 1.0 or (default is None and value != 1.0):
+            allowed = "only 1.0 (the whole head) is supported" if default is None else "above 1"
+            raise fields.error("partial_rotary_factor", allowed)
+        if fields is not given[0] and value != found:
+            raise fields.error("partial_rotary_factor", f"contradicts {rope.where}")
+        found = value
+    return found
 
 
 def _rope_fields(config: Fields) -> Fields:

@@ -1,4 +1,4 @@
-"""The attention layer: projections, query-key norm, rotary embedding; its method does the rest."""
+"""The attention layer: projections, norms, rotary embedding, gates; its method does the rest."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Protocol
 
 import torch
 
+from ...kernels.activation import sigmoid_mul
 from ...kernels.linear import linear
-from ...kernels.norm import rms_norm
 from ...kernels.rope import apply_rope
 from ..attention.base import Aux, LayerShape
 from ..checkpoint.config_json import ModelConfig
-from .weights import Weights, linear_tensors
+from .head_rows import attention_tensors, gates_per_head, row_order
+from .norm import Norm
+from .weights import Weights
 
 
 class AttentionContext(Protocol):
@@ -38,18 +40,36 @@ class AttentionContext(Protocol):
 
 
 class Attention:
-    """Grouped-query attention of one layer, by the method that the step's context has for it."""
+    """Grouped-query attention of one layer, by the method that the step's context has for it.
+
+    What only some checkpoints have, `ModelConfig.features` says: sink logits, gates on the output
+    or a norm of it, layers without rotary embedding.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, weights: Weights) -> None:
-        name = f"model.layers.{layer}.self_attn."
+        name, features = f"model.layers.{layer}.self_attn.", config.features
         self.layer = layer
         self.shape = self.shape_of(config, layer)
-        self.eps = config.rms_norm_eps
         self.qkv = weights.projection(
-            name + "q_proj", name + "k_proj", name + "v_proj", bias=config.qkv_bias
+            name + "q_proj",
+            name + "k_proj",
+            name + "v_proj",
+            bias=config.qkv_bias,
+            order=row_order(config),
         )
-        self.q_norm = weights.tensor(name + "q_norm.weight") if config.qk_norm else None
-        self.k_norm = weights.tensor(name + "k_norm.weight") if config.qk_norm else None
+        self.q_norm = self.k_norm = self.out_norm = None
+        if config.qk_norm:
+            eps = features.qk_norm_eps or config.rms_norm_eps
+            self.q_norm, self.k_norm = (
+                Norm(weights.tensor(name + f"{part}_norm.weight"), eps, features.norm_offset)
+                for part in ("q", "k")
+            )
+        self.rotates = layer not in features.unrotated
+        self.aux = Aux(weights.tensor(name + "sinks").float() if features.sinks else None)
+        if features.output_norm_eps is not None:
+            self.out_norm = Norm(weights.tensor(name + "o_norm.weight"), features.output_norm_eps)
+        low_rank = features.gate is not None and features.gate.packing == "low_rank"
+        self.gate = [weights.projection(name + f"g_proj.{i}") for i in (0, 1)] if low_rank else []
         self.out = weights.projection(name + "o_proj", bias=config.output_bias)
 
     @staticmethod
@@ -60,22 +80,15 @@ class Attention:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             v_head_dim=config.head_dim,
-            scale=config.head_dim**-0.5,
+            scale=config.features.scale or config.head_dim**-0.5,
             window=config.windows[layer],
+            sinks=config.features.sinks,
         )
 
     @staticmethod
     def tensors(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
         """Name -> shape, as the Hugging Face classes name them."""
-        hidden, dim = config.hidden_size, config.head_dim
-        queries, keys = config.num_heads * dim, config.num_kv_heads * dim
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-            shapes |= linear_tensors(name, rows, hidden, config.qkv_bias)
-        shapes |= linear_tensors("o_proj", hidden, queries, config.output_bias)
-        if config.qk_norm:
-            shapes |= {"q_norm.weight": (dim,), "k_norm.weight": (dim,)}
-        return shapes
+        return attention_tensors(config)
 
     @staticmethod
     def spare_elements(config: ModelConfig) -> int:
@@ -84,18 +97,30 @@ class Attention:
 
     @staticmethod
     def scratch_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
-        """None beyond what every layer takes."""
-        return 0
+        """The gates, and the output once more where it is normed or gated."""
+        features, gates = config.features, config.num_heads * gates_per_head(config)
+        changed = features.gate is not None or features.output_norm_eps is not None
+        return tokens * (gates + changed * config.num_heads * config.head_dim) * dtype.itemsize
 
     def __call__(self, x: torch.Tensor, step: AttentionContext) -> torch.Tensor:
         """x: [T, hidden], normed -> [T, hidden], to be added to the residual stream."""
         heads, kv_heads, dim = self.shape.num_heads, self.shape.num_kv_heads, self.shape.head_dim
-        qkv = linear(x, self.qkv).view(x.shape[0], heads + 2 * kv_heads, dim)
+        rows = linear(x, self.qkv)
+        width = heads + 2 * kv_heads
+        qkv = rows[:, : width * dim].view(x.shape[0], width, dim)
         q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)  # views, turned in place
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self._norm_heads(q, self.q_norm), self._norm_heads(k, self.k_norm)
-        apply_rope(q, k, step.cos, step.sin)
-        return linear(step.attend(self.layer, q, k, v, Aux()).flatten(1), self.out)
+            q, k = self.q_norm.each_head(q), self.k_norm.each_head(k)
+        if self.rotates:
+            apply_rope(q, k, step.cos, step.sin)
+        out = step.attend(self.layer, q, k, v, self.aux)
+        if self.out_norm is not None:
+            out = self.out_norm.each_head(out)
+        return linear(self._gated(out.flatten(1), x, rows[:, width * dim :]), self.out)
 
-    def _norm_heads(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x.reshape(-1, x.shape[-1]), weight, self.eps).view(x.shape)
+    def _gated(self, out: torch.Tensor, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        """The output [T, H * d] of all heads by their gates, which `gates` holds if it has any."""
+        if self.gate:
+            down, up = self.gate
+            gates = linear(linear(x, down), up)
+        return sigmoid_mul(out, gates) if gates.shape[1] else out

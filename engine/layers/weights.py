@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +26,21 @@ class Weights:
         """The tensor as it is."""
         return self.checkpoint.tensor(name, self.dtype)
 
-    def projection(self, *names: str, bias: bool = False) -> PackedWeight:
-        """The linear layers `names` side by side as one packed weight, outputs in this order."""
-        rows = self.checkpoint.rows([name + ".weight" for name in names], self.dtype)
+    def projection(
+        self, *names: str, bias: bool = False, order: torch.Tensor | None = None
+    ) -> PackedWeight:
+        """The linear layers `names` side by side as one packed weight, outputs in this order.
+
+        order: int64, which of all these outputs each one is to be.
+        """
+        rows = self._rows([name + ".weight" for name in names], order)
         if not bias:
             return pack(rows)
-        return pack(rows, self.checkpoint.rows([name + ".bias" for name in names], self.dtype))
+        return pack(rows, self._rows([name + ".bias" for name in names], order))
+
+    def _rows(self, names: Sequence[str], order: torch.Tensor | None) -> torch.Tensor:
+        rows = self.checkpoint.rows(names, self.dtype)
+        return rows if order is None else rows[order]
 
 
 def linear_tensors(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""The Llama shape: Llama, Mistral, Qwen2, Qwen3, ASA, told apart by their configuration alone."""
+"""The Llama shape: every supported family, told apart by its configuration alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Protocol
 import torch
 
 from ...kernels.linear import linear, pack
-from ...kernels.norm import rms_norm
 from ..attention.base import LayerShape
 from ..checkpoint.config_json import ModelConfig
 from ..layers.attention import AttentionContext
 from ..layers.kinds import attention_kind
 from ..layers.mlp import MLP
+from ..layers.norm import Norm
 from ..layers.rope import RotaryEmbedding
 from ..layers.weights import Weights
 from .tensors import EMBEDDING, FINAL_NORM
@@ -36,22 +36,26 @@ class LlamaModel:
         self.dtype = weights.dtype
         self.embedding = weights.tensor(EMBEDDING)
         self.layers = [DecoderLayer(config, i, weights) for i in range(config.num_layers)]
-        self.norm = weights.tensor(FINAL_NORM)
+        self.norm = _norm(config, weights, FINAL_NORM)
         tied = config.tied_embeddings
         self.lm_head = pack(self.embedding) if tied else weights.projection("lm_head")
         self.rope = RotaryEmbedding(config.rope, config.rope_dim, max_model_len)
 
     def forward(self, step: ModelContext) -> torch.Tensor:
         """The final hidden states [T, hidden] of the step's T rows."""
-        residual = self.embedding.index_select(0, step.tokens)
+        residual = _scaled(
+            self.embedding.index_select(0, step.tokens), self.config.features.embedding_scale
+        )
         update: torch.Tensor | None = None
         for layer in self.layers:
             update = layer.forward(update, residual, step)
-        return _add_and_norm(update, residual, self.norm, self.config.rms_norm_eps)
+        return _add_and_norm(update, residual, self.norm)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 [R, vocab_size] for chosen rows [R, hidden] of what `forward` returned."""
-        return linear(hidden, self.lm_head, torch.float32)
+        logits = linear(hidden, self.lm_head, torch.float32)
+        divisor = self.config.features.logits_divisor
+        return logits if divisor == 1.0 else logits.div_(divisor)
 
     @property
     def layer_shapes(self) -> list[LayerShape]:
@@ -64,10 +68,10 @@ class DecoderLayer:
 
     def __init__(self, config: ModelConfig, index: int, weights: Weights) -> None:
         name = f"model.layers.{index}."
-        self.eps = config.rms_norm_eps
-        self.attention_norm = weights.tensor(name + "input_layernorm.weight")
+        self.scale = config.features.residual_scale
+        self.attention_norm = _norm(config, weights, name + "input_layernorm.weight")
         self.attention = attention_kind(config)(config, index, weights)
-        self.mlp_norm = weights.tensor(name + "post_attention_layernorm.weight")
+        self.mlp_norm = _norm(config, weights, name + "post_attention_layernorm.weight")
         self.mlp = MLP(config, index, weights)
 
     def forward(
@@ -78,15 +82,20 @@ class DecoderLayer:
         Returns this layer's own contribution: each addition is left to the norm after it, which
         fuses the two.
         """
-        x = _add_and_norm(update, residual, self.attention_norm, self.eps)
-        update = self.attention(x, step)
-        x = _add_and_norm(update, residual, self.mlp_norm, self.eps)
-        return self.mlp(x)
+        x = _add_and_norm(update, residual, self.attention_norm)
+        update = _scaled(self.attention(x, step), self.scale)
+        x = _add_and_norm(update, residual, self.mlp_norm)
+        return _scaled(self.mlp(x), self.scale)
 
 
-def _add_and_norm(
-    update: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, eps: float
-) -> torch.Tensor:
-    if update is None:
-        return rms_norm(residual, weight, eps)
-    return rms_norm(update, weight, eps, residual)
+def _norm(config: ModelConfig, weights: Weights, name: str) -> Norm:
+    return Norm(weights.tensor(name), config.rms_norm_eps, config.features.norm_offset)
+
+
+def _add_and_norm(update: torch.Tensor | None, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+    return norm(residual) if update is None else norm(update, residual)
+
+
+def _scaled(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """x times a number that most models leave at 1; in place."""
+    return x if scale == 1.0 else x.mul_(scale)

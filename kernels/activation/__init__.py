@@ -1,4 +1,4 @@
-"""Gated activations of the feed-forward layer."""
+"""Gated activations: SiLU in the feed-forward layer, sigmoid on the output of attention."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from ..ops import Implementation, Op
 from . import cpu, reference
 
 SILU_MUL = Op("silu_mul", reference.silu_mul, (Implementation("cpu", cpu.silu_mul, cpu.supports),))
+SIGMOID_MUL = Op(
+    "sigmoid_mul",
+    reference.sigmoid_mul,
+    (Implementation("cpu", cpu.sigmoid_mul, cpu.supports),),
+)
 
 
 def silu_mul(x: torch.Tensor) -> torch.Tensor:
@@ -17,4 +22,26 @@ def silu_mul(x: torch.Tensor) -> torch.Tensor:
     if x.ndim != 2 or x.shape[1] % 2:
         raise ValueError(f"silu_mul needs x [T, 2n], got {tuple(x.shape)}")
     out: torch.Tensor = SILU_MUL(x)
+    return out
+
+
+def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """x [T, n] times the sigmoid of gate [T, g], each gate for n / g adjacent channels of x.
+
+    In fp32, rounded once; an element does not depend on where it lies. Raises ValueError when
+    shapes or dtypes disagree.
+    """
+    if (
+        x.ndim != 2
+        or gate.ndim != 2
+        or x.shape[0] != gate.shape[0]
+        or not gate.shape[1]
+        or x.shape[1] % gate.shape[1]
+        or x.dtype != gate.dtype
+    ):
+        raise ValueError(
+            "sigmoid_mul needs x [T, n] and gate [T, g] of one dtype, g a divisor of n, "
+            f"got {x.dtype} {tuple(x.shape)} and {gate.dtype} {tuple(gate.shape)}"
+        )
+    out: torch.Tensor = SIGMOID_MUL(x, gate)
     return out

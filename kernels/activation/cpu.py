@@ -1,4 +1,4 @@
-"""Gated SiLU by the compiled CPU kernel."""
+"""Gated activations by the compiled CPU kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 from .. import native
 
 
-def supports(x: torch.Tensor) -> str | None:
-    """None when the kernel can serve this call, otherwise the reason."""
-    return native.unsupported(x)
+def supports(*tensors: torch.Tensor) -> str | None:
+    """None when the kernels can serve this call, otherwise the reason."""
+    return native.unsupported(*tensors)
 
 
 def silu_mul(x: torch.Tensor) -> torch.Tensor:
@@ -18,5 +18,23 @@ def silu_mul(x: torch.Tensor) -> torch.Tensor:
     out = torch.empty((rows, width), dtype=x.dtype)
     native.kernels().silu_mul(
         native.DTYPES[x.dtype], rows, width, x.data_ptr(), x.stride(0), out.data_ptr()
+    )
+    return out
+
+
+def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """See `saccade.kernels.activation.sigmoid_mul`."""
+    rows, width = x.shape
+    out = torch.empty((rows, width), dtype=x.dtype)
+    native.kernels().sigmoid_mul(
+        native.DTYPES[x.dtype],
+        rows,
+        width,
+        width // gate.shape[1],
+        x.data_ptr(),
+        x.stride(0),
+        gate.data_ptr(),
+        gate.stride(0),
+        out.data_ptr(),
     )
     return out

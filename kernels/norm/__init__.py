@@ -11,13 +11,17 @@ RMS_NORM = Op("rms_norm", reference.rms_norm, (Implementation("cpu", cpu.rms_nor
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    offset: float = 0.0,
 ) -> torch.Tensor:
-    """x / rms(x) * weight over the last dimension, in fp32, rounded once to x's dtype.
+    """x / rms(x) * (offset + weight) over the last dimension, in fp32, rounded once to x's dtype.
 
-    x: [T, n]; weight: [n]; residual: [T, n] or None. With a residual, `residual += x` happens in
-    place (rounded to its dtype) and the sum is what is normed. Raises ValueError when shapes
-    disagree.
+    x: [T, n]; weight: [n]; residual: [T, n] or None; offset: 1 for weights stored around zero.
+    With a residual, `residual += x` happens in place (rounded to its dtype) and the sum is what is
+    normed. Raises ValueError when shapes disagree.
     """
     if x.ndim != 2 or weight.shape != x.shape[1:]:
         raise ValueError(
@@ -28,5 +32,5 @@ def rms_norm(
         raise ValueError(
             f"rms_norm: residual {tuple(residual.shape)} differs from x {tuple(x.shape)}"
         )
-    out: torch.Tensor = RMS_NORM(x, weight, eps, residual)
+    out: torch.Tensor = RMS_NORM(x, weight, eps, residual, offset)
     return out

@@ -8,7 +8,11 @@ from .. import native
 
 
 def supports(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    offset: float = 0.0,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
     if weight.dtype != x.dtype or (residual is not None and residual.dtype != x.dtype):
@@ -17,7 +21,11 @@ def supports(
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    offset: float = 0.0,
 ) -> torch.Tensor:
     """See `saccade.kernels.norm.rms_norm`."""
     out = torch.empty(x.shape, dtype=x.dtype)
@@ -29,6 +37,7 @@ def rms_norm(
         x.stride(0),
         weight.data_ptr(),
         eps,
+        offset,
         residual.data_ptr() if residual is not None else 0,
         residual.stride(0) if residual is not None else 0,
         out.data_ptr(),

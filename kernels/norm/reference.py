@@ -6,7 +6,11 @@ import torch
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    offset: float = 0.0,
 ) -> torch.Tensor:
     """See `saccade.kernels.norm.rms_norm`."""
     if residual is not None:
@@ -14,4 +18,4 @@ def rms_norm(
         x = residual
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * weight.float()).to(x.dtype)
+    return (wide * scale * (offset + weight.float())).to(x.dtype)

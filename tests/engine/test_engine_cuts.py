@@ -110,6 +110,17 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "tidal": ("smollm", {"decode_attention": "tidal(budget=48, start=1, correction=0)"}),
+    "sinks": ("granite_swa", {"attention": "1:dense; *:moba(block=16, topk=2)"}),
+    "gates_per_head": ("gated_heads", {"dtype": "bfloat16"}),
+    "gates_per_channel": ("qwen3_next", {"attention": "moba(block=16, topk=2)"}),
+    "no_rope": (
+        "smollm3",
+        {
+            "dtype": "bfloat16",
+            "prefill_attention": "moba(block=32, topk=2)",
+            "decode_attention": "chunked(7, 5)",
+        },
+    ),
     "asa": ("asa", {"attention": "asa(16, 3, 1, 1, reuse=4)"}),
     "asa_wide": ("asa_wide", {"attention": "asa(32, 2, 0, 1, form=expanded)"}),
     "asa_phases": (

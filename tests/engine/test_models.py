@@ -70,10 +70,17 @@ class DenseForward:
             v = torch.cat([self.values[layer], v])
         self.keys[layer], self.values[layer] = k, v
         shape = self.model.layer_shapes[layer]
-        return attention(q, k, v, shape).to(q.dtype)
+        assert shape.sinks == (aux.sink_logits is not None)
+        return attention(q, k, v, shape, aux.sink_logits).to(q.dtype)
 
 
-def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: LayerShape) -> torch.Tensor:
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    shape: LayerShape,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
     query = torch.arange(k.shape[0] - q.shape[0], k.shape[0])[:, None]
     key = torch.arange(k.shape[0])[None, :]
     seen = key <= query
@@ -82,7 +89,10 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: LayerSha
     group = shape.num_heads // shape.num_kv_heads
     wide_k, wide_v = (x.float().repeat_interleave(group, dim=1) for x in (k, v))
     scores = torch.einsum("qhd,khd->hqk", q.float(), wide_k) * shape.scale
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(-1, len(q), 1)], dim=-1)
+    weights = scores.softmax(-1)[..., : len(k)]
     return torch.einsum("hqk,khd->qhd", weights, wide_v)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .tiny_asa import write_tiny_asa
+from .tiny_own import OWN, write_tiny_own
 
 BASE: dict[str, Any] = {
     "vocab_size": 128,
@@ -51,6 +52,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+FAMILIES |= {
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "pad_token_id": None}),
+    "granite_swa": (
+        "GraniteSWA",
+        {
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 9,
+            "layer_rope_theta": [500.0, 500.0, 0],
+            "attention_multiplier": 0.3,
+            "embedding_multiplier": 1.5,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 2.5,
+        },
+    ),
+    **{
+        family: (stem, {"layer_types": ["full_attention"] * 3, "head_dim": 32, **own})
+        for family, stem, own in (
+            ("qwen3_next", "Qwen3Next", {"num_experts": 0}),
+            ("qwen3_5", "Qwen3_5", {"attention_bias": True}),
+        )
+    },
+}
+AROUND_ZERO = {"qwen3_next", "qwen3_5"}  # families whose norms add 1 to their weights
 _TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n" * 4
 
 
@@ -71,15 +95,18 @@ def write_tiny(
     """
     if family.startswith("asa"):
         return write_tiny_asa(path, family, seed=seed, dtype=dtype, **overrides)
+    if family in OWN:
+        return write_tiny_own(path, family, seed=seed, dtype=dtype, **overrides)
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
 
     stem, own = FAMILIES[family]
     vocabulary = {"vocab_size": 320} if tokenizer else {}
-    config = getattr(transformers, f"{stem}Config")(**{**BASE, **own, **vocabulary, **overrides})
+    kind = "Qwen3_5TextConfig" if stem == "Qwen3_5" else f"{stem}Config"
+    config = getattr(transformers, kind)(**{**BASE, **own, **vocabulary, **overrides})
     model = getattr(transformers, f"{stem}ForCausalLM")(config).to(getattr(torch, dtype))
-    _randomise(model, seed)
+    _randomise(model, seed, norm=0.0 if family in AROUND_ZERO else 1.0)
     model.generation_config.max_length = None
     model.save_pretrained(path, **({"max_shard_size": shard_size} if shard_size else {}))
     if tokenizer:
@@ -98,14 +125,17 @@ def write_tokenizer(path: Path, vocab_size: int) -> None:
     trained.save(str(path / "tokenizer.json"))
 
 
-def _randomise(model: torch.nn.Module, seed: int) -> None:
-    """Weights, biases and norms that all matter: the library's own would be zeros and ones."""
+def _randomise(model: torch.nn.Module, seed: int, norm: float) -> None:
+    """Weights, biases and norms that all matter: the library's own would be zeros and ones.
+
+    norm: what norm weights lie around.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if "norm" in name:
-                parameter.copy_(1 + 0.2 * noise)
+                parameter.copy_(norm + 0.2 * noise)
             elif parameter.ndim == 1 or "embed" in name:
                 parameter.copy_(0.5 * noise)
             else:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
-from saccade.engine.checkpoint.config_json import read_config
-from saccade.engine.models.tensors import expected_tensors
+from .tiny_weights import write_random
 
 ASA: dict[str, Any] = {
     "layer_types": ["local", "global", "local", "global"],
@@ -72,19 +67,4 @@ def write_tiny_asa(
     path: Path, family: str = "asa", *, seed: int = 0, dtype: str = "float32", **overrides: Any
 ) -> Path:
     """Writes a checkpoint folder with random weights and returns it."""
-    path.mkdir(parents=True, exist_ok=True)
-    config = {**asa_config(family, **overrides), "torch_dtype": dtype}
-    (path / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, shape in expected_tensors(read_config(path)).items():
-        noise = torch.randn(shape, generator=generator)
-        if "norm" in name:
-            noise = 1 + 0.2 * noise
-        elif "embed" in name:
-            noise = 0.5 * noise
-        else:
-            noise = noise * 1.5 / shape[1] ** 0.5
-        tensors[name] = noise.to(getattr(torch, dtype))
-    save_file(tensors, path / "model.safetensors")
-    return path
+    return write_random(path, asa_config(family, **overrides), seed, dtype)

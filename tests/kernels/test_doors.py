@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saccade.kernels.activation import silu_mul
+from saccade.kernels.activation import sigmoid_mul, silu_mul
 from saccade.kernels.attend import BlockLists
+from saccade.kernels.key_conv import key_conv
 from saccade.kernels.merge import merge
 from saccade.kernels.norm import rms_norm
 from saccade.kernels.rope import apply_rope
@@ -136,6 +137,25 @@ def test_silu_mul():
     """An odd width, or no rows of columns."""
     refused("x [T, 2n], got (3, 7)", silu_mul, torch.zeros((3, 7)))
     refused("x [T, 2n]", silu_mul, torch.zeros(8))
+
+
+def test_sigmoid_mul():
+    """Gates that do not divide the channels, or have other rows or another dtype."""
+    x = torch.zeros((3, 8))
+    for gate in (torch.zeros((3, 3)), torch.zeros((2, 8)), torch.zeros((3, 0)), x[0], x.half()):
+        refused("g a divisor of n", sigmoid_mul, x, gate)
+
+
+def test_key_conv():
+    """Heads, dtypes, taps and places that do not belong together."""
+    k, history, weight = torch.zeros((5, 2, 8)), torch.zeros((3, 2, 8)), torch.zeros((4, 2, 8))
+    before = torch.full((5, 3), -1)
+    refused("weight [taps, Hkv, d], got", key_conv, k, history, before, weight[:, :1])
+    refused("weight [taps, Hkv, d], got", key_conv, k, history[..., :4], before, weight)
+    refused("must share a dtype", key_conv, k.half(), history, before, weight)
+    refused("before be int64", key_conv, k, history, before.int(), weight)
+    refused("before [T, taps - 1], not (5, 2)", key_conv, k, history, before[:, :2], weight)
+    refused("17 taps must be from 1 to 16", key_conv, k, history, before, torch.zeros((17, 2, 8)))
 
 
 def test_merge():

@@ -1,11 +1,11 @@
-"""Row-wise kernels: norm, rotary embedding, gated SiLU and merge against their formulas in fp64."""
+"""Row-wise kernels: norm, rotary embedding, gates and merge against their formulas in fp64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from saccade.kernels.activation import silu_mul
+from saccade.kernels.activation import SIGMOID_MUL, sigmoid_mul, silu_mul
 from saccade.kernels.merge import merge
 from saccade.kernels.norm import rms_norm
 from saccade.kernels.rope import apply_rope
@@ -66,6 +66,16 @@ def test_rms_norm_of_hard_rows(isa, dtype):
     out = rms_norm(x, torch.ones(64, dtype=dtype), EPS)
     assert torch.equal(out[0], x[0]) and torch.equal(out[1], torch.ones_like(x[1]))
     assert out[2].isnan().all() and out[3].isfinite().all()
+
+
+@every_dtype
+@every_width
+def test_rms_norm_of_weights_around_zero(isa, dtype, width):
+    """x / rms(x) * (1 + weight): the sum is not rounded to the weights' precision."""
+    x, weight = numbers(5, width, dtype=dtype), numbers(width, dtype=dtype) * 0.1
+    truth = normed(x.double(), 1 + weight.double())
+    out = rms_norm(x, weight, EPS, None, 1.0)
+    within_budget(out, normed(x.float(), 1 + weight.float()).to(dtype), truth)
 
 
 def rotated(x, cos, sin):
@@ -132,6 +142,43 @@ def test_silu_mul_at_the_ends(isa, dtype):
     assert torch.equal(out.isnan(), gate.isnan())
 
 
+@every_dtype
+@pytest.mark.parametrize(("width", "span"), [(1, 1), (37, 1), (96, 1), (96, 32), (90, 18), (5, 5)])
+@pytest.mark.parametrize("rows", [0, 1, 40])
+def test_sigmoid_mul(isa, dtype, width, span, rows):
+    """A gate per channel, or per `span` of them; rows of any stride."""
+    x, gate = numbers(rows, width, dtype=dtype), numbers(rows, width // span, dtype=dtype) * 3
+    out = sigmoid_mul(x, gate)
+    wide = gate.repeat_interleave(span, dim=1)
+    same_precision = (x.float() * wide.float().sigmoid()).to(dtype)
+    within_budget(out, same_precision, x.double() * wide.double().sigmoid(), factor=2.0)
+    within_budget(
+        SIGMOID_MUL.reference(x, gate), same_precision, x.double() * wide.double().sigmoid()
+    )
+    assert torch.equal(sigmoid_mul(strided(x), strided(gate)), out)
+
+
+@every_dtype
+@pytest.mark.parametrize("gates", [1, 77])
+def test_sigmoid_mul_at_any_place(isa, dtype, gates):
+    """An element is gated alike wherever it lies: in the middle of a row, at its end, alone."""
+    x, gate = numbers(1, 1, dtype=dtype), numbers(1, 1, dtype=dtype)
+    row = sigmoid_mul(x.expand(3, 77).contiguous(), gate.expand(3, gates).contiguous())
+    assert torch.equal(row, sigmoid_mul(x, gate).expand(3, 77))
+    row = SIGMOID_MUL.reference(x.expand(3, 77), gate.expand(3, gates))
+    assert torch.equal(row, SIGMOID_MUL.reference(x, gate).expand(3, 77))
+
+
+@every_dtype
+def test_sigmoid_mul_at_the_ends(isa, dtype):
+    """Far gates close or open entirely, NaN stays where it is."""
+    gate = torch.tensor([-1e4, -200.0, 0.0, 200.0, 1e4, torch.nan] * 5).to(dtype)[None]
+    out = sigmoid_mul(torch.ones_like(gate), gate)
+    assert torch.equal(out[gate == 0], torch.full((5,), 0.5, dtype=dtype))
+    assert (out[gate > 0] == 1).all() and (out[gate < 0] <= 1e-30).all()
+    assert torch.equal(out.isnan(), gate.isnan())
+
+
 def partial(rows, heads, dim, dtype):
     """A partial attention result; every third row is empty and holds NaN."""
     out, lse = numbers(rows, heads, dim, dtype=dtype), torch.randn((rows, heads)) * 20
@@ -184,7 +231,7 @@ def test_other_dtypes_take_the_reference(isa):
     """fp64 and strides that the kernels do not read: the references answer."""
     x = torch.randn((4, 8)).double()
     assert torch.allclose(rms_norm(x, torch.ones(8).double(), EPS), normed(x, 1.0), atol=1e-5)
-    assert silu_mul(x).dtype == torch.float64
+    assert silu_mul(x).dtype == sigmoid_mul(x, x).dtype == torch.float64
     lse = torch.zeros((4, 2))
     assert merge(x.view(4, 2, 4), lse, x.view(4, 2, 4), lse)[0].dtype == torch.float64
     y = torch.randn((8, 4)).T

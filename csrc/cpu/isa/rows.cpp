@@ -1,7 +1,7 @@
-// Row-wise kernels: RMS norm, rotary embedding, gated SiLU, merging of partial attention results.
+// Row-wise kernels: RMS norm, rotary embedding, gates, merging of partial attention results.
 #include <math.h>
 
-#include "simd.h"
+#include "row_groups.h"
 #include "tables.h"
 
 namespace saccade {
@@ -9,37 +9,6 @@ namespace SACCADE_ISA {
 namespace {
 
 constexpr int W = kWidth;
-
-// Rows are handed out in groups of about this many elements: enough work to be worth waking a
-// thread.
-constexpr int64_t kGrain = 16384;
-
-// Runs fn(params, first row, one past the last row) over groups of rows on all threads.
-template <class Params>
-void for_row_groups(const Params& params, int64_t rows, int64_t width, ThreadPool& pool,
-                    void (*fn)(const Params&, int64_t, int64_t)) {
-  struct Job {
-    const Params* params;
-    int64_t rows, group;
-    void (*fn)(const Params&, int64_t, int64_t);
-  };
-  const int64_t group = width >= kGrain ? 1 : kGrain / (width < 1 ? 1 : width);
-  Job job{&params, rows, group, fn};
-  pool.run((rows + group - 1) / group,
-           [](void* context, int64_t item, int) {
-             const Job& j = *static_cast<Job*>(context);
-             const int64_t begin = item * j.group;
-             j.fn(*j.params, begin, begin + j.group < j.rows ? begin + j.group : j.rows);
-           },
-           &job);
-}
-
-template <class Fn32, class Fn16, class Fnh>
-void by_dtype(DType dtype, Fn32 f32, Fn16 bf16, Fnh f16) {
-  if (dtype == DType::kF32) f32();
-  if (dtype == DType::kBF16) bf16();
-  if (dtype == DType::kF16) f16();
-}
 
 // Pieces of 1024 elements in fp32, their sums in fp64: a wide row is as exact as a narrow one.
 template <class E>
@@ -88,10 +57,10 @@ void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
         p.width,
         [&](int64_t i) {
           E::template put<W>(out + i, E::template get<W>(x + i) * splat<W>(scale) *
-                                          E::template get<W>(weight + i));
+                                          (splat<W>(p.offset) + E::template get<W>(weight + i)));
         },
         [&](int64_t i) {
-          put_one<E>(out + i, get_one<E>(x + i) * scale * get_one<E>(weight + i));
+          put_one<E>(out + i, get_one<E>(x + i) * scale * (p.offset + get_one<E>(weight + i)));
         });
   }
 }
@@ -147,6 +116,45 @@ void silu_mul_rows(const SiluMulParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// 1 / (1 + exp(-x)): a lane's result does not depend on the other lanes, nor on their number.
+template <int V>
+SACCADE_INLINE F<V> sigmoid(F<V> x) {
+  return splat<V>(1.0f) / (splat<V>(1.0f) + exp_any<V>(-x));
+}
+
+template <class E>
+void sigmoid_mul_rows(const SigmoidMulParams& p, int64_t begin, int64_t end) {
+  using T = typename E::T;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = static_cast<const T*>(p.x) + row * p.x_row;
+    const T* gate = static_cast<const T*>(p.gate) + row * p.gate_row;
+    T* out = static_cast<T*>(p.out) + row * p.width;
+    if (p.span == 1) {
+      for_vectors<W>(
+          p.width,
+          [&](int64_t i) {
+            const F<W> share = sigmoid<W>(E::template get<W>(gate + i));
+            E::template put<W>(out + i, E::template get<W>(x + i) * share);
+          },
+          [&](int64_t i) {
+            const float share = sigmoid<4>(splat<4>(get_one<E>(gate + i)))[0];
+            put_one<E>(out + i, get_one<E>(x + i) * share);
+          });
+      continue;
+    }
+    for (int64_t first = 0; first < p.width; first += p.span) {
+      const float share = sigmoid<4>(splat<4>(get_one<E>(gate + first / p.span)))[0];
+      for_vectors<W>(
+          p.span,
+          [&](int64_t i) {
+            E::template put<W>(out + first + i,
+                               E::template get<W>(x + first + i) * splat<W>(share));
+          },
+          [&](int64_t i) { put_one<E>(out + first + i, get_one<E>(x + first + i) * share); });
+    }
+  }
+}
+
 template <class E>
 void merge_rows(const MergeParams& p, int64_t begin, int64_t end) {
   using T = typename E::T;
@@ -199,6 +207,13 @@ void silu_mul(const SiluMulParams& p, ThreadPool& pool) {
       p.dtype, [&] { for_row_groups(p, p.rows, 2 * p.width, pool, silu_mul_rows<ElementF32>); },
       [&] { for_row_groups(p, p.rows, 2 * p.width, pool, silu_mul_rows<ElementBF16>); },
       [&] { for_row_groups(p, p.rows, 2 * p.width, pool, silu_mul_rows<ElementF16>); });
+}
+
+void sigmoid_mul(const SigmoidMulParams& p, ThreadPool& pool) {
+  by_dtype(
+      p.dtype, [&] { for_row_groups(p, p.rows, 2 * p.width, pool, sigmoid_mul_rows<ElementF32>); },
+      [&] { for_row_groups(p, p.rows, 2 * p.width, pool, sigmoid_mul_rows<ElementBF16>); },
+      [&] { for_row_groups(p, p.rows, 2 * p.width, pool, sigmoid_mul_rows<ElementF16>); });
 }
 
 void merge(const MergeParams& p, ThreadPool& pool) {

@@ -10,6 +10,8 @@ void linear(const LinearParams&, ThreadPool&);
 void rms_norm(const RmsNormParams&, ThreadPool&);
 void rope(const RopeParams&, ThreadPool&);
 void silu_mul(const SiluMulParams&, ThreadPool&);
+void sigmoid_mul(const SigmoidMulParams&, ThreadPool&);
+void key_conv(const KeyConvParams&, ThreadPool&);
 void merge(const MergeParams&, ThreadPool&);
 void write_pages(const WritePagesParams&, ThreadPool&);
 void block_means(const BlockMeansParams&, ThreadPool&);

@@ -11,6 +11,8 @@ struct KernelTable {
   void (*rms_norm)(const RmsNormParams&, ThreadPool&);
   void (*rope)(const RopeParams&, ThreadPool&);
   void (*silu_mul)(const SiluMulParams&, ThreadPool&);
+  void (*sigmoid_mul)(const SigmoidMulParams&, ThreadPool&);
+  void (*key_conv)(const KeyConvParams&, ThreadPool&);
   void (*merge)(const MergeParams&, ThreadPool&);
   void (*write_pages)(const WritePagesParams&, ThreadPool&);
   void (*block_means)(const BlockMeansParams&, ThreadPool&);

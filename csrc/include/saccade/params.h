@@ -58,8 +58,8 @@ struct RmsNormParams {
   const void* x;
   int64_t x_row;
   const void* weight;
-  float eps;
-  void* residual;  // [rows, width] or null: read, x added, written back
+  float eps, offset;  // offset: added to every weight
+  void* residual;     // [rows, width] or null: read, x added, written back
   int64_t residual_row;
   void* out;  // [rows, width] contiguous
 };
@@ -78,6 +78,29 @@ struct SiluMulParams {
   const void* x;  // [rows, 2 width]
   int64_t x_row;
   void* out;  // [rows, width] contiguous
+};
+
+struct SigmoidMulParams {
+  DType dtype;
+  int64_t rows, width, span;  // span: adjacent channels that share a gate
+  const void* x;              // [rows, width]
+  int64_t x_row;
+  const void* gate;  // [rows, width / span]
+  int64_t gate_row;
+  void* out;  // [rows, width] contiguous
+};
+
+// k + silu(sum of weight[l] * the key l tokens before), l = 0 .. taps - 1.
+constexpr int64_t kMostTaps = 16;
+struct KeyConvParams {
+  DType dtype;
+  int64_t rows, width, taps;
+  const void* k;  // [rows, width]
+  int64_t k_row;
+  const void* history;    // [any, width] contiguous: keys of earlier steps
+  const int64_t* before;  // [rows, taps - 1]: a row of k; -1: no token; -2 - i: row i of history
+  const void* weight;     // [taps, width]
+  void* out;              // [rows, width] contiguous
 };
 
 struct MergeParams {

@@ -1,0 +1,43 @@
+"""What attention layers, and the residual stream around them, may have beyond the Llama shape.
+
+Any of these may be combined; each family's config.json says which it has (`family_features.py`,
+`moba_config.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A sigmoid gate on the output of every head, computed from the layer's own input.
+
+    per_channel: as many gates as a head has channels, else one. packing: where their rows lie.
+    "head": in q_proj, after each head's query rows; "group": in q_proj, after the query rows of all
+    the heads of a KV head; "low_rank": apart, in g_proj, a product of two by way of head_dim.
+    """
+
+    per_channel: bool
+    packing: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the layers have besides projections, rotary embedding and query-key norms."""
+
+    gate: Gate | None = None
+    sinks: bool = False  # a learned logit per head that only enlarges the softmax's denominator
+    unrotated: frozenset[int] = frozenset()  # layers without rotary embedding
+    key_taps: int = 0  # width of the convolution of keys; 0: none
+    convolved: frozenset[int] = frozenset()  # layers that have it
+    output_norm_eps: float | None = None  # of a norm of every head's output; None: no such norm
+    qk_norm: bool | None = None  # None: as in every checkpoint of the family
+    qk_norm_eps: float | None = None  # None: as all other norms
+    bias: bool | None = None  # of all four projections; None: as the family says
+    scale: float | None = None  # of attention scores; None: 1 / sqrt(head_dim)
+    rope_theta: float | None = None  # None: as the rotary settings say
+    norm_offset: float = 0.0  # what is added to the stored weights of the norms
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what each layer adds to the residual stream
+    logits_divisor: float = 1.0
