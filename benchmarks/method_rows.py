@@ -18,6 +18,7 @@ from .timing import Figure, Run, interleave, ratio
 
 # Whatever else a method does counts as choosing: its own code between the ops, too.
 _ATTENDING = ("attend", "merge")
+SPLIT_TIME = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,17 @@ class MethodRow:
     choosing: float
 
 
-class Split:
-    """A run, and how much of its time goes to attention itself."""
+def choosing(run: Run, seconds: float) -> float:
+    """The share of a run's time that is not attention itself, over calls of about SPLIT_TIME.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._total = self._attending = 0.0
-
-    def __call__(self) -> torch.Tensor:
-        """Runs it once."""
-        start = time.perf_counter()
-        with op_times() as spent:
-            out: torch.Tensor = self._run()
-        self._total += time.perf_counter() - start
-        self._attending += sum(spent[name] for name in _ATTENDING)
-        return out
-
-    @property
-    def choosing(self) -> float:
-        """The rest, as a share of all calls so far."""
-        return 1 - self._attending / self._total
+    Not measured with the samples: looking into a call costs more than some calls take.
+    """
+    run()
+    start = time.perf_counter()
+    with op_times() as spent:
+        for _ in range(max(1, round(SPLIT_TIME / seconds))):
+            run()
+    return 1 - sum(spent[name] for name in _ATTENDING) / (time.perf_counter() - start)
 
 
 def measure(
@@ -75,13 +67,11 @@ def _phase(
     progress(f"methods, {phase}: {', '.join(specs)}")
     torch.manual_seed(0)
     problem = method_cases.PHASES[phase](sizes, specs)
-    runs = {spec: Split(run) for spec, run in problem.runs.items()}
-    for spec, run in runs.items():
+    for spec, run in problem.runs.items():
         if not run().isfinite().all():
             raise SaccadeError(f"{spec} gives NaN or infinity in {phase}")
-    samples = interleave(runs, repeats)
-    dense = samples[DENSE]
-    return [_row(spec, phase, problem, samples[spec], dense, runs[spec].choosing) for spec in specs]
+    samples = interleave(problem.runs, repeats)
+    return [_row(spec, phase, problem, samples[spec], samples[DENSE]) for spec in specs]
 
 
 def _row(
@@ -90,7 +80,6 @@ def _row(
     problem: Problem,
     samples: list[float],
     dense: list[float],
-    choosing: float,
 ) -> MethodRow:
     time_, faster = Figure.of(samples), ratio(dense, samples)
     return MethodRow(
@@ -102,7 +91,7 @@ def _row(
         ratio=faster.value,
         ratio_spread=faster.spread,
         keys=problem.memory.share(spec, problem.start),
-        choosing=choosing,
+        choosing=choosing(problem.runs[spec], time_.value),
     )
 
 

@@ -34,7 +34,6 @@ class GlobalPlan:
     keys: Keys
     done: CompletedBlocks
     candidates: Candidates
-    list_of_row: torch.Tensor  # int32 [T]: every row has a list of its own
     leader: torch.Tensor  # int64 [T]: where each row's list is kept, if several rows share it
 
 
@@ -118,7 +117,6 @@ class Asa:
             Keys(*rows),
             completed_blocks(*rows, self.block, size),
             Candidates(*rows, self.block, size),
-            torch.arange(step.positions.shape[0], dtype=torch.int32),
             # A page holds whole runs of rows that share a list.
             (step.slots - step.positions % self.reuse) // self.reuse,
         )
@@ -169,7 +167,7 @@ class Asa:
         rule = ListRule(self.topk, self.init, self.local, self.reuse)
         means = cache.fields[self._means]
         coarse, _, ids = compressed(q, means, plan.candidates, rule, scale, rank)
-        lists = BlockLists(self._shared(cache, plan, ids), plan.list_of_row, self.block)
+        lists = BlockLists(self._shared(cache, plan, ids), None, self.block)
         return coarse, self._over_latents(cache, replace(plan.keys, blocks=lists), q, scale, rank)
 
     def _shared(self, cache: LayerCache, plan: GlobalPlan, ids: torch.Tensor) -> torch.Tensor:

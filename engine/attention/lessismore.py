@@ -30,7 +30,6 @@ class SelectionPlan:
 
     keys: Keys
     candidates: Candidates
-    list_of_row: torch.Tensor  # int32 [T]: every row has a list of its own
     carried: Carried = field(default_factory=Carried)
 
 
@@ -87,7 +86,6 @@ class SelectionLayers(ABC):
         return SelectionPlan(
             Keys(*rows),
             Candidates(*rows, self.block, step.page_size),
-            torch.arange(step.positions.shape[0], dtype=torch.int32),
         )
 
     def summarize(  # noqa: B027  complete as it is
@@ -124,7 +122,7 @@ class SelectionLayers(ABC):
     def _lists(self, ids: torch.Tensor, plan: SelectionPlan, shape: LayerShape) -> BlockLists:
         if ids.shape[1] == 1:
             ids = ids.expand(-1, shape.num_kv_heads, -1)
-        return BlockLists(ids, plan.list_of_row, self.block)
+        return BlockLists(ids, None, self.block)
 
     def keys_read(self, shape: LayerShape, step: Step, plan: SelectionPlan) -> torch.Tensor:
         """Of the layer that attended last: all keys, or those of the lists."""

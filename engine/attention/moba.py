@@ -20,7 +20,6 @@ class MobaPlan:
     keys: Keys
     done: CompletedBlocks
     candidates: Candidates
-    list_of_row: torch.Tensor  # int32 [T]: every row has a list of its own
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,6 @@ class Moba:
             Keys(step.cu_rows, step.positions, step.page_table),
             completed_blocks(step.cu_rows, step.positions, step.page_table, self.block, size),
             Candidates(step.cu_rows, step.positions, step.page_table, self.block, size),
-            torch.arange(step.positions.shape[0], dtype=torch.int32),
         )
 
     def summarize(self, cache: LayerCache, step: Step, plan: MobaPlan, aux: Aux) -> None:
@@ -123,5 +121,5 @@ class Moba:
             plan.keys.cu_rows,
             plan.keys.positions,
             plan.keys.page_table,
-            blocks=BlockLists(ids, plan.list_of_row, self.block),
+            blocks=BlockLists(ids, None, self.block),
         )

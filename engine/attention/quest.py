@@ -22,7 +22,6 @@ class QuestPlan:
     keys: Keys
     done: CompletedBlocks
     candidates: Candidates
-    list_of_row: torch.Tensor  # int32 [T]: every row has a list of its own
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,6 @@ class Quest:
             Keys(*rows),
             completed_blocks(*rows, self.block, size),
             Candidates(*rows, self.block, size),
-            torch.arange(step.positions.shape[0], dtype=torch.int32),
         )
 
     def summarize(self, cache: LayerCache, step: Step, plan: QuestPlan, aux: Aux) -> None:
@@ -106,7 +104,7 @@ class Quest:
         """Bound, select, attend: [T, H, dv]."""
         bounds = cache.fields[self._field]
         ids = select_bounded(q, bounds, plan.candidates, ListRule(self._listed), self.reduction)
-        keys = replace(plan.keys, blocks=BlockLists(ids, plan.list_of_row, self.block))
+        keys = replace(plan.keys, blocks=BlockLists(ids, None, self.block))
         out, _ = attend(
             cache.layout, q, cache.k, cache.v, keys, shape.scale, shape.softcap, aux.sink_logits
         )

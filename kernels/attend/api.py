@@ -121,14 +121,21 @@ def _check_blocks(blocks: BlockLists, rows: int, heads: int, kv_heads: int) -> N
         or blocks.ids.dtype != torch.int32
     ):
         raise ValueError(f"attend: block ids must be int32 [lists, {heads} or {kv_heads}, n]")
-    if blocks.list_of_row.shape != (rows,) or blocks.list_of_row.dtype != torch.int32:
-        raise ValueError(f"attend: list_of_row must be int32 [{rows}]")
-    if rows and blocks.list_of_row.device.type == "cpu":
-        least, most = (int(end) for end in blocks.list_of_row.aminmax())
-        if least < 0 or most >= blocks.ids.shape[0]:
-            raise ValueError(
-                f"attend: list_of_row holds {least} .. {most}, but there are "
-                f"{blocks.ids.shape[0]} lists"
-            )
+    if blocks.list_of_row is None:
+        if blocks.ids.shape[0] != rows:
+            raise ValueError(f"attend: {rows} rows need as many lists, got {blocks.ids.shape[0]}")
+    else:
+        _check_list_of_row(blocks.list_of_row, rows, blocks.ids.shape[0])
     if blocks.block < 16 or blocks.block & (blocks.block - 1):
         raise ValueError(f"attend: block must be a power of two of at least 16, not {blocks.block}")
+
+
+def _check_list_of_row(list_of_row: torch.Tensor, rows: int, lists: int) -> None:
+    if list_of_row.shape != (rows,) or list_of_row.dtype != torch.int32:
+        raise ValueError(f"attend: list_of_row must be int32 [{rows}]")
+    if rows and list_of_row.device.type == "cpu":
+        least, most = (int(end) for end in list_of_row.aminmax())
+        if least < 0 or most >= lists:
+            raise ValueError(
+                f"attend: list_of_row holds {least} .. {most}, but there are {lists} lists"
+            )

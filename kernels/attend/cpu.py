@@ -66,7 +66,7 @@ def attend(
     ids = None if blocks is None else blocks.ids.contiguous()
     if ids is not None and ids.shape[2] == 0:  # the kernel knows absent lists by a null pointer
         ids = ids.new_full((*ids.shape[:2], 1), -1)
-    list_of_row = None if blocks is None else blocks.list_of_row.contiguous()
+    list_of_row = None if blocks is None else _dense(blocks.list_of_row)
     native.kernels().attend(
         native.DTYPES[q.dtype],
         native.DTYPES[out_dtype],

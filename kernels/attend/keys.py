@@ -15,11 +15,11 @@ class BlockLists:
     ids: int32 [lists, owners, n], ascending block ids, padded with -1. Block b holds the absolute
     positions [b * block, (b + 1) * block). owners is the number of query heads, or of KV heads
     (then a GQA group shares a list). list_of_row: int32 [T], the list that each query row uses
-    (rows of a tile may share one).
+    (rows of a tile may share one); None: every row has a list of its own, in the order of the rows.
     """
 
     ids: torch.Tensor
-    list_of_row: torch.Tensor
+    list_of_row: torch.Tensor | None
     block: int
 
 

@@ -14,7 +14,8 @@ from .keys import BlockLists, Keys
 
 def block_mask(blocks: BlockLists, rows: slice, heads: int, length: int) -> torch.Tensor:
     """bool [heads, rows, length]: the keys that the block lists of these rows hold."""
-    ids = blocks.ids[blocks.list_of_row[rows].long()].long()
+    lists = rows if blocks.list_of_row is None else blocks.list_of_row[rows].long()
+    ids = blocks.ids[lists].long()
     total = -(-length // blocks.block)
     held = torch.zeros((*ids.shape[:2], total + 1), dtype=torch.bool)
     held.scatter_(2, torch.where((ids < 0) | (ids >= total), total, ids), True)

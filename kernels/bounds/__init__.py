@@ -41,7 +41,8 @@ def key_bounds(
             f"key_bounds: bounds must be {k_pages.dtype} {want}, "
             f"got {bounds.dtype} {tuple(bounds.shape)}"
         )
-    KEY_BOUNDS(layout, k_pages, bounds, done)
+    if done.home.shape[0]:  # most decode steps complete none
+        KEY_BOUNDS(layout, k_pages, bounds, done)
 
 
 def select_bounded(

@@ -52,18 +52,18 @@ class PageLayout:
         """(head_dim, v_head_dim) of these pages. Raises ValueError when they do not have this
         layout.
         """
-        unit = self.unit(k_pages.dtype)
+        unit, k, v = self.unit(k_pages.dtype), tuple(k_pages.shape), tuple(v_pages.shape)
         if not (
-            k_pages.ndim == v_pages.ndim == 5
-            and k_pages.shape[:2] == v_pages.shape[:2]
-            and k_pages.shape[3:] == (self.page_size, unit)
-            and (v_pages.shape[2], v_pages.shape[4]) == (self.page_size // unit, unit)
+            len(k) == len(v) == 5
+            and k[:2] == v[:2]
+            and k[3:] == (self.page_size, unit)
+            and (v[2], v[4]) == (self.page_size // unit, unit)
         ):
             raise ValueError(
                 f"pages {tuple(k_pages.shape)}, {tuple(v_pages.shape)} do not have {self} "
                 f"for {k_pages.dtype}"
             )
-        return k_pages.shape[2] * unit, v_pages.shape[3]
+        return k[2] * unit, v[3]
 
     def gather(
         self, k_pages: torch.Tensor, v_pages: torch.Tensor, page_ids: torch.Tensor

@@ -145,6 +145,16 @@ def test_lists_without_visible_blocks(isa):
         assert (out == 0).all() and (lse == -torch.inf).all()
 
 
+@pytest.mark.parametrize("owners", [2, 4])
+def test_lists_in_the_order_of_the_rows(isa, owners):
+    """Without list_of_row a row's list is the one of its own number."""
+    problem = make([700, 90], [5, 60])
+    lists = random_lists(problem, 64, owners)
+    ordered = BlockLists(lists.ids[lists.list_of_row.long()].contiguous(), None, 64)
+    assert same(problem.seeing(blocks=ordered).run(), problem.seeing(blocks=lists).run())
+    check(problem.seeing(blocks=ordered))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_limits_that_are_dense(isa, dtype):
     """A window of everything, all blocks, and bounds that bind nowhere change no bit."""

@@ -79,6 +79,7 @@ LISTS = BlockLists(int32([[[0], [1]], [[1], [0]]]), int32([0, 1, 0, 1, 0]), 64)
         ({"blocks": replace(LISTS, ids=LISTS.ids[:, :1])}, "[lists, 4 or 2, n]"),
         ({"blocks": replace(LISTS, ids=LISTS.ids[0])}, "[lists, 4 or 2, n]"),
         ({"blocks": replace(LISTS, list_of_row=int32([0, 1]))}, "list_of_row must be int32 [5]"),
+        ({"blocks": replace(LISTS, list_of_row=None)}, "5 rows need as many lists, got 2"),
         (
             {"blocks": replace(LISTS, list_of_row=int32([0, 1, 2, 0, 0]))},
             "list_of_row holds 0 .. 2, but there are 2 lists",

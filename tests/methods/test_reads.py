@@ -39,7 +39,8 @@ def visible(keys: Keys, heads: int) -> int:
             if keys.blocks is None:
                 total += heads * int(seen.sum())
                 continue
-            lists = keys.blocks.ids[int(keys.blocks.list_of_row[row])]
+            own = keys.blocks.list_of_row
+            lists = keys.blocks.ids[row if own is None else int(own[row])]
             for owner in lists:  # a query head's, or a KV head's for all of its group
                 chosen = torch.isin(at // keys.blocks.block, owner[owner >= 0])
                 total += heads // lists.shape[0] * int((seen & chosen).sum())

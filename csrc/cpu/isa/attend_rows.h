@@ -34,7 +34,8 @@ SACCADE_INLINE Row make_row(const AttendParams& p, const Unit& u, int64_t at, in
   row.list = nullptr;
   if (p.blocks != nullptr) {
     const int64_t owner = p.owners == p.heads ? head : u.kv_head;
-    row.list = p.blocks + (p.list_of_row[at] * p.owners + owner) * p.list_width;
+    const int64_t list = p.list_of_row != nullptr ? p.list_of_row[at] : at;
+    row.list = p.blocks + (list * p.owners + owner) * p.list_width;
   }
   return row;
 }

@@ -119,22 +119,54 @@ struct Tile {
     }
   }
 
-  // Means of blocks first .. first + n - 1 side by side; a block without a page scores NaN, which
-  // is never chosen.
-  void load_panel(int64_t first, int64_t n) {
+  // The mean of a block; null where it has no page.
+  const B* mean(int64_t block) const {
     const int64_t per_page = p.block < p.page ? p.page / p.block : 1;
-    for (int64_t i = 0; i < (n + W - 1) / W * W; ++i) {
-      const int64_t last = (first + i + 1) * p.block - 1, index = last / p.page;
-      const bool known = i < n && index < p.table_width;
-      const int64_t id = known ? p.table[seq * p.table_row + index] : -1;
-      const bool present = id >= 0 && id < p.pages;
-      const int64_t home = present ? id * p.slots + (first + i) % per_page : 0;
-      const B* from = static_cast<const B*>(p.means) + (home * p.kv_heads + kv_head) * p.dim;
-      for (int64_t c = 0; c < p.dim; c += kU) {
-        B* to = panel + c * kPanel + i * kU;
-        for (int e = 0; e < kU; ++e) to[e] = present ? from[c + e] : absent();
-      }
+    const int64_t index = ((block + 1) * p.block - 1) / p.page;
+    const int64_t id = index < p.table_width ? p.table[seq * p.table_row + index] : -1;
+    if (id < 0 || id >= p.pages) return nullptr;
+    const int64_t home = id * p.slots + block % per_page;
+    return static_cast<const B*>(p.means) + (home * p.kv_heads + kv_head) * p.dim;
+  }
+
+  // Means of blocks first .. first + n - 1 side by side; a block without a page scores NaN, which
+  // is never chosen. The means lie in pages far apart, so that those of the next vector are asked
+  // for while one is turned.
+  void load_panel(int64_t first, int64_t n) {
+    const B* next[W];
+    find_means(next, first, n);
+    for (int64_t i = 0; i < n; i += W) {
+      const B* from[W];
+      std::memcpy(from, next, sizeof(from));
+      if (i + W < n) find_means(next, first + i + W, n - i - W);
+      const int64_t whole = sizeof(B) * kU == 4 ? p.dim / kU / W * W : 0;
+      for (int64_t c = 0; c < whole; c += W) turn(from, i, c);
+      for (int64_t c = whole * kU; c < p.dim; c += kU)
+        for (int lane = 0; lane < W; ++lane)
+          for (int e = 0; e < kU; ++e)
+            panel[c * kPanel + (i + lane) * kU + e] = from[lane] ? from[lane][c + e] : absent();
     }
+  }
+
+  void find_means(const B* (&found)[W], int64_t first, int64_t n) const {
+    for (int lane = 0; lane < W; ++lane) {
+      found[lane] = lane < n ? mean(first + lane) : nullptr;
+      for (int64_t c = 0; found[lane] && c < p.dim; c += 64 / static_cast<int64_t>(sizeof(B)))
+        __builtin_prefetch(found[lane] + c, 0, 1);
+    }
+  }
+
+  // Lanes (elements of kU channels) c .. c + W - 1 of W means, to columns i .. i + W - 1.
+  void turn(const B* const (&from)[W], int64_t i, int64_t c) {
+    const uint32_t none = sizeof(B) == 4 ? 0x7fc00000u : 0x7fff7fffu;  // as absent()
+    I<W> rows[W];
+    for (int lane = 0; lane < W; ++lane) {
+      rows[lane] =
+          from[lane] ? load<I<W>>(from[lane] + c * kU) : splat_int<W>(static_cast<int32_t>(none));
+    }
+    transpose<W>(rows);
+    for (int lane = 0; lane < W; ++lane)
+      store(panel + (c + lane) * kU * kPanel + i * kU, rows[lane]);
   }
   static B absent() {
     if constexpr (sizeof(B) == 4) return static_cast<B>(NAN);

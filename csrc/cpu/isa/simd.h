@@ -88,6 +88,19 @@ SACCADE_INLINE F<W> max(F<W> a, F<W> b) {
   return a > b ? a : b;
 }
 
+// Lane l is lane from[l] of a and b, those of b numbered from W on.
+template <int W>
+SACCADE_INLINE I<W> shuffle(I<W> a, I<W> b, I<W> from) {
+#if defined(__clang__)
+  int32_t lanes[2 * W];
+  store(lanes, a), store(lanes + W, b);
+  for (int lane = 0; lane < W; ++lane) a[lane] = lanes[from[lane]];
+  return a;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
 template <int W>
 SACCADE_INLINE float max_lanes(F<W> v) {
   if constexpr (W == 4) {
@@ -108,6 +121,24 @@ SACCADE_INLINE float sum_lanes(F<W> v) {
   for (int step = W / 2; step > 0; step /= 2)
     for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
   return lanes[0];
+}
+
+// Turns W rows of W lanes into W columns: blocks of S x S lanes change places, S = 1, 2, .. W / 2.
+template <int W, int S = 1>
+SACCADE_INLINE void transpose(I<W> (&rows)[W]) {
+  I<W> low, high;  // lanes of (rows[i], rows[i + S]), the second row's numbered from W on
+  for (int lane = 0; lane < W; ++lane) {
+    low[lane] = (lane & S) != 0 ? W + lane - S : lane;
+    high[lane] = low[lane] + S;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) {
+    if ((i & S) != 0) continue;
+    const I<W> first = rows[i], second = rows[i + S];
+    rows[i] = shuffle<W>(first, second, low);
+    rows[i + S] = shuffle<W>(first, second, high);
+  }
+  if constexpr (2 * S < W) transpose<W, 2 * S>(rows);
 }
 
 // 2^x for x <= 0 (and a little above), relative error below 1e-7; exactly 1 at 0, exactly 0 below

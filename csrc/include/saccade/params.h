@@ -30,7 +30,7 @@ struct AttendParams {
   float scale, softcap;        // softcap 0: none
   const float* sink_logits;    // [H] or null
   const int32_t* blocks;       // [lists, owners, list_width], ascending, -1 padded, or null
-  const int32_t* list_of_row;  // [T]
+  const int32_t* list_of_row;  // [T], or null: row t has list t
   int64_t owners, list_width, block;
   void* out;   // [T, H, v_dim] contiguous
   float* lse;  // [T, H]
