@@ -52,11 +52,12 @@ def assemble(config: EngineConfig) -> Parts:
     shapes = layer_shapes(model_config)
     policy = _policy(config, model_config, checkpoint.folder)
     layout = PageLayout(config.page_size)
-    groups, group_of = layer_groups(shapes)
+    groups, group_of = layer_groups(shapes, policy)
     memory = _plan(config, model_config, dtype, shapes, policy, layout, groups, group_of)
     folder = checkpoint.folder
     tokenizer = Tokenizer.from_folder(folder) if (folder / _TOKENIZER).exists() else None
-    model = load_model(checkpoint, config.dtype, memory.max_model_len, config.check_finite)
+    table = _rope_length(memory.max_model_len, model_config, groups)
+    model = load_model(checkpoint, config.dtype, table, config.check_finite)
     cache = KVCache(shapes, group_of, memory.pages, policy, layout, dtype)
     limits = SchedulerLimits(
         config.max_num_seqs,
@@ -75,7 +76,8 @@ def assemble(config: EngineConfig) -> Parts:
         prefix_caching=config.enable_prefix_caching,
     )
     policies = Policies(policy, shapes, config.page_size)
-    return Parts(model_config, policies, memory, scheduler, ModelRunner(model, cache), tokenizer)
+    runner = ModelRunner(model, cache, groups)
+    return Parts(model_config, policies, memory, scheduler, runner, tokenizer)
 
 
 def _policy(config: EngineConfig, model: ModelConfig, folder: Path) -> AttentionPolicy:
@@ -116,14 +118,16 @@ def _plan(
 ) -> MemoryPlan:
     length = config.max_model_len or model.max_position
     pages = [
-        GroupPages(bytes_per_page(shapes, group_of, g, policy, layout, dtype), group.window)
+        GroupPages(
+            bytes_per_page(shapes, group_of, g, policy, layout, dtype), group.window, group.sinks
+        )
         for g, group in enumerate(groups)
     ]
     return plan_memory(
         MemoryRequest(
             groups=pages,
             page_size=config.page_size,
-            weights_bytes=model_nbytes(model, dtype, length),
+            weights_bytes=model_nbytes(model, dtype, _rope_length(length, model, groups)),
             scratch_bytes=scratch_bytes(
                 model, dtype, config.max_num_batched_tokens, config.max_num_seqs
             ),
@@ -135,6 +139,14 @@ def _plan(
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
     )
+
+
+def _rope_length(max_model_len: int, model: ModelConfig, groups: list[LayerGroup]) -> int:
+    """Positions in the rotary table. Where no layer looks back without bounds a sequence may grow
+    far beyond the trained length, and neither memory nor frequencies should follow its length.
+    """
+    endless = all(group.window is not None for group in groups)
+    return min(max_model_len, model.max_position) if endless else max_model_len
 
 
 def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:

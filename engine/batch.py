@@ -12,10 +12,10 @@ from typing import cast
 
 import torch
 
-from .attention.base import Step
+from .attention.base import TABLE_STRIDE, Angles, Step
 from .attention.policy import AttentionPolicy
 from .request import Request
-from .step_plan import Chunk
+from .step_plan import Chunk, LayerGroup
 
 
 class Phase(IntEnum):
@@ -58,11 +58,16 @@ class Batch:
     runs: list[tuple[Run, int]]  # every run with its first row
 
 
-def build_batch(chunks: Sequence[Chunk], num_groups: int, page_size: int) -> Batch:
+def build_batch(
+    chunks: Sequence[Chunk],
+    groups: Sequence[LayerGroup],
+    page_size: int,
+    angles: Angles | None = None,
+) -> Batch:
     """Lays the chunks out as rows.
 
     Requests of equal policies share lanes: one if prefill and decode attend alike, else one for
-    each of the two.
+    each of the two. angles: of the model's rotary embedding, for the methods.
     """
     lanes: dict[tuple[Phase, str], list[Run]] = {}
     for index, chunk in enumerate(chunks):
@@ -86,7 +91,10 @@ def build_batch(chunks: Sequence[Chunk], num_groups: int, page_size: int) -> Bat
             lane[0].policy,
             lane[0].phase,
             lane,
-            [_step(lane, begin, group, page_size, positions) for group in range(num_groups)],
+            [
+                _step(lane, begin, group, page_size, positions, angles)
+                for group in enumerate(groups)
+            ],
         )
         for lane, begin in zip(ordered, begins, strict=False)
     ]
@@ -107,18 +115,47 @@ def _runs(index: int, chunk: Chunk) -> list[Run]:
 
 
 def _step(
-    mine: Sequence[Run], first: int, group: int, page_size: int, positions: torch.Tensor
+    mine: Sequence[Run],
+    first: int,
+    group: tuple[int, LayerGroup],
+    page_size: int,
+    positions: torch.Tensor,
+    angles: Angles | None,
 ) -> Step:
     end = first + _rows(mine)
     own = positions[first:end]
     counts = [run.stop - run.start for run in mine]
     cu_rows = torch.zeros(len(mine) + 1, dtype=torch.int32)
     cu_rows[1:] = torch.tensor(counts).cumsum(0)
-    tables = [run.request.pages[group] for run in mine]
-    page_table = torch.full((len(mine), max(map(len, tables))), -1, dtype=torch.int32)
-    for i, table in enumerate(tables):
+    tables = [_table(run.request, *group, page_size) for run in mine]
+    width = max(len(table) for table, _ in tables)
+    page_table = torch.full((len(mine), width), -1, dtype=torch.int32)
+    for i, (table, _) in enumerate(tables):
         page_table[i, : len(table)] = torch.tensor(table, dtype=torch.int32)
     sequence = torch.repeat_interleave(torch.arange(len(mine)), torch.tensor(counts))
-    slots = page_table[sequence, own // page_size].long() * page_size + own % page_size
+    skipped = torch.tensor([left_out for _, left_out in tables])[sequence]
+    slots = page_table[sequence, (own - skipped) // page_size].long() * page_size + own % page_size
     prompt_lens = torch.tensor([len(run.request.prompt) for run in mine])
-    return Step(cu_rows, own, slots, page_table, prompt_lens, slice(first, end), page_size)
+    return Step(
+        cu_rows,
+        own,
+        slots,
+        page_table,
+        prompt_lens,
+        slice(first, end),
+        page_size,
+        skipped if group[1].compact else None,
+        angles,
+    )
+
+
+def _table(
+    request: Request, number: int, group: LayerGroup, page_size: int
+) -> tuple[list[int], int]:
+    """A request's page table as the step shows it, and how many tokens that leaves out."""
+    table = request.pages[number]
+    if not group.compact:
+        return table, 0
+    skipped = request.num_dropped[number] * page_size // TABLE_STRIDE * TABLE_STRIDE
+    sinks = group.sink_pages(page_size)
+    return table[:sinks] + table[sinks + skipped // page_size :], skipped

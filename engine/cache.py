@@ -7,15 +7,47 @@ from collections.abc import Sequence
 import torch
 
 from ..kernels.store import PageLayout
-from .attention.base import LatentMethod, LayerCache, LayerShape, PageField
+from .attention.base import (
+    EvictingMethod,
+    LatentMethod,
+    LayerCache,
+    LayerShape,
+    PageField,
+)
+from .attention.parse import method_text
 from .attention.policy import AttentionPolicy
 from .step_plan import LayerGroup, PageCopy
 
 
-def layer_groups(shapes: Sequence[LayerShape]) -> tuple[list[LayerGroup], list[int]]:
-    """Layers that keep the same tokens share page tables: the groups, and each layer's group."""
-    windows = sorted({shape.window for shape in shapes}, key=lambda w: (w is not None, w or 0))
-    return [LayerGroup(window) for window in windows], [windows.index(s.window) for s in shapes]
+def layer_groups(
+    shapes: Sequence[LayerShape], policy: AttentionPolicy
+) -> tuple[list[LayerGroup], list[int]]:
+    """Layers that keep the same tokens share page tables: the groups, and each layer's group.
+
+    Raises ValueError for a layer whose one phase drops what the other may read.
+    """
+    wanted = [layer_group(layer, shape, policy) for layer, shape in enumerate(shapes)]
+    groups = sorted(set(wanted), key=lambda g: (g.window or 0, g.sinks, g.compact))
+    return groups, [groups.index(each) for each in wanted]
+
+
+def layer_group(layer: int, shape: LayerShape, policy: AttentionPolicy) -> LayerGroup:
+    """What a layer keeps. ValueError where its two phases disagree on what may be dropped."""
+    prefill, decode = policy.prefill[layer], policy.decode[layer]
+    kept = [
+        method.keeps(shape) if isinstance(method, EvictingMethod) else None
+        for method in (prefill, decode)
+    ]
+    if kept[0] != kept[1]:
+        raise ValueError(
+            f"layer {layer}: one phase frees pages that the other may read: "
+            f"{method_text(prefill)} for prompts, {method_text(decode)} for generated tokens; "
+            f"a method that evicts must serve both phases alike"
+        )
+    if kept[0] is None:
+        return LayerGroup(shape.window)
+    window, sinks = kept[0]
+    return LayerGroup(window, sinks, compact=True)
 
 
 def layer_fields(

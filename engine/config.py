@@ -17,7 +17,8 @@ class EngineConfig:
     model: a checkpoint folder, or "demo". device: "auto" or "cpu". dtype: of weights, activations
     and pages. attention, prefill_attention, decode_attention: specs (engine/attention/parse.py);
     None: what the checkpoint's config.json says, else dense. max_model_len: prompt plus output of
-    one request; None: what the model was trained for, reduced to what fits in memory. max_num_seqs:
+    one request; None: what the model was trained for, reduced to what fits in memory; it may be any
+    length, at no cost, where every layer frees old pages (streaming(mode=evict)). max_num_seqs:
     sequences that run at once. max_num_batched_tokens: tokens of one step. kv_cache_memory: bytes
     of pages; None: a share of what is available. long_prefill_share: part of a step that long
     prompts may take while others have work. check_finite: refuse weights with NaN or infinity.

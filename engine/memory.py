@@ -25,10 +25,20 @@ _NO_LIMIT = 2**60
 
 @dataclass(frozen=True, slots=True)
 class GroupPages:
-    """A layer group: bytes of one page (K, V and page fields of all its layers), and its window."""
+    """A layer group: bytes of one page (K, V and page fields of all its layers), and what it
+    keeps: the last `window` tokens and the first `sinks`; None: all.
+    """
 
     bytes_per_page: int
     window: int | None = None
+    sinks: int = 0
+
+    @property
+    def label(self) -> str:
+        """What it keeps, in words."""
+        if self.window is None:
+            return "all context"
+        return f"window of {self.window}" + (f", {self.sinks} sinks" if self.sinks else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +90,20 @@ class MemoryPlan:
         for group, count, size in zip(
             self.request.groups, self.pages, self.group_bytes, strict=True
         ):
-            name = "all context" if group.window is None else f"window of {group.window}"
             detail = f"{count} pages of {self.request.page_size} tokens"
-            rows.append((f"KV pages, {name}", size, detail))
+            rows.append((f"KV pages, {group.label}", size, detail))
         rows.append(("total", self.total_bytes, f"of {show_bytes(self.request.available_bytes)}"))
         lines = [
-            f"  {name:<28} {show_bytes(size):>10}  {text}".rstrip() for name, size, text in rows
+            f"  {name:<32} {show_bytes(size):>10}  {text}".rstrip() for name, size, text in rows
         ]
-        lines.append(
-            f"  {self.num_tokens} tokens of context fit; one sequence may have "
-            f"{self.max_model_len} of them."
-        )
+        if windows := _windows_that_fit(self.request, self.pages):
+            seqs = min(windows, self.request.max_num_seqs)
+            lines.append(f"  {seqs} sequences fit, each of up to {self.max_model_len} tokens.")
+        else:
+            lines.append(
+                f"  {self.num_tokens} tokens of context fit; one sequence may have "
+                f"{self.max_model_len} of them."
+            )
         return ["Memory plan", *lines, *(f"  Note: {note}" for note in self.notes)]
 
 
@@ -108,6 +121,8 @@ def plan_memory(request: MemoryRequest) -> MemoryPlan:
     length = _most(request, budget, limit)
     notes: tuple[str, ...] = ()
     max_model_len = min(request.max_model_len, length * request.page_size)
+    if length > 0 and _windows_that_fit(request, _pages(request, length)):
+        max_model_len = request.max_model_len
     if max_model_len < request.max_model_len:
         _refuse_if_must(request, budget, length)
         notes = (
@@ -140,9 +155,20 @@ def _pages(request: MemoryRequest, length: int) -> tuple[int, ...]:
         length
         if group.window is None
         else min(
-            length, request.max_num_seqs * window_pages(group.window, chunk, request.page_size)
+            length,
+            request.max_num_seqs
+            * window_pages(group.window, chunk, request.page_size, group.sinks),
         )
         for group in request.groups
+    )
+
+
+def _windows_that_fit(request: MemoryRequest, pages: Sequence[int]) -> int:
+    """How many sequences of any length fit; 0 where some layer keeps all context."""
+    chunk, size = request.max_num_batched_tokens, request.page_size
+    return min(
+        0 if group.window is None else count // window_pages(group.window, chunk, size, group.sinks)
+        for group, count in zip(request.groups, pages, strict=True)
     )
 
 

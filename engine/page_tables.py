@@ -54,11 +54,13 @@ class PageTables:
         for group, pool in zip(self.groups, self.pools, strict=True):
             if group.window is None or pool.num_pages * self.page_size >= self.max_tokens:
                 continue
-            chunk = min(chunk, (pool.num_pages - 1) * self.page_size - group.window)
+            sinks = group.sink_pages(self.page_size)
+            chunk = min(chunk, (pool.num_pages - sinks - 1) * self.page_size - group.window)
             if chunk < self._align:
-                needed = window_pages(group.window, self._align, self.page_size)
+                needed = window_pages(group.window, self._align, self.page_size, group.sinks)
+                beside = f" beside {group.sinks} sinks" if group.sinks else ""
                 raise CapacityError(
-                    f"A layer group with a window of {group.window} tokens has "
+                    f"A layer group with a window of {group.window} tokens{beside} has "
                     f"{pool.num_pages} pages of {self.page_size} tokens; the window and one chunk "
                     f"of {self._align} tokens need {needed} pages."
                 )
@@ -84,10 +86,11 @@ class PageTables:
 
     def _missing(self, g: int, request: Request, size: int, dropped: int) -> int:
         """Pages group g must still give for a request's known tokens, its table being as told."""
-        window = self.groups[g].window
+        group = self.groups[g]
         peak = pages_for(request.num_tokens, self.page_size) - dropped
-        if window is not None:
-            peak = min(peak, window_pages(window, self.max_chunk, self.page_size))
+        if group.window is not None:
+            most = window_pages(group.window, self.max_chunk, self.page_size, group.sinks)
+            peak = min(peak, most)
         return max(0, peak - (size - dropped))
 
     def admit(self, request: Request, hit: Hit) -> None:
@@ -100,10 +103,14 @@ class PageTables:
     def can_fork(self, request: Request, parent: Request) -> bool:
         """Whether the parent still holds all that the request needs for its last prompt token."""
         start = self._fork_point(request)
-        needed = (group.first_needed(start) // self.page_size for group in self.groups)
         return parent.num_computed >= len(request.prompt) and all(
-            dropped <= first for dropped, first in zip(parent.num_dropped, needed, strict=True)
+            self._end_of_drop(group, dropped) <= group.first_needed(start) // self.page_size
+            for group, dropped in zip(self.groups, parent.num_dropped, strict=True)
         )
+
+    def _end_of_drop(self, group: LayerGroup, dropped: int) -> int:
+        """The first page behind the dropped ones, or 0 where none is."""
+        return group.sink_pages(self.page_size) + dropped if dropped else 0
 
     def fork(self, request: Request, parent: Request) -> None:
         """Shares the parent's pages of the prompt without its last token, even partly full ones."""
@@ -152,18 +159,20 @@ class PageTables:
         for g, group in enumerate(self.groups):
             # One token more than the next step needs, so that a fork one token back finds it.
             keep = group.first_needed(max(0, num_computed - 1)) // self.page_size
-            dropped, table = request.num_dropped[g], request.pages[g]
-            if keep > dropped:
-                self.pools[g].release(table[dropped:keep])
-                table[dropped:keep] = [-1] * (keep - dropped)
-                request.num_dropped[g] = keep
+            sinks, table = group.sink_pages(self.page_size), request.pages[g]
+            begin = sinks + request.num_dropped[g]
+            if keep > begin:
+                self.pools[g].release(table[begin:keep])
+                table[begin:keep] = [-1] * (keep - begin)
+                request.num_dropped[g] = keep - sinks
 
     def release(self, request: Request, trusted: bool = True) -> None:
         """Takes all pages from a request; `trusted=False` withdraws them from the cache first."""
         if not trusted:
             self.cache.withdraw(request)
         for g, table in enumerate(request.pages):
-            self.pools[g].release(table[request.num_dropped[g] :])
+            sinks = self.groups[g].sink_pages(self.page_size)
+            self.pools[g].release(table[:sinks] + table[sinks + request.num_dropped[g] :])
         request.pages, request.num_dropped = [], []
         request.num_computed = request.num_published = 0
 
@@ -174,9 +183,11 @@ class PageTables:
             owners: Counter[int] = Counter()
             for request in requests:
                 table, dropped = request.pages[g], request.num_dropped[g]
-                owners.update(table[dropped:])
+                sinks = group.sink_pages(self.page_size)
+                owners.update(table[:sinks] + table[sinks + dropped :])
                 covered = len(table) * self.page_size >= request.num_computed
+                gone = table[sinks : sinks + dropped] == [-1] * dropped
                 needed = group.first_needed(request.num_computed) // self.page_size
-                if not covered or table[:dropped] != [-1] * dropped or dropped > needed:
+                if not covered or not gone or self._end_of_drop(group, dropped) > needed:
                     raise IntegrityError(f"{request!r} lacks pages in group {g}: {table}.")
             pool.check_integrity(owners)

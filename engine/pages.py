@@ -22,13 +22,14 @@ def pages_for(num_tokens: int, page_size: int) -> int:
     return -(-num_tokens // page_size)
 
 
-def window_pages(window: int, chunk: int, page_size: int) -> int:
+def window_pages(window: int, chunk: int, page_size: int, sinks: int = 0) -> int:
     """Most pages a window group holds for one request that is computed `chunk` tokens at a time.
 
     The window (one token more, so that a fork one token back still finds it) and the chunk are
-    window + 1 + chunk consecutive tokens, which begin anywhere in a page.
+    window + 1 + chunk consecutive tokens, which begin anywhere in a page. The first `sinks` tokens
+    have pages of their own.
     """
-    return pages_for(window + chunk, page_size) + 1
+    return pages_for(window + chunk, page_size) + 1 + pages_for(sinks, page_size)
 
 
 class PagePool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from .attention.base import LayerShape, PageField
 from .attention.parse import method_text
 from .attention.policy import AttentionPolicy, parse_policy
-from .cache import layer_fields
+from .cache import layer_fields, layer_group
 from .checks import shown
 from .errors import RequestError
 
@@ -35,7 +35,8 @@ class Policies:
     def of(self, wish: AttentionSpec | None) -> AttentionPolicy:
         """The policy of a request; None: the engine's own.
 
-        Raises RequestError for a bad spec, and for a method whose page fields the pages lack.
+        Raises RequestError for a bad spec, and for a method whose page fields the pages lack, or
+        that reads what the engine's own policy frees.
         """
         if wish is None:
             return self.own
@@ -46,6 +47,7 @@ class Policies:
             if specs not in self._known:
                 policy = self._parse(*specs)
                 self._check_fields(policy)
+                self._check_pages(policy)
                 if len(self._known) >= _MAX_KNOWN:
                     self._known.clear()
                 self._known[specs] = policy
@@ -73,6 +75,16 @@ class Policies:
                         f"engine with that method, or ask for one that needs "
                         f"{' or '.join(map(repr, kept)) or 'none'}"
                     )
+
+    def _check_pages(self, policy: AttentionPolicy) -> None:
+        for layer, shape in enumerate(self._shapes):
+            kept = layer_group(layer, shape, self.own)
+            if kept.compact and layer_group(layer, shape, policy) != kept:
+                raise ValueError(
+                    f"attention: in layer {layer} this engine frees the pages that "
+                    f"{method_text(self.own.decode[layer])} leaves behind; a request cannot attend "
+                    f"otherwise there"
+                )
 
     def _fields(self, policy: AttentionPolicy, layer: int) -> dict[str, PageField]:
         return layer_fields(self._shapes[layer], policy, layer, self._page_size)

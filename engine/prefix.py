@@ -122,7 +122,7 @@ class PrefixCache:
 
         At least one token is left to compute; the length is a multiple of the page size and of the
         policy's alignment; full groups have every page of it, window groups those of its last
-        `window` tokens.
+        `window` tokens and of their sinks.
         """
         if not self.enabled or not request.reuses_prefix:
             return Hit(0, [[] for _ in self._pools], Miss.DISABLED)
@@ -175,17 +175,21 @@ class PrefixCache:
             if group.window is None:
                 continue
             most = pages_for(group.window, self._hasher.page_size)
+            sinks = _leading(pool, digests, min(found, group.sink_pages(self._hasher.page_size)))
+            wanted = group.sink_pages(self._hasher.page_size)
             run = 0  # pages in a row that are there, up to and including page n - 1
             for n in range(1, found + 1):
                 run = run + 1 if pool.lookup(digests[n - 1]) is not None else 0
-                ready[n] = ready[n] and run >= min(n, most)
+                ready[n] = ready[n] and run >= min(n, most) and sinks >= min(n, wanted)
         return ready
 
     def _table(self, g: int, digests: Sequence[bytes]) -> list[int]:
-        size = self._hasher.page_size
-        first = self._groups[g].first_needed(len(digests) * size) // size
-        found = [self._pools[g].lookup(digest) for digest in digests[first:]]
-        return [-1] * first + [page for page in found if page is not None]
+        size, group = self._hasher.page_size, self._groups[g]
+        first = group.first_needed(len(digests) * size) // size
+        sinks = min(group.sink_pages(size), first)
+        found = [self._pools[g].lookup(digest) for digest in (*digests[:sinks], *digests[first:])]
+        pages = [page for page in found if page is not None]
+        return pages[:sinks] + [-1] * (first - sinks) + pages[sinks:]
 
     def _explain(self, request: Request, digests: Sequence[bytes], reach: int, usable: int) -> Miss:
         if reach == usable:

@@ -80,7 +80,7 @@ class Request:
         self.max_output = 0
         # Written by PageTables: per layer group, page ids by position; -1: dropped by a window.
         self.pages: list[list[int]] = []
-        self.num_dropped: list[int] = []  # per layer group, how many leading entries are -1
+        self.num_dropped: list[int] = []  # per layer group, entries of -1, behind pages of sinks
         # Written by the prefix cache: digests of full pages of tokens, pages already published.
         self.digests: list[bytes] = []
         self.num_published = 0

@@ -12,7 +12,7 @@ from .cache import KVCache
 from .forward import Forward
 from .models import LlamaModel
 from .stats import ReadCounts
-from .step_plan import Chunk, PageCopy
+from .step_plan import Chunk, LayerGroup, PageCopy
 
 
 class StepResult:
@@ -71,11 +71,11 @@ class StepResult:
 class ModelRunner:
     """Runs steps over one model and one cache."""
 
-    def __init__(self, model: LlamaModel, cache: KVCache) -> None:
+    def __init__(self, model: LlamaModel, cache: KVCache, groups: Sequence[LayerGroup]) -> None:
         self._model = model
         self._cache = cache
         self._shapes = model.layer_shapes
-        self._num_groups = max(cache.group_of) + 1
+        self._groups = groups
         self.progress = 0  # layers that have attended since the start
 
     def copy_pages(self, copies: Sequence[PageCopy]) -> None:
@@ -87,7 +87,9 @@ class ModelRunner:
         """Copies pages, then computes all rows of `chunks`, which must not be empty."""
         with torch.inference_mode(), single_threaded_torch():
             self._cache.copy_pages(copies)
-            batch = build_batch(chunks, self._num_groups, self._cache.layout.page_size)
+            batch = build_batch(
+                chunks, self._groups, self._cache.layout.page_size, self._model.rope
+            )
             cos, sin = self._model.rope.cos_sin(batch.positions)
             forward = Forward(batch, cos, sin, self._shapes, self._cache, self._note_layer)
             hidden = self._model.forward(forward)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .pages import pages_for
 from .request import Request, RequestState
 
 # (layer group, source page, destination page): copied before the step writes anything.
@@ -12,13 +13,25 @@ PageCopy = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """Layers that share page tables. `window`: tokens of context they need; None: all of it."""
+    """Layers that share page tables. `window`: tokens of context they need; None: all of it.
+
+    sinks: the first tokens, which are kept beside the window. compact: what was dropped takes no
+    room in a step's page tables (see Step.skipped), so that a sequence may grow without end.
+    """
 
     window: int | None = None
+    sinks: int = 0
+    compact: bool = False
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
             raise ValueError(f"A layer group's window must be at least 1 token, got {self.window}.")
+        if self.sinks < 0 or (self.window is None and (self.sinks or self.compact)):
+            raise ValueError(f"Without a window all is kept, there are no sinks: {self}.")
+
+    def sink_pages(self, page_size: int) -> int:
+        """Leading pages that are never dropped."""
+        return pages_for(self.sinks, page_size)
 
     def first_needed(self, num_computed: int) -> int:
         """First position that must still be in pages when position `num_computed` is next."""

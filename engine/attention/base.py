@@ -58,6 +58,21 @@ class PageField:
     dtype: torch.dtype | None = None  # None: as K and V
 
 
+# Compact page tables leave out multiples of this: whatever tile of keys a kernel takes at a time,
+# its borders then lie where they would lie in a whole table, and so do the bits.
+TABLE_STRIDE = 4096
+
+
+class Angles(Protocol):
+    """The model's rotary embedding, for methods that move a query to another position."""
+
+    def turn(self, positions: torch.Tensor, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos, sin, float32 [T, r/2]: what takes a query at each position, if it lies beyond
+        `last`, to `last`. A row's bits depend on its position alone.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Step:
     """The rows of one step that one method serves, over one layer group's pages."""
@@ -70,6 +85,11 @@ class Step:
     prompt_lens: torch.Tensor  # int64 [S]: tokens of each sequence's prompt, outputs not counted
     rows: slice  # where these rows lie among all rows of the step
     page_size: int
+    # In the group of an EvictingMethod: int64 [T], tokens that the row's sequence dropped behind
+    # its sinks and that page_table leaves out, a multiple of TABLE_STRIDE; their difference from
+    # `positions` is where page_table has a row's window.
+    skipped: torch.Tensor | None = None
+    angles: Angles | None = None  # of the model's rotary embedding
 
 
 def causal_keys(step: Step, window: int | None = None, sinks: int = 0) -> torch.Tensor:
@@ -189,6 +209,17 @@ class BoundedMethod(Protocol):
         """The most keys of a row, of the mean over its heads; None: these options have no bound.
 
         A layer that reads more has fallen back to dense attention, and is counted as such.
+        """
+        ...
+
+
+@runtime_checkable
+class EvictingMethod(Protocol):
+    """A method that needs no more of the context than its last and its first tokens."""
+
+    def keeps(self, shape: LayerShape) -> tuple[int, int] | None:
+        """(window, sinks): the last and the first tokens that it ever reads; pages of others are
+        freed if both phases of the layer say the same. None: these options keep all pages.
         """
         ...
 

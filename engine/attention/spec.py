@@ -39,6 +39,15 @@ _METHODS = (
         _CPU,
     ),
     MethodInfo(
+        "streaming",
+        "Streaming",
+        ("sinks=4", "window=2044", "mode=mask"),
+        _BOTH,
+        "none; mode=evict: pages of sinks and window alone",
+        "Xiao et al. 2023, arXiv 2309.17453",
+        _CPU,
+    ),
+    MethodInfo(
         "chunked",
         "Chunked",
         ("q_chunk=1024", "k_chunk=4096"),

@@ -21,7 +21,7 @@ def load_model(
     """Verifies the whole checkpoint, and only then loads it.
 
     dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16". max_model_len: the
-    positions that may occur, by default all that the model was trained for. check_finite: also
+    positions in the rotary table, by default all that the model was trained for. check_finite: also
     read all weights first and refuse NaN and infinity. CheckpointError names file and tensor.
     """
     config, wanted = checkpoint.config, checkpoint.dtype(dtype)

@@ -117,10 +117,18 @@ class FakeModel:
 
     def _check(self, request: Request, start: int, end: int) -> None:
         for g, group in enumerate(self.groups):
-            for position in range(group.first_needed(start), end):
+            first = group.first_needed(start)
+            for position in (*range(min(group.sinks, first)), *range(first, end)):
                 page = request.pages[g][position // self.page_size]
                 found = self.memory.get((g, page), {}).get(position % self.page_size)
                 assert found == kv(request, position), (request, g, position)
+
+
+Window = int | tuple[int, int] | None  # of a layer group, perhaps with sinks
+
+
+def layer_group(window: Window) -> LayerGroup:
+    return LayerGroup(*window) if isinstance(window, tuple) else LayerGroup(window)
 
 
 class Bench:
@@ -129,7 +137,7 @@ class Bench:
     def __init__(
         self,
         pages: int | Sequence[int] = 8,
-        windows: Sequence[int | None] = (None,),
+        windows: Sequence[Window] = (None,),
         page_size: int = 4,
         *,
         seqs: int = 4,
@@ -142,7 +150,7 @@ class Bench:
     ) -> None:
         self.policy = Policy("dense", align, tail)  # of requests that come without
         self.limits = SchedulerLimits(seqs, budget, length, share, align)
-        self.groups = [LayerGroup(window) for window in windows]
+        self.groups = [layer_group(window) for window in windows]
         counts = [pages] * len(windows) if isinstance(pages, int) else pages
         self.scheduler = Scheduler(
             self.limits, self.groups, counts, page_size, eos_token_ids={EOS}, **more

@@ -41,6 +41,15 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
     "dense": ("llama", {}),
     "window": ("llama", {"attention": "window(size=9, sinks=3)"}),
     "window_of_a_page": ("qwen3", {"attention": "window(size=16, sinks=0)"}),
+    "streaming": ("llama", {"attention": "streaming(sinks=3, window=9)"}),
+    "streaming_evict": ("llama", {"attention": "streaming(sinks=3, window=9, mode=evict)"}),
+    "streaming_evict_in_part": (
+        "qwen3_mixed",
+        {
+            "dtype": "bfloat16",
+            "attention": "0:dense; 1:streaming(17, 20, evict); *:streaming(2, 30, evict)",
+        },
+    ),
     "chunked": ("llama", {"attention": "chunked(q_chunk=5, k_chunk=7)"}),
     "chunked_pages": ("qwen2", {"attention": "chunked(q_chunk=16, k_chunk=32)"}),
     "layers": ("llama_bias", {"attention": "0:window(size=5); 1:chunked(3, 11); *:dense"}),

@@ -58,6 +58,21 @@ def test_a_window_group_never_gets_more_than_all_context() -> None:
 def test_windows_alone_stop_at_their_need() -> None:
     plan = plan_memory(replace(BASE, groups=[GroupPages(KIB, window=128)]))
     assert plan.pages == (56,) and plan.max_model_len == 4096
+    assert plan.render()[-1] == "  8 sequences fit, each of up to 4096 tokens."
+
+
+def test_windows_and_sinks_hold_sequences_of_any_length() -> None:
+    """As long as the pages of one sequence fit; where they do not, its length is what fits."""
+    groups = [GroupPages(KIB, window=128, sinks=70), GroupPages(KIB, window=64)]
+    asked = replace(BASE, groups=groups, max_model_len=10**12)
+    first, second = 2 + (128 + 256) // 64 + 1, (64 + 256) // 64 + 1
+    assert plan_memory(asked).pages == (8 * first, 8 * second)
+    least = replace(asked, kv_cache_memory=(first + second + 3) * KIB)
+    assert plan_memory(least).max_model_len == 10**12
+    assert "1 sequences" in plan_memory(least).render()[-1]
+    with pytest.raises(CapacityError, match="One sequence of 10"):
+        plan_memory(replace(asked, kv_cache_memory=(first + second - 1) * KIB))
+    assert "KV pages, window of 128, 70 sinks" in plan_memory(asked).render()[3]
 
 
 def test_the_default_budget_is_a_share_and_no_more_than_can_be_used() -> None:
@@ -94,11 +109,11 @@ def test_render() -> None:
     plan = plan_memory(replace(BASE, groups=[GroupPages(KIB), GroupPages(KIB, window=128)]))
     assert plan.render() == [
         "Memory plan",
-        "  weights                        10.0 MiB",
-        "  scratch arena                   2.0 MiB",
-        "  KV pages, all context         968.0 KiB  968 pages of 64 tokens",
-        "  KV pages, window of 128        56.0 KiB  56 pages of 64 tokens",
-        "  total                          13.0 MiB  of 64.0 MiB",
+        "  weights                            10.0 MiB",
+        "  scratch arena                       2.0 MiB",
+        "  KV pages, all context             968.0 KiB  968 pages of 64 tokens",
+        "  KV pages, window of 128            56.0 KiB  56 pages of 64 tokens",
+        "  total                              13.0 MiB  of 64.0 MiB",
         "  61952 tokens of context fit; one sequence may have 4096 of them.",
     ]
 

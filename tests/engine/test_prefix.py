@@ -9,9 +9,8 @@ import pytest
 from saccade.engine.pages import PagePool
 from saccade.engine.prefix import Miss, PrefixCache, PrefixHasher
 from saccade.engine.request import Request
-from saccade.engine.step_plan import LayerGroup
 
-from .fake_model import Params, Policy, make_request
+from .fake_model import Params, Policy, Window, layer_group, make_request
 
 P = 4
 A = [1] * P
@@ -24,13 +23,13 @@ class Store:
 
     def __init__(
         self,
-        windows: Sequence[int | None] = (None,),
+        windows: Sequence[Window] = (None,),
         pages: int = 16,
         align: int = 1,
         tail: Callable[[int], int] | None = None,
     ) -> None:
         self.pools = [PagePool(pages, P) for _ in windows]
-        groups = [LayerGroup(window) for window in windows]
+        groups = [layer_group(window) for window in windows]
         self.policy = Policy("dense", align, tail)
         self.cache = PrefixCache(groups, self.pools, PrefixHasher(P, "model", seed=0))
 
@@ -173,6 +172,17 @@ def test_the_first_page_of_a_window(window: int, first: int) -> None:
     store.finish(A + B + C)
     hit = store.cache.lookup(make_request("new", [*A, *B, *C, 9]))
     assert hit.tables == [[-1] * first + [0, 1, 2][first:]]
+
+
+def test_sinks_are_part_of_every_hit() -> None:
+    store = Store(windows=((4, 5),))
+    store.finish(A + B + C + A)
+    hit = store.cache.lookup(make_request("new", [*A, *B, *C, *A, 9]))
+    assert hit.tables == [[0, 1, -1, 3]]
+    store.pools[0].withdraw(3)
+    assert store.look([*A, *B, *C, *A, 9]) == (3, Miss.DIVERGED)
+    store.pools[0].withdraw(1)
+    assert store.look([*A, *B, *C, *A, 9]) == (1, Miss.DIVERGED)
 
 
 def test_window_groups_alone_find_late_pages_and_say_why_not() -> None:

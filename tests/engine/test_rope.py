@@ -100,5 +100,5 @@ def test_rows_of_the_table_do_not_depend_on_its_length_or_on_the_order() -> None
         assert torch.equal(ours, others)
         assert torch.equal(ours[1], ours[2])
     assert short.nbytes == 1500 * 64 * 4
-    with pytest.raises(IndexError):
-        short.cos_sin(torch.tensor([1500]))
+    late, there = short.cos_sin(torch.tensor([1500])), long.cos_sin(torch.tensor([1500]))
+    torch.testing.assert_close(late, there, rtol=0, atol=1e-4)  # beyond its table, unrounded

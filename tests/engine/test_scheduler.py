@@ -312,6 +312,17 @@ class TestWindowGroups:
         with pytest.raises(CapacityError, match=r"window of 9 tokens has 3 pages.* need 4 pages"):
             Bench(pages=[40, 3], windows=(None, 9), page_size=4, length=100)
 
+    def test_the_pages_of_sinks_stay(self) -> None:
+        bench = Bench(pages=[8], windows=((4, 5),), page_size=4, budget=8, length=100)
+        request = bench.add("a", prompt(26), max_tokens=60, ignore_eos=True)
+        while request.num_tokens < 70:
+            bench.step()
+            assert bench.scheduler.stats().used_pages[0] <= 2 + 3 + 1
+        assert request.num_computed == 69 and request.num_dropped == [14]
+        assert request.pages[0][2:16] == [-1] * 14 and min(request.pages[0][:2]) >= 0
+        bench.drain()
+        assert request.output == alone(request)
+
     def test_a_hit_uses_the_pages_of_all_groups(self) -> None:
         bench = Bench(pages=[16, 16], windows=(None, 5), page_size=4, budget=16)
         bench.add("a", prompt(17), max_tokens=1)

@@ -92,7 +92,7 @@ def test_children_survive_the_abort_of_a_parent_before_during_and_after_its_prom
 def test_a_parent_may_fork_right_after_its_prompt_for_every_window_and_size() -> None:
     for window in range(1, 9):
         for size in range(2, 20):
-            bench = Bench(pages=16, windows=(None, window), page_size=4, budget=32)
+            bench = Bench(pages=16, windows=(None, window, (window, 5)), page_size=4, budget=32)
             requests = family(bench, size, 2)
             bench.step()
             bench.step()

@@ -11,10 +11,14 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from saccade.engine.errors import CapacityError, RequestError
+from saccade.engine.pages import window_pages
 from saccade.engine.request import Request, RequestState
 
-from .fake_model import VOCABULARY, Bench, Policy, alone
+from .fake_model import VOCABULARY, Bench, Policy, Window, alone
 
+WINDOWS: list[tuple[Window, ...]] = [(None,), (None, 3), (5,), (None, 2, 7), (1, 4)]
+WINDOWS += [((3, 2), None), ((2, 5),), (6, (1, 9))]
+CROWDED: list[tuple[Window, ...]] = [(None,), (None, 6), (4,), (None, 3, 9), (None, (3, 6))]
 ODD_ACTIONS = ["abort", "abort before the run", "abort after the run", "fail"]
 # What requests may ask for themselves, beside the bench's own.
 POLICIES = [
@@ -29,12 +33,13 @@ POLICIES = [
 def benches(draw: st.DrawFn) -> Bench:
     """Pools from "just enough for one" to "roomy", with full and window groups."""
     page_size = draw(st.sampled_from([1, 2, 4]))
-    windows = draw(st.sampled_from([(None,), (None, 3), (5,), (None, 2, 7), (1, 4)]))
+    windows = draw(st.sampled_from(WINDOWS))
     align = draw(st.sampled_from([1, 1, 2, 3, 4, 8]))
     budget = draw(st.integers(align, align + 12))
     pages = []
     for window in windows:
-        least = -(-(window + align) // page_size) + 1 if window else 3
+        last, sinks = window if isinstance(window, tuple) else (window, 0)
+        least = window_pages(last, align, page_size, sinks) if last else 3
         pages.append(draw(st.integers(least, least + 12)))
     return Bench(
         pages,
@@ -143,7 +148,7 @@ def test_every_request_gets_the_tokens_it_would_get_alone(
 def test_a_crowd_with_common_prompts_and_siblings(seed: int) -> None:
     """More at a time than hypothesis draws: preemption, forks, copies and eviction all together."""
     rng = random.Random(seed)
-    windows = [(None,), (None, 6), (4,), (None, 3, 9)][seed % 4]
+    windows: tuple[Window, ...] = CROWDED[seed % len(CROWDED)]
     bench = Bench(12, windows, 4, seqs=6, budget=24, length=48, share=0.4, align=1 + seed % 3)
     common = [rng.randrange(VOCABULARY) for _ in range(24)]
     requests: list[Request] = []

@@ -190,7 +190,7 @@ LATENT = {
 def planned(config: ModelConfig, policy: AttentionPolicy) -> MemoryPlan:
     """The memory plan of one sequence of full length, in bf16."""
     shapes, layout = layer_shapes(config), PageLayout(64)
-    groups, group_of = layer_groups(shapes)
+    groups, group_of = layer_groups(shapes, policy)
     sizes = [
         GroupPages(bytes_per_page(shapes, group_of, g, policy, layout, torch.bfloat16), each.window)
         for g, each in enumerate(groups)

@@ -70,6 +70,8 @@ def both(reads: dict[str, dict[str, Any]], key: str) -> float:
     [
         ("llama", {}),
         ("llama", {"attention": "window(9, 3)"}),
+        ("llama", {"attention": "streaming(3, 9)"}),
+        ("llama", {"attention": "streaming(20, 9, evict)"}),
         ("llama", {"attention": "chunked(5, 7)"}),
         ("llama", {"attention": "moba(16, 2)"}),
         ("llama", {"attention": "0:dense; 1:moba(32, 2); *:window(8)"}),
