@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, dict[str, str], list[Any]]] = {
             "dense",
             WINDOW,
             "0:chunked(4, 6); *:dense",
+            "streaming(3, 16, evict)",
             {"prefill_attention": DELTA, "decode_attention": "lessismore(48, 16, 0, 1)"},
             {"decode_attention": "tidal(48, 16, 1, 2)"},
         ],

@@ -14,10 +14,11 @@ from saccade.engine import runner
 from saccade.engine.attention.base import TABLE_STRIDE
 from saccade.engine.batch import Batch, build_batch
 from saccade.engine.checkpoint.rope_config import RopeConfig
+from saccade.engine.errors import RequestError
 from saccade.engine.layers.rope import RotaryEmbedding
 from saccade.kernels import native
 
-from ..engine.conftest import Checkpoints, check_idle
+from ..engine.conftest import Checkpoints, Engines, check_idle
 from ..engine.engine_probe import Recorder, bitwise, greedy, kv_bytes, some_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -227,7 +228,7 @@ def watch(engine: Engine, patch: pytest.MonkeyPatch) -> tuple[list[int], list[in
     def spy(*args: Any) -> Batch:
         batch = build_batch(*args)
         held.append(max(engine.scheduler.stats().used_pages))
-        widest.extend(step.page_table.shape[1] for step in batch.steps.values())
+        widest.extend(step.page_table.shape[1] for lane in batch.lanes for step in lane.steps)
         return batch
 
     patch.setattr(runner, "build_batch", spy)
@@ -250,6 +251,16 @@ def test_angles_beyond_the_table() -> None:
     turned = torch.complex(cos, sin) * torch.complex(*back)
     there = torch.complex(*rope.cos_sin(torch.tensor([40])))
     torch.testing.assert_close(turned[1:], there.expand(6, 8), rtol=0, atol=1e-6)
+
+
+def test_a_request_cannot_read_what_the_engine_frees(
+    checkpoint: Checkpoints, make_engine: Engines
+) -> None:
+    engine = make_engine(checkpoint("llama"), attention="streaming(4, 16, evict)")
+    for wish in ("dense", "window(8)", "streaming(4, 16)", "streaming(4, 20, evict)"):
+        with pytest.raises(RequestError, match=r"streaming\(window=16, mode=evict\) leaves behind"):
+            engine.add(PROMPT, greedy(3), attention=wish)
+    assert engine.add(PROMPT, greedy(3), attention="streaming(4, 16, mode=evict)")
 
 
 @pytest.mark.parametrize(
