@@ -5,13 +5,13 @@ attends.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..kernels.store import write_pages
-from .attention.base import AttentionMethod, Aux, LayerCache, LayerShape, Step
+from .attention.base import AttentionMethod, Aux, LayerCache, LayerShape, Step, Watch
 from .batch import Batch
 from .cache import KVCache
 from .tally import Tally
@@ -41,8 +41,9 @@ class Forward:
         shapes: Sequence[LayerShape],
         cache: KVCache,
         on_layer: Callable[[], None] = lambda: None,
+        watch: Watch | None = None,
     ) -> None:
-        """on_layer: called when a layer has attended."""
+        """on_layer: called when a layer has attended; watch: sees what is read."""
         self.tokens = batch.tokens
         self.cos = cos
         self.sin = sin
@@ -51,6 +52,8 @@ class Forward:
         self._parts = Planner(batch, shapes, cache).layers()
         self.tally = Tally(batch)
         self._on_layer = on_layer
+        self._watch = watch
+        self._positions = batch.positions
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, aux: Aux
@@ -66,6 +69,16 @@ class Forward:
             write_pages(cache.layout, cache.k, cache.v, k[rows], v[rows], part.step.slots)
             for keeper, plan in part.keepers:
                 keeper.summarize(cache, part.step, plan, aux.of_rows(rows))
+        if self._watch is None:
+            return self._attend_parts(shape, cache, parts, q, aux)
+        self._watch.enter(layer, shape, self._positions, q, k, aux)
+        out = self._attend_parts(shape, replace(cache, watch=self._watch), parts, q, aux)
+        self._watch.leave()
+        return out
+
+    def _attend_parts(
+        self, shape: LayerShape, cache: LayerCache, parts: list[Part], q: torch.Tensor, aux: Aux
+    ) -> torch.Tensor:
         if len(parts) == 1:
             return self._attend(shape, cache, parts[0], q, aux)
         out = torch.empty((*q.shape[:2], shape.v_head_dim), dtype=q.dtype)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..kernels.native import single_threaded_torch
+from .attention.base import Watch
 from .batch import Batch, Run, build_batch
 from .cache import KVCache
 from .forward import Forward
@@ -74,7 +75,7 @@ class ModelRunner:
     def __init__(self, model: LlamaModel, cache: KVCache, groups: Sequence[LayerGroup]) -> None:
         self._model = model
         self._cache = cache
-        self._shapes = model.layer_shapes
+        self.shapes = model.layer_shapes
         self._groups = groups
         self.progress = 0  # layers that have attended since the start
 
@@ -83,7 +84,9 @@ class ModelRunner:
         with torch.inference_mode(), single_threaded_torch():
             self._cache.copy_pages(copies)
 
-    def run(self, chunks: Sequence[Chunk], copies: Sequence[PageCopy]) -> StepResult:
+    def run(
+        self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], watch: Watch | None = None
+    ) -> StepResult:
         """Copies pages, then computes all rows of `chunks`, which must not be empty."""
         with torch.inference_mode(), single_threaded_torch():
             self._cache.copy_pages(copies)
@@ -91,7 +94,7 @@ class ModelRunner:
                 chunks, self._groups, self._cache.layout.page_size, self._model.rope
             )
             cos, sin = self._model.rope.cos_sin(batch.positions)
-            forward = Forward(batch, cos, sin, self._shapes, self._cache, self._note_layer)
+            forward = Forward(batch, cos, sin, self.shapes, self._cache, self._note_layer, watch)
             hidden = self._model.forward(forward)
             return StepResult(self._model, batch, hidden, forward.tally.result())
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from ...kernels.attend import BlockLists, Keys, attend
+from ...kernels.attend import BlockLists, Keys
 from ...kernels.compressed import ListRule, compressed
 from ...kernels.select import Candidates
 from ...kernels.summarize import CompletedBlocks, block_means, completed_blocks, slots_per_page
@@ -148,7 +148,7 @@ class Asa:
         if plan.pages is not None:
             k, v = expanded_pages(cache, plan.pages, up)
             keys = replace(plan.keys, page_table=plan.pages.page_table)
-            return attend(cache.layout, q, k, v, keys, shape.scale)[0]
+            return replace(cache, k=k, v=v).attend(q, keys, shape.scale)[0]
         return up.project(
             self._over_latents(cache, plan.keys, up.absorb(q), shape.scale, latent.rank)
         )
@@ -158,7 +158,7 @@ class Asa:
         cache: LayerCache, keys: Keys, q: torch.Tensor, scale: float, rank: int
     ) -> torch.Tensor:
         """Sums of latents [T, H, rank] for absorbed q."""
-        return attend(cache.layout, q, cache.k, cache.v, keys, scale, value_dim=rank)[0]
+        return cache.attend(q, keys, scale, value_dim=rank)[0]
 
     def _branches(
         self, cache: LayerCache, plan: GlobalPlan, q: torch.Tensor, scale: float, rank: int

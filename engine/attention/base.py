@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
+from ...kernels.attend import Keys, attend
 from ...kernels.store import PageLayout
 
 
@@ -118,6 +119,28 @@ class LayerCache:
     k: torch.Tensor
     v: torch.Tensor
     fields: dict[str, torch.Tensor] = field(default_factory=dict)
+    watch: Watch | None = None
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        keys: Keys,
+        scale: float,
+        softcap: float | None = None,
+        sink_logits: torch.Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+        value_dim: int | None = None,
+        seen: Keys | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`kernels.attend` over these pages, seen by whoever watches.
+
+        seen: the same keys at absolute positions, where `keys` counts in a compact table.
+        """
+        if self.watch is not None:
+            self.watch.read(seen or keys)
+        return attend(
+            self.layout, q, self.k, self.v, keys, scale, softcap, sink_logits, out_dtype, value_dim
+        )
 
 
 class UpMaps(Protocol):
@@ -151,6 +174,30 @@ class Aux:
     def of_rows(self, rows: slice) -> Aux:
         """The same for some of the rows."""
         return replace(self, rows={name: each[rows] for name, each in self.rows.items()})
+
+
+class Watch(Protocol):
+    """Somebody who looks on while a step runs; see Forward."""
+
+    def enter(
+        self,
+        layer: int,
+        shape: LayerShape,
+        positions: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        aux: Aux,
+    ) -> None:
+        """A layer is about to attend, with q [T, H, d] and k as the pages will hold it."""
+        ...
+
+    def read(self, keys: Keys) -> None:
+        """Some of the layer's rows read these keys, at absolute positions; reads add up."""
+        ...
+
+    def leave(self) -> None:
+        """The layer has attended."""
+        ...
 
 
 class AttentionMethod(Protocol):

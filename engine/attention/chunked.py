@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from ...kernels.attend import Keys, attend
+from ...kernels.attend import Keys
 from ...kernels.merge import merge
 from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
 
@@ -95,17 +95,7 @@ class Chunked:
             rows = q[chunk.rows]
             total: tuple[torch.Tensor, torch.Tensor] | None = None
             for keys in chunk.pieces:
-                part = attend(
-                    cache.layout,
-                    rows,
-                    cache.k,
-                    cache.v,
-                    keys,
-                    shape.scale,
-                    shape.softcap,
-                    None,
-                    torch.float32,
-                )
+                part = cache.attend(rows, keys, shape.scale, shape.softcap, None, torch.float32)
                 total = part if total is None else merge(*total, *part)
             if total is not None:
                 out[chunk.rows] = _with_sink(*total, aux.sink_logits).to(q.dtype)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ...kernels.attend import Keys, attend
+from ...kernels.attend import Keys
 from ...kernels.merge import merge
 from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
 from .delta_guard import Anchors, guarded, plan_anchors, state_field
@@ -217,9 +217,7 @@ class Delta:
         sinks: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> Partial:
-        return attend(
-            cache.layout, q, cache.k, cache.v, keys, shape.scale, shape.softcap, sinks, dtype
-        )
+        return cache.attend(q, keys, shape.scale, shape.softcap, sinks, dtype)
 
     def _correct(
         self,

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from ...kernels.attend import Keys, attend
+from ...kernels.attend import Keys
 from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
 
 
@@ -47,10 +47,7 @@ class Dense:
         aux: Aux,
     ) -> torch.Tensor:
         """Attention output [T, H, dv]."""
-        out, _ = attend(
-            cache.layout, q, cache.k, cache.v, plan, shape.scale, shape.softcap, aux.sink_logits
-        )
-        return out
+        return cache.attend(q, plan, shape.scale, shape.softcap, aux.sink_logits)[0]
 
     def keys_read(self, shape: LayerShape, step: Step, plan: Keys) -> torch.Tensor:
         """All visible keys."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ...kernels.attend import BlockLists, Keys, attend
+from ...kernels.attend import BlockLists, Keys
 from ...kernels.select import Candidates
 from ...kernels.select_keys import MAX_BLOCK, UNIONS, KeyRule, select_keys
 from .base import Aux, LayerCache, LayerShape, PageField, Step, per_sequence
@@ -110,9 +110,7 @@ class SelectionLayers(ABC):
         carried.used = cache.layer > self.start and not chooses
         if carried.used and carried.ids is not None:
             keys = replace(keys, blocks=self._lists(carried.ids, plan, shape))
-        out, lse = attend(
-            cache.layout, q, cache.k, cache.v, keys, shape.scale, shape.softcap, aux.sink_logits
-        )
+        out, lse = cache.attend(q, keys, shape.scale, shape.softcap, aux.sink_logits)
         if chooses:
             carried.ids = select_keys(
                 cache.layout, q, cache.k, plan.candidates, self.rule, shape.scale, lse

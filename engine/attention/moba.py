@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ...kernels.attend import BlockLists, Keys, attend
+from ...kernels.attend import BlockLists, Keys
 from ...kernels.select import Candidates, select_blocks
 from ...kernels.summarize import CompletedBlocks, block_means, completed_blocks, slots_per_page
 from .base import Aux, LayerCache, LayerShape, PageField, Step, per_sequence
@@ -96,10 +96,7 @@ class Moba:
     ) -> torch.Tensor:
         """Score, select, attend: [T, H, dv]."""
         keys = self.select(cache, plan, q)
-        out, _ = attend(
-            cache.layout, q, cache.k, cache.v, keys, shape.scale, shape.softcap, aux.sink_logits
-        )
-        return out
+        return cache.attend(q, keys, shape.scale, shape.softcap, aux.sink_logits)[0]
 
     def keys_read(self, shape: LayerShape, step: Step, plan: MobaPlan) -> torch.Tensor:
         """The row's own block up to itself, and whole blocks before it."""

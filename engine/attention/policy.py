@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
 
 from .base import AttentionMethod, PromptEndMethod
-from .parse import parse_layers, parse_method
+from .parse import method_text, parse_layers, parse_method
 from .spec import describe_methods, info_of
 
 
@@ -25,6 +26,20 @@ class AttentionPolicy:
         """
         layers = zip(self.prefill, self.decode, strict=True)
         return "; ".join(f"{a}" if a == b else f"{a} then {b}" for a, b in layers)
+
+    @cached_property
+    def text(self) -> str:
+        """The same for people: as specs, options at their defaults left out."""
+        layers = zip(self.prefill, self.decode, strict=True)
+        texts = [
+            method_text(a) if a == b else f"{method_text(a)} then {method_text(b)}"
+            for a, b in layers
+        ]
+        parts = []
+        for text, group in itertools.groupby(range(len(texts)), texts.__getitem__):
+            first, *others = group
+            parts.append(f"{first}-{others[-1]}: {text}" if others else f"{first}: {text}")
+        return "; ".join(parts) if len(parts) > 1 else texts[0]
 
     @cached_property
     def align(self) -> int:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ...kernels.attend import BlockLists, Keys, attend
+from ...kernels.attend import BlockLists, Keys
 from ...kernels.bounds import REDUCTIONS, key_bounds, select_bounded
 from ...kernels.compressed import ListRule
 from ...kernels.select import Candidates
@@ -105,10 +105,7 @@ class Quest:
         bounds = cache.fields[self._field]
         ids = select_bounded(q, bounds, plan.candidates, ListRule(self._listed), self.reduction)
         keys = replace(plan.keys, blocks=BlockLists(ids, None, self.block))
-        out, _ = attend(
-            cache.layout, q, cache.k, cache.v, keys, shape.scale, shape.softcap, aux.sink_logits
-        )
-        return out
+        return cache.attend(q, keys, shape.scale, shape.softcap, aux.sink_logits)[0]
 
     def keys_read(self, shape: LayerShape, step: Step, plan: QuestPlan) -> torch.Tensor:
         """The row's own block up to itself, and whole blocks before it."""

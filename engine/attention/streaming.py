@@ -4,12 +4,12 @@ stream runs without end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
-from ...kernels.attend import Keys, attend
+from ...kernels.attend import Keys
 from ...kernels.merge import merge
 from ...kernels.rope import apply_rope
 from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
@@ -128,30 +128,18 @@ class Streaming:
         aux: Aux,
     ) -> torch.Tensor:
         """Window and sinks, in one pass or, for rows that turn, in two: [T, H, dv]."""
-
-        def part(
-            rows: torch.Tensor, keys: Keys, sink_logits: torch.Tensor | None, dtype: torch.dtype
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            return attend(
-                cache.layout,
-                rows,
-                cache.k,
-                cache.v,
-                keys,
-                shape.scale,
-                shape.softcap,
-                sink_logits,
-                dtype,
-            )
-
+        score = (shape.scale, shape.softcap)
+        seen = replace(plan.keys, positions=step.positions)
         if not plan.apart:
-            return part(q, plan.keys, aux.sink_logits, q.dtype)[0]
-        recent, lse = part(q, plan.keys, aux.sink_logits, torch.float32)
+            return cache.attend(q, plan.keys, *score, aux.sink_logits, seen=seen)[0]
+        sinks = aux.sink_logits
+        recent, lse = cache.attend(q, plan.keys, *score, sinks, torch.float32, seen=seen)
         out = recent.to(q.dtype)
         for each in plan.apart:
             turned = q[each.rows]
             apply_rope(turned, turned[:, :0], each.cos, each.sin)
-            first = part(turned, each.keys, None, torch.float32)
+            seen = replace(each.keys, positions=step.positions[each.rows])
+            first = cache.attend(turned, each.keys, *score, None, torch.float32, seen=seen)
             out[each.rows] = merge(recent[each.rows], lse[each.rows], *first)[0].to(q.dtype)
         return out
 
