@@ -65,6 +65,8 @@ def assemble(config: EngineConfig) -> Parts:
         memory.max_model_len,
         config.long_prefill_share,
         policy.align,
+        # A page that is not full keeps the raw keys of its owner's last tokens alone.
+        fork_align=config.page_size if any(shape.key_taps for shape in shapes) else 1,
     )
     scheduler = Scheduler(
         limits,

@@ -44,23 +44,26 @@ def layer_group(layer: int, shape: LayerShape, policy: AttentionPolicy) -> Layer
             f"{method_text(prefill)} for prompts, {method_text(decode)} for generated tokens; "
             f"a method that evicts must serve both phases alike"
         )
-    if kept[0] is None:
-        return LayerGroup(shape.window)
-    window, sinks = kept[0]
-    return LayerGroup(window, sinks, compact=True)
+    window, sinks = kept[0] or (shape.window, 0)
+    if window is not None and window < shape.key_taps - 1:
+        raise ValueError(
+            f"layer {layer} convolves keys over {shape.key_taps} tokens, but pages are freed after "
+            f"{window}; a window must be at least {shape.key_taps - 1}"
+        )
+    return LayerGroup(window, sinks, compact=kept[0] is not None)
 
 
 def layer_fields(
     shape: LayerShape, policy: AttentionPolicy, layer: int, page_size: int
 ) -> dict[str, PageField]:
-    """The page fields that this layer's prefill and decode methods need.
+    """The page fields that this layer, and its prefill and decode methods, need.
 
     Raises ValueError for a method that cannot serve a layer of this shape.
     """
     methods = (policy.prefill[layer], policy.decode[layer])
     if shape.latent is not None and not all(isinstance(each, LatentMethod) for each in methods):
         raise ValueError(f"layer {layer} keeps latents, which only the method asa reads")
-    return {
+    return shape.fields | {
         name: field for method in methods for name, field in method.fields(shape, page_size).items()
     }
 

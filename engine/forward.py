@@ -11,9 +11,18 @@ from typing import Any
 import torch
 
 from ..kernels.store import write_pages
-from .attention.base import AttentionMethod, Aux, LayerCache, LayerShape, Step, Watch
+from .attention.base import (
+    KEY_TAIL,
+    AttentionMethod,
+    Aux,
+    LayerCache,
+    LayerShape,
+    Step,
+    Watch,
+)
 from .batch import Batch
 from .cache import KVCache
+from .key_tails import KeyTails
 from .tally import Tally
 
 
@@ -54,6 +63,8 @@ class Forward:
         self._on_layer = on_layer
         self._watch = watch
         self._positions = batch.positions
+        self._batch = batch
+        self._tails: dict[tuple[int, int], KeyTails] = {}  # by layer group and taps
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, aux: Aux
@@ -86,6 +97,17 @@ class Forward:
             rows = part.step.rows
             out[rows] = self._attend(shape, cache, part, q[rows], aux.of_rows(rows))
         return out
+
+    def convolve(self, layer: int, k: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Raw keys [T, Hkv, d] convolved over the tokens before each; see `kernels.key_conv`."""
+        cache, group, taps = self._cache.layers[layer], self._cache.group_of[layer], weight.shape[0]
+        if (group, taps) not in self._tails:
+            size = cache.layout.page_size
+            self._tails[group, taps] = KeyTails.of(self._batch, group, size, taps)
+        tail = cache.fields.get(KEY_TAIL)
+        if tail is None:  # one tap: no token before matters
+            tail = k.new_empty((0, 1, *k.shape[1:]))
+        return self._tails[group, taps].convolve(tail, k, weight)
 
     def _attend(
         self, shape: LayerShape, cache: LayerCache, part: Part, q: torch.Tensor, aux: Aux

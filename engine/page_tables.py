@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from math import lcm
 
 from .errors import CapacityError
 from .pages import IntegrityError, PagePool, pages_for, window_pages
@@ -37,7 +38,7 @@ class PageTables:
         self.pools = tuple(PagePool(num_pages, self.page_size) for num_pages in pages_per_group)
         self.cache = PrefixCache(self.groups, self.pools, hasher, prefix_caching)
         self.num_copies = 0
-        self._align = limits.align
+        self._align, self._fork_align = limits.align, limits.fork_align
         self.max_tokens = self._max_tokens(limits.max_model_len)
         self.max_chunk = self._max_chunk(limits.max_num_batched_tokens)
 
@@ -119,7 +120,7 @@ class PageTables:
         self._adopt(request, [table[:count] for table in parent.pages], start)
 
     def _fork_point(self, request: Request) -> int:
-        align = request.policy.align
+        align = lcm(request.policy.align, self._fork_align)
         return (len(request.prompt) - 1) // align * align
 
     def _adopt(self, request: Request, tables: list[list[int]], num_computed: int) -> None:

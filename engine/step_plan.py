@@ -47,7 +47,8 @@ class SchedulerLimits:
     long_prefill_share: 0 < share <= 1, the part of a step's tokens that long prefills (those with
     more than this share of a step still to go) may take while anybody else has work.
     align: what the engine's own attention policy begins prefill chunks on multiples of; a step
-    always has room for as much.
+    always has room for as much. fork_align: a request that forks from another's prompt begins on a
+    multiple of this, whatever its policy.
     """
 
     max_num_seqs: int
@@ -55,9 +56,11 @@ class SchedulerLimits:
     max_model_len: int
     long_prefill_share: float = 0.5
     align: int = 1
+    fork_align: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "align"):
+        names = "max_num_seqs max_num_batched_tokens max_model_len align fork_align"
+        for name in names.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 < self.long_prefill_share <= 1:

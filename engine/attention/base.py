@@ -13,6 +13,9 @@ import torch
 from ...kernels.attend import Keys, attend
 from ...kernels.store import PageLayout
 
+# The page field of raw keys, in layers that convolve them.
+KEY_TAIL = "key_tail"
+
 
 @dataclass(frozen=True)
 class LatentShape:
@@ -40,6 +43,8 @@ class LayerShape:
     softcap: float | None = None
     sinks: bool = False  # the layer has a learned sink logit per head
     latent: LatentShape | None = None  # pages hold latents (num_kv_heads: groups), no K and V
+    rotates: bool = True  # its queries and keys turn with the position
+    key_taps: int = 0  # tokens over which keys are convolved; 0: they are not
 
     @property
     def kept(self) -> tuple[int, int]:
@@ -47,6 +52,13 @@ class LayerShape:
         if self.latent is None:
             return self.head_dim, self.v_head_dim
         return self.latent.rank + self.latent.rope, 0
+
+    @property
+    def fields(self) -> dict[str, PageField]:
+        """What pages of this layer keep besides, whatever its method: see `engine/key_tails.py`."""
+        if self.key_taps < 2:
+            return {}
+        return {KEY_TAIL: PageField((self.key_taps - 1, self.num_kv_heads, self.head_dim))}
 
 
 @dataclass(frozen=True)
@@ -246,6 +258,19 @@ class PlannedMethod(Protocol):
     """
 
     reads_are_planned: ClassVar[bool]
+
+
+@runtime_checkable
+class PhasedMethod(Protocol):
+    """A method whose options say how it attends in each phase, where a spec names it for both."""
+
+    def for_prefill(self) -> AttentionMethod:
+        """What prompt tokens attend by."""
+        ...
+
+    def for_decode(self) -> AttentionMethod:
+        """What generated tokens attend by."""
+        ...
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,7 +10,8 @@ import torch
 from ...kernels.attend import BlockLists, Keys
 from ...kernels.select import Candidates, select_blocks
 from ...kernels.summarize import CompletedBlocks, block_means, completed_blocks, slots_per_page
-from .base import Aux, LayerCache, LayerShape, PageField, Step, per_sequence
+from .base import AttentionMethod, Aux, LayerCache, LayerShape, PageField, Step, per_sequence
+from .dense import Dense
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,15 @@ class Moba:
     Routing is per query head, on the means of post-RoPE keys of complete earlier blocks, without
     scale or softmax. topk counts the current block, as in the paper's code, unless
     topk_includes_current is 0. One softmax runs over the union of the blocks.
-    The published results read the prompt sparsely and generate densely: write
-    prefill_attention="moba(...)" alone for that; attention="moba(...)" is sparse in both.
+    decode=dense lets generated tokens attend to every key, as in the published results, which read
+    only the prompt sparsely; decode=sparse serves them like the prompt. Which layers have it, the
+    spec says: "0-28:moba(4096, 12, decode=dense); *:dense" leaves the last ones of 32 dense.
     """
 
     block: int = 512
     topk: int = 8
     topk_includes_current: int = 1
+    decode: str = "sparse"
     reads_are_planned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -46,6 +49,16 @@ class Moba:
                 f"moba: topk must be at least 1 and at most 256, topk_includes_current 0 or 1, "
                 f"got {self.topk}, {self.topk_includes_current}"
             )
+        if self.decode not in ("sparse", "dense"):
+            raise ValueError(f"moba: decode must be sparse or dense, not {self.decode!r}")
+
+    def for_prefill(self) -> Moba:
+        """Itself; how outputs attend makes no difference to prompts."""
+        return replace(self, decode="sparse")
+
+    def for_decode(self) -> AttentionMethod:
+        """Itself, or dense attention as the option asks for."""
+        return self if self.decode == "sparse" else Dense()
 
     @property
     def history(self) -> int:

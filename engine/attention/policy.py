@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
 
-from .base import AttentionMethod, PromptEndMethod
+from .base import AttentionMethod, PhasedMethod, PromptEndMethod
 from .parse import method_text, parse_layers, parse_method
 from .spec import describe_methods, info_of
 
@@ -94,4 +94,12 @@ def _phase(
             f"use one of {', '.join(serving)}"
         )
     dense = parse_method("dense")
-    return tuple(each if info_of(each).name in serving else dense for each in methods)
+    return tuple(
+        _in_phase(each, phase) if info_of(each).name in serving else dense for each in methods
+    )
+
+
+def _in_phase(method: AttentionMethod, phase: str) -> AttentionMethod:
+    if not isinstance(method, PhasedMethod):
+        return method
+    return method.for_prefill() if phase == "prefill" else method.for_decode()

@@ -59,7 +59,7 @@ _METHODS = (
     MethodInfo(
         "moba",
         "Moba",
-        ("block=512", "topk=8", "topk_includes_current=1"),
+        ("block=512", "topk=8", "topk_includes_current=1", "decode=sparse"),
         _BOTH,
         "1/(2 block) of K and V, at least 1/(2 page)",
         "Lu et al. 2025, arXiv 2502.13189",

@@ -106,16 +106,21 @@ class Streaming:
             return StreamingPlan(keys)
         slabs = range(0, behind.shape[0], _SLAB)
         return StreamingPlan(
-            keys, tuple(self._apart(step, places, behind[at : at + _SLAB]) for at in slabs)
+            keys,
+            tuple(self._apart(shape, step, places, behind[at : at + _SLAB]) for at in slabs),
         )
 
-    def _apart(self, step: Step, places: torch.Tensor, rows: torch.Tensor) -> SinkRows:
+    def _apart(
+        self, shape: LayerShape, step: Step, places: torch.Tensor, rows: torch.Tensor
+    ) -> SinkRows:
         if step.angles is None:
             raise ValueError("streaming: mode=evict needs the model's rotary angles")
         cu_rows = torch.searchsorted(rows, step.cu_rows.long()).int()
         hi = (step.positions[rows] - self.window + 1).clamp(max=self.sinks).int()
         keys = Keys(cu_rows, places[rows], step.page_table, hi=hi)
         cos, sin = step.angles.turn(step.positions[rows], self.sinks + self.window - 1)
+        if not shape.rotates:  # where positions do not count, moving a query changes nothing
+            cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
         return SinkRows(rows, keys, cos, sin)
 
     def attend(

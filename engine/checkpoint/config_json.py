@@ -12,6 +12,7 @@ from .features import Features
 from .files import read_small
 from .json_object import Fields, parse_object
 from .layer_windows import layer_windows
+from .moba_config import MobaKeys, read_moba
 from .rope_config import RopeConfig, read_rope
 from .variant import Variant
 
@@ -45,6 +46,7 @@ class ModelConfig:
     bos_token_id: int | None
     attention: str | Mapping[str, Any] | None  # the method a sparse checkpoint names, unread
     features: Features  # what its layers have beyond the Llama shape
+    tensor_names: tuple[tuple[str, str], ...]  # (part of a tensor's name, what the files have)
     variant: Variant | None = None  # what takes another class of attention layers
 
     @property
@@ -61,20 +63,24 @@ def read_config(folder: Path) -> ModelConfig:
     """
     config = _read(folder / "config.json")
     family = read_family(config)
-    config.choice("hidden_act", ["silu"], "silu")
+    config = Fields(config.values, config.where, dict(family.keys))
+    config.choice("hidden_act", [family.activation], family.activation)
     num_layers = config.integer("num_hidden_layers", most=10_000)
     max_position = config.integer("max_position_embeddings")
     variant = family.variant(config, num_layers) if family.variant else None
     own_heads = variant.heads if variant else None
-    num_heads, num_kv_heads, head_dim = own_heads or _heads(config, family.default_head_dim)
-    own_windows = variant.windows if variant else None
+    num_heads, num_kv_heads, head_dim = own_heads or _heads(config, family)
     features = family.features(config, num_layers) if family.features else Features()
+    own_windows = variant.windows if variant else None
+    windows = own_windows or layer_windows(config, family, num_layers)
+    moba = _moba(config, family, windows)
+    features = moba.added_to(features) if moba else features
     vocab_size = config.integer("vocab_size")
     model = ModelConfig(
         architecture=family.architecture,
         vocab_size=vocab_size,
         hidden_size=config.integer("hidden_size"),
-        intermediate_size=config.integer("intermediate_size"),
+        intermediate_size=_intermediate(config, family),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
@@ -82,7 +88,7 @@ def read_config(folder: Path) -> ModelConfig:
         max_position=max_position,
         rms_norm_eps=config.number("rms_norm_eps", above=0.0),
         rope=_rope(config, family, features, max_position),
-        windows=own_windows or layer_windows(config, family, num_layers),
+        windows=windows,
         qkv_bias=_or(features.bias, bias(config, family.qkv_bias)),
         output_bias=_or(features.bias, bias(config, family.output_bias)),
         mlp_bias=bias(config, family.mlp_bias),
@@ -91,9 +97,10 @@ def read_config(folder: Path) -> ModelConfig:
         dtype=_dtype(config),
         eos_token_ids=_eos(folder, config, vocab_size),
         bos_token_id=_bos(config),
-        attention=_attention(config, family, variant),
-        variant=variant,
+        attention=_attention(config, family, moba or variant),
         features=features,
+        tensor_names=family.tensors,
+        variant=variant,
     )
     if model.rope_dim % 2 or not model.rope_dim:
         message = f"makes {model.rope_dim} rotary channels of {head_dim}, not an even number"
@@ -114,18 +121,35 @@ def _read(path: Path) -> Fields:
     return Fields(parse_object(read_small(path, _LIMIT), str(path)), str(path))
 
 
-def _heads(config: Fields, default_head_dim: int | None) -> tuple[int, int, int]:
+def _moba(config: Fields, family: Family, windows: tuple[int | None, ...]) -> MobaKeys | None:
+    if not family.variant:
+        return read_moba(config, windows, *(family.moba or ()))
+    for key in config.values:
+        if key.startswith("moba_"):
+            raise config.error(key, f"is not part of {family.architecture}")
+    return None
+
+
+def _intermediate(config: Fields, family: Family) -> int:
+    if not family.hidden_ratio or config.has("intermediate_size"):
+        return config.integer("intermediate_size")
+    ratio = config.number("hidden_ratio", 4.0, above=0.0)
+    return -(-int(config.integer("hidden_size") * ratio * 2 / 3) // 256) * 256
+
+
+def _heads(config: Fields, family: Family) -> tuple[int, int, int]:
     heads = config.integer("num_attention_heads", most=1 << 16)
-    # Only Llama checkpoints are known to leave this out: it then means one KV head per query head.
-    default = heads if config.values.get("model_type", "llama") == "llama" else None
+    default = heads if family.all_kv_heads else None
     kv_heads = config.integer("num_key_value_heads", default, most=1 << 16)
     if heads % kv_heads:
         message = f"{kv_heads} does not divide num_attention_heads {heads}"
         raise config.error("num_key_value_heads", message)
     hidden = config.integer("hidden_size")
-    if not config.has("head_dim") and default_head_dim is None and hidden % heads:
+    if not config.has("head_dim") and family.default_head_dim is None and hidden % heads:
         raise config.error("num_attention_heads", f"{heads} does not divide hidden_size {hidden}")
-    head_dim = config.integer("head_dim", default_head_dim or hidden // heads, least=4, most=1024)
+    head_dim = config.integer(
+        "head_dim", family.default_head_dim or hidden // heads, least=4, most=1024
+    )
     if head_dim % 2:
         raise config.error("head_dim", f"rotary embedding needs an even number, found {head_dim}")
     return heads, kv_heads, head_dim
@@ -163,16 +187,16 @@ def _eos(folder: Path, config: Fields, vocab_size: int) -> tuple[int, ...]:
 
 
 def _attention(
-    config: Fields, family: Family, variant: Variant | None
+    config: Fields, family: Family, trained: Variant | MobaKeys | None
 ) -> str | Mapping[str, Any] | None:
     if config.has("saccade") and config.has("attention"):
         raise config.error("attention", "contradicts the entry saccade; keep one of them")
     key = "saccade" if config.has("saccade") else "attention"
     value = config.values.get(key)
-    own = variant.specs if variant else None
+    own = trained.specs if trained else None
     if own is not None:
         if value is not None:
-            kind = family.model_type
+            kind = "moba_chunk_size" if config.has("moba_chunk_size") else family.model_type
             raise config.error(key, f"contradicts the entry {kind}, which says how to attend")
         return own
     if value is None or isinstance(value, (str, dict)):

@@ -14,6 +14,7 @@ from .family_features import (
 from .features import Features
 from .json_object import Fields
 from .latent_config import read_latent
+from .moba_config import read_fla_moba
 from .variant import Variant
 
 
@@ -38,7 +39,28 @@ class Family:
     rotary_share: float | None = None  # default of partial_rotary_factor; None: the whole head
     rotary_keys: tuple[str, ...] = ()  # rotary settings that say nothing for text
     tied: bool = False  # what an absent tie_word_embeddings means
+    # As many KV heads as query heads where the config does not say: others are refused without.
+    all_kv_heads: bool = False
+    activation: str = "silu"  # what hidden_act calls it
+    hidden_ratio: bool = False  # intermediate_size may be left to hidden_size and this ratio
+    moba: tuple[int, int] | None = None  # every layer has it; defaults of chunk size and topk
+    # (what most families call a key or a part of a tensor's name, what this one calls it)
+    keys: tuple[tuple[str, str], ...] = ()
+    tensors: tuple[tuple[str, str], ...] = ()
 
+
+# The names of flash-linear-attention.
+_FLA_KEYS = (
+    ("num_attention_heads", "num_heads"),
+    ("num_key_value_heads", "num_kv_heads"),
+    ("rms_norm_eps", "norm_eps"),
+)
+_FLA_TENSORS = (
+    ("model.embed_tokens.", "model.embeddings."),
+    (".input_layernorm.", ".attn_norm."),
+    (".self_attn.", ".attn."),
+    (".post_attention_layernorm.", ".mlp_norm."),
+)
 
 _ALL = (
     Family(
@@ -47,6 +69,7 @@ _ALL = (
         qkv_bias="attention_bias",
         output_bias="attention_bias",
         mlp_bias="mlp_bias",
+        all_kv_heads=True,
     ),
     Family("MistralForCausalLM", "mistral", window="always"),
     Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True, window="switch"),
@@ -104,6 +127,18 @@ _ALL = (
             "logits_scaling",
         ),
         tied=True,
+    ),
+    Family(
+        "MoBAForCausalLM",
+        "moba",
+        qkv_bias="qkv_bias",
+        features=read_fla_moba,
+        all_kv_heads=True,
+        activation="swish",
+        hidden_ratio=True,
+        moba=(256, 4),
+        keys=_FLA_KEYS,
+        tensors=_FLA_TENSORS,
     ),
     Family("AsaForCausalLM", "asa", variant=read_latent),
 )

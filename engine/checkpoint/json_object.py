@@ -44,19 +44,25 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
 
 
 class Fields:
-    """Typed reading of one JSON object. null counts as absent; every error names file and key."""
+    """Typed reading of one JSON object. null counts as absent; every error names file and key.
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+    names: what the object calls keys that most others call otherwise.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None
+    ) -> None:
         self.values = values
         self.where = where
+        self._names = names or {}
 
     def error(self, key: str, message: str) -> CheckpointError:
         """The error to raise about `key`."""
-        return CheckpointError(f"{self.where}: {key}: {message}")
+        return CheckpointError(f"{self.where}: {self._names.get(key, key)}: {message}")
 
     def has(self, key: str) -> bool:
         """Whether the key is present and not null."""
-        return self.values.get(key) is not None
+        return self.values.get(self._names.get(key, key)) is not None
 
     def integer(
         self, key: str, default: int | None = None, least: int = 1, most: int = 2**31 - 1
@@ -102,7 +108,7 @@ class Fields:
         return Fields(value, f"{self.where}: {key}")
 
     def _get(self, key: str, default: Any) -> Any:
-        value = self.values.get(key)
+        value = self.values.get(self._names.get(key, key))
         if value is None:
             value = default
         if value is None:

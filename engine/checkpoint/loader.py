@@ -29,7 +29,7 @@ class Checkpoint:
         self._files: Mapping[str, SafetensorsFile] = open_shards(self.folder)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return self._stored(name) in self._files
 
     def dtype(self, requested: str = "auto") -> torch.dtype:
         """The type to run in: as requested; for "auto" as config.json says, else as stored.
@@ -48,24 +48,26 @@ class Checkpoint:
     def verify(self, expected: Mapping[str, tuple[int, ...]], spare: Sequence[str] = ()) -> None:
         """Checks that the tensors are exactly the expected ones (name -> shape).
 
-        Tolerated besides: names in `spare`, and the rotary tables that old exporters saved.
+        Names are those of the Llama shape, whatever the family's files call them. Tolerated
+        besides: names in `spare`, and the rotary tables that old exporters saved.
         CheckpointError names the file and the first tensor that is missing, has another shape or
         an unsupported type, or has no use.
         """
         for name, shape in expected.items():
-            if name not in self._files:
-                raise CheckpointError(f"{self.folder}: {name}: missing from the weights")
+            if name not in self:
+                stored = self._stored(name)
+                raise CheckpointError(f"{self.folder}: {stored}: missing from the weights")
             entry = self._entry(name)
             if entry.shape != shape:
                 message = f"has shape {list(entry.shape)}, config.json asks for {list(shape)}"
                 raise self._error(name, message)
             if entry.dtype not in FLOATS:
                 raise self._error(name, f"is {entry.dtype}; supported: {', '.join(FLOATS)}")
-        for name in self._files:
-            useful = name in expected or name in spare or name.endswith(".rotary_emb.inv_freq")
-            if not useful:
+        useful = {self._stored(name) for name in (*expected, *spare)}
+        for stored in self._files:
+            if stored not in useful and not stored.endswith(".rotary_emb.inv_freq"):
                 message = f"a {self.config.architecture} so configured has no such tensor"
-                raise self._error(name, message)
+                raise self._error_of(stored, message)
 
     def check_finite(self, names: Sequence[str], dtype: torch.dtype) -> None:
         """Reads the named tensors and checks that all elements are finite once in `dtype`.
@@ -100,19 +102,30 @@ class Checkpoint:
         parts = [self._view(name).to(dtype) for name in names]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def _stored(self, name: str) -> str:
+        """What the files call the tensor."""
+        for part, own in self.config.tensor_names:
+            name = name.replace(part, own)
+        return name
+
     def _entry(self, name: str) -> TensorEntry:
-        return self._files[name].entries[name]
+        stored = self._stored(name)
+        return self._files[stored].entries[stored]
 
     def _view(self, name: str) -> torch.Tensor:
-        return self._files[name].view(name)
+        stored = self._stored(name)
+        return self._files[stored].view(stored)
 
     def _error(self, name: str, message: str) -> CheckpointError:
-        return CheckpointError(f"{self._files[name].path}: {name!r:.200}: {message}")
+        return self._error_of(self._stored(name), message)
+
+    def _error_of(self, stored: str, message: str) -> CheckpointError:
+        return CheckpointError(f"{self._files[stored].path}: {stored!r:.200}: {message}")
 
     def _stored_dtype(self) -> torch.dtype:
         sizes = dict.fromkeys(FLOATS, 0)
-        for name in self._files:
-            entry = self._entry(name)
+        for name, file in self._files.items():
+            entry = file.entries[name]
             if entry.dtype in FLOATS:
                 sizes[entry.dtype] += (entry.end - entry.begin) // FLOATS[entry.dtype].itemsize
         return FLOATS[max(sizes, key=lambda kind: sizes[kind])]

@@ -38,12 +38,19 @@ class AttentionContext(Protocol):
         """
         ...
 
+    def convolve(self, layer: int, k: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Keys [T, Hkv, d] over the tokens before each: k[t] + silu(sum of weight[l] * k[t - l]).
+
+        weight: [taps, Hkv, d].
+        """
+        ...
+
 
 class Attention:
     """Grouped-query attention of one layer, by the method that the step's context has for it.
 
     What only some checkpoints have, `ModelConfig.features` says: sink logits, gates on the output
-    or a norm of it, layers without rotary embedding.
+    or a norm of it, layers without rotary embedding, convolved keys.
     """
 
     def __init__(self, config: ModelConfig, layer: int, weights: Weights) -> None:
@@ -64,7 +71,10 @@ class Attention:
                 Norm(weights.tensor(name + f"{part}_norm.weight"), eps, features.norm_offset)
                 for part in ("q", "k")
             )
-        self.rotates = layer not in features.unrotated
+        self.conv = None
+        if self.shape.key_taps:  # stored as torch's Conv1d does, the row's own key last
+            stored = weights.tensor(name + "k_conv.weight").squeeze(1).T.flip(0)
+            self.conv = stored.reshape(-1, config.num_kv_heads, config.head_dim)
         self.aux = Aux(weights.tensor(name + "sinks").float() if features.sinks else None)
         if features.output_norm_eps is not None:
             self.out_norm = Norm(weights.tensor(name + "o_norm.weight"), features.output_norm_eps)
@@ -83,12 +93,14 @@ class Attention:
             scale=config.features.scale or config.head_dim**-0.5,
             window=config.windows[layer],
             sinks=config.features.sinks,
+            rotates=layer not in config.features.unrotated,
+            key_taps=config.features.key_taps if layer in config.features.convolved else 0,
         )
 
     @staticmethod
     def tensors(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
         """Name -> shape, as the Hugging Face classes name them."""
-        return attention_tensors(config)
+        return attention_tensors(config, layer)
 
     @staticmethod
     def spare_elements(config: ModelConfig) -> int:
@@ -97,10 +109,12 @@ class Attention:
 
     @staticmethod
     def scratch_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
-        """The gates, and the output once more where it is normed or gated."""
+        """The gates, the output once more where it is normed or gated, and convolved keys."""
         features, gates = config.features, config.num_heads * gates_per_head(config)
-        changed = features.gate is not None or features.output_norm_eps is not None
-        return tokens * (gates + changed * config.num_heads * config.head_dim) * dtype.itemsize
+        copies = config.num_kv_heads if features.convolved else 0
+        if features.gate is not None or features.output_norm_eps is not None:
+            copies += config.num_heads
+        return tokens * (gates + copies * config.head_dim) * dtype.itemsize
 
     def __call__(self, x: torch.Tensor, step: AttentionContext) -> torch.Tensor:
         """x: [T, hidden], normed -> [T, hidden], to be added to the residual stream."""
@@ -111,7 +125,9 @@ class Attention:
         q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)  # views, turned in place
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm.each_head(q), self.k_norm.each_head(k)
-        if self.rotates:
+        if self.conv is not None:
+            k = step.convolve(self.layer, k, self.conv)
+        if self.shape.rotates:
             apply_rope(q, k, step.cos, step.sin)
         out = step.attend(self.layer, q, k, v, self.aux)
         if self.out_norm is not None:

@@ -42,7 +42,7 @@ def row_order(config: ModelConfig) -> torch.Tensor | None:
     return torch.cat([rows[:, :split].flatten(), others, rows[:, split:].flatten()])
 
 
-def attention_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def attention_tensors(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
     """Name -> shape, as the Hugging Face classes name them."""
     hidden, dim, features = config.hidden_size, config.head_dim, config.features
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
@@ -56,6 +56,8 @@ def attention_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes |= linear_tensors("o_proj", hidden, queries, config.output_bias)
     if config.qk_norm:
         shapes |= {"q_norm.weight": (dim,), "k_norm.weight": (dim,)}
+    if layer in features.convolved:
+        shapes["k_conv.weight"] = (keys, 1, features.key_taps)
     if features.sinks:
         shapes["sinks"] = (config.num_heads,)
     if features.output_norm_eps is not None:

@@ -154,7 +154,7 @@ def test_dtypes(single: Path) -> None:
 
 def test_loaded_weights_do_not_share_memory_with_the_file(single: Path) -> None:
     model = load_model(Checkpoint(single))
-    ours = [model.embedding, model.norm, model.lm_head.data, model.layers[2].mlp.down.data]
+    ours = [model.embedding, model.norm.weight, model.lm_head.data, model.layers[2].mlp.down.data]
     before = [tensor.clone() for tensor in ours]
     path = single / "model.safetensors"
     with path.open("r+b") as file:

@@ -41,14 +41,14 @@ def test_gates_of_qwen3(tmp_path: Path) -> None:
     config = read(tmp_path, QWEN3, head_dim=4, headwise_attn_output_gate=True, qkv_bias=True)
     assert config.features.gate == Gate(False, "group")
     assert config.qkv_bias and config.output_bias and config.qk_norm
-    assert attention_tensors(config)["q_proj.weight"] == (4 * 4 + 4, 64)
+    assert attention_tensors(config, 0)["q_proj.weight"] == (4 * 4 + 4, 64)
     order = row_order(config)
     assert order is not None
     # Two KV heads: 8 query rows and 2 gates of the first, then of the second, then keys and values.
     assert order.tolist() == [*range(8), *range(10, 18), *range(20, 36), 8, 9, 18, 19]
     config = read(tmp_path, QWEN3, elementwise_attn_output_gate=True, use_qk_norm=False)
     assert config.features.gate == Gate(True, "group") and not config.qk_norm
-    assert not config.qkv_bias and "q_norm.weight" not in attention_tensors(config)
+    assert not config.qkv_bias and "q_norm.weight" not in attention_tensors(config, 0)
 
 
 def test_gates_of_qwen3_next(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_granite_swa(tmp_path: Path) -> None:
         1.0,
     )
     assert config.rope.theta == 500.0 and config.windows == (None, 32, None, 32)
-    assert attention_tensors(config)["sinks"] == (4,)
+    assert attention_tensors(config, 0)["sinks"] == (4,)
     config = read(tmp_path, GRANITE, rope_theta=77.0)
     assert config.rope.theta == 77.0 and not config.features.unrotated
 

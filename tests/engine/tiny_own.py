@@ -25,9 +25,53 @@ _QWEN3: dict[str, Any] = {
     "head_dim": 24,
     "rms_norm_eps": 1e-6,
 }
+_LLAMA: dict[str, Any] = {
+    **_COMMON,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "moba_chunk_size": 16,
+    "moba_topk": 2,
+}
+_FLA: dict[str, Any] = {
+    **_COMMON,
+    "architectures": ["MoBAForCausalLM"],
+    "model_type": "moba",
+    "hidden_act": "swish",
+    "num_heads": 4,
+    "norm_eps": 1e-6,
+    "moba_chunk_size": 16,
+    "moba_topk": 2,
+}
 OWN: dict[str, dict[str, Any]] = {
     "gated_heads": {**_QWEN3, "headwise_attn_output_gate": True, "qkv_bias": True},
     "gated_channels": {**_QWEN3, "elementwise_attn_output_gate": True, "use_qk_norm": False},
+    "moba_keys": {**_LLAMA, "moba_layers": [0, 2]},
+    # FlashMoBA's alternation: windows with rotary embedding, MoBA without, over convolved keys.
+    "moba_kconv": {
+        **_LLAMA,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 9,
+        "moba_topk": 3,
+        "moba_decode": "sparse",
+        "moba_nope": True,
+        "moba_kconv_width": 5,
+    },
+    "moba_kconv_rope": {
+        **_LLAMA,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "moba_topk": 1,
+        "moba_topk_includes_current": False,
+        "moba_layers": [1],
+        "moba_kconv_width": 3,
+        "elementwise_attn_output_gate": True,
+    },
+    "moba_fla": {**_FLA, "num_kv_heads": 2, "qk_norm": True, "moba_decode": "sparse"},
+    "moba_fla_plain": {**_FLA, "num_kv_heads": None, "use_output_gate": False, "qkv_bias": True},
 }
 
 

@@ -18,8 +18,8 @@ def write_random(path: Path, config: dict[str, Any], seed: int = 0, dtype: str =
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}))
     generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, shape in expected_tensors(read_config(path)).items():
+    tensors, read = {}, read_config(path)
+    for name, shape in expected_tensors(read).items():
         noise = torch.randn(shape, generator=generator)
         if "norm" in name:
             noise = 1 + 0.2 * noise
@@ -27,6 +27,8 @@ def write_random(path: Path, config: dict[str, Any], seed: int = 0, dtype: str =
             noise = 0.5 * noise
         else:
             noise = noise * 1.5 / shape[1] ** 0.5
+        for part, own in read.tensor_names:
+            name = name.replace(part, own)
         tensors[name] = noise.to(getattr(torch, dtype))
     save_file(tensors, path / "model.safetensors")
     return path

@@ -154,7 +154,29 @@ def test_law_of_cuts(
                 assert bitwise(row, truth[position]), position
 
 
-@pytest.mark.parametrize("spec", ["moba(8)", "moba(24)", "moba(64, 0)", "moba(64, 300)"])
+@compiled
+def test_decode_may_be_dense(checkpoint: Checkpoints) -> None:
+    """As prefill_attention alone; dense from the first generated token on, and no keys left out."""
+    folder = checkpoint("llama")
+    spec = "moba(16, 2, decode=dense)"
+    alone = logits(folder, PROMPT, prefill_attention="moba(16, 2)")
+    assert bitwise(logits(folder, PROMPT, attention=spec), alone)
+    assert bitwise(
+        logits(folder, PROMPT, prefill_attention="moba(16, 2)", decode_attention=spec), alone
+    )
+    assert not bitwise(logits(folder, PROMPT, attention="moba(16, 2)"), alone)
+    with Engine(folder, attention=f"1:{spec}; *:dense", page_size=16) as engine:
+        assert [type(each).__name__ for each in engine.policy.prefill] == ["Dense", "Moba", "Dense"]
+        assert {type(each).__name__ for each in engine.policy.decode} == {"Dense"}
+        output = engine.generate(PROMPT, greedy(6))[0]
+    reads = output.stats["attention"]
+    assert reads["decode"]["share"] == 1.0 and reads["prefill"]["share"] < 1.0
+    assert reads["decode"]["dense_fallbacks"] == 0
+
+
+@pytest.mark.parametrize(
+    "spec", ["moba(64, 2, decode=half)", "moba(8)", "moba(24)", "moba(64, 0)", "moba(64, 300)"]
+)
 def test_unusable_settings_are_refused(checkpoint: Checkpoints, spec: str) -> None:
     with pytest.raises(ValueError, match="moba"):
         Engine(checkpoint("llama"), attention=spec)

@@ -133,6 +133,18 @@ def test_against_an_independent_model(
     assert relative_error(masked[:100], truth[:100]) > 1e-2  # there the sinks are farther away
 
 
+def test_layers_without_positions(checkpoint: Checkpoints) -> None:
+    """Where queries and keys do not turn, freeing pages is the mask."""
+    folder = checkpoint("smollm3", no_rope_layers=[0, 0, 0])
+    mask, evict = (
+        logits(folder, f"streaming(sinks=3, window=20, mode={mode})")[0]
+        for mode in ("mask", "evict")
+    )
+    assert relative_error(evict, mask) < 1e-5
+    turning = checkpoint("smollm3", no_rope_layers=[1, 1, 1])
+    assert relative_error(logits(turning, "streaming(3, 20, evict)")[0], mask) > 1e-2
+
+
 def test_in_bfloat16_within_budget(checkpoint: Checkpoints) -> None:
     """Turning a query costs one more rounding: at most twice the error of the mask, in all."""
     folder = checkpoint("llama")
