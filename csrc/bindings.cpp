@@ -168,12 +168,14 @@ void write_pages(Kernels& kernels, int dtype, int64_t rows, int64_t kv_heads, in
 }
 
 void block_means(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, int64_t dim,
-                 int64_t page, int64_t pages, int64_t block, int64_t slots, uintptr_t k_pages,
-                 uintptr_t members, uintptr_t home, uintptr_t means) {
+                 int64_t page, int64_t pages, int64_t block, int64_t slots, int64_t spread,
+                 uintptr_t k_pages, uintptr_t members, uintptr_t home, uintptr_t begin,
+                 uintptr_t means) {
   kernels.run(&KernelTable::block_means,
               BlockMeansParams{static_cast<DType>(dtype), count, kv_heads, dim, page, pages, block,
-                               slots, pointer<const void>(k_pages), pointer<const int64_t>(members),
-                               pointer<const int64_t>(home), pointer<void>(means)});
+                               slots, spread, pointer<const void>(k_pages),
+                               pointer<const int64_t>(members), pointer<const int64_t>(home),
+                               pointer<const int64_t>(begin), pointer<void>(means)});
 }
 
 void select_blocks(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
@@ -314,6 +316,43 @@ void select_keys(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_
                                                           pointer<int32_t>(ids)});
 }
 
+void select_pooled(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
+                   int64_t owners, int64_t dim, int64_t page, int64_t pages, int64_t block,
+                   int64_t listed, int64_t first, int64_t recent, int64_t probabilities,
+                   uintptr_t q, int64_t q_row, int64_t q_head, uintptr_t fine, int64_t fine_slots,
+                   int64_t fine_size, int64_t fine_stride, uintptr_t coarse, int64_t coarse_slots,
+                   int64_t coarse_size, int64_t coarse_stride, uintptr_t table, int64_t table_row,
+                   int64_t table_width, uintptr_t cu_rows, uintptr_t positions, float scale,
+                   uintptr_t ids) {
+  kernels.run(
+      &KernelTable::select_pooled,
+      SelectPooledParams{static_cast<DType>(dtype),
+                         seqs,
+                         rows,
+                         heads,
+                         owners,
+                         dim,
+                         page,
+                         pages,
+                         block,
+                         listed,
+                         first,
+                         recent,
+                         probabilities,
+                         pointer<const void>(q),
+                         q_row,
+                         q_head,
+                         {pointer<const void>(fine), fine_slots, fine_size, fine_stride},
+                         {pointer<const void>(coarse), coarse_slots, coarse_size, coarse_stride},
+                         pointer<const int32_t>(table),
+                         table_row,
+                         table_width,
+                         pointer<const int32_t>(cu_rows),
+                         pointer<const int64_t>(positions),
+                         scale,
+                         pointer<int32_t>(ids)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -342,5 +381,6 @@ PYBIND11_MODULE(_native, m) {
       .def("key_bounds", &key_bounds)
       .def("select_bounded", &select_bounded)
       .def("select_keys", &select_keys)
+      .def("select_pooled", &select_pooled)
       .def("stream_read", &Kernels::stream_read);
 }

@@ -51,7 +51,8 @@ class PrefixHasher:
     K/V may depend on where the prompt ends: from its length on where a policy's prefill and decode
     differ, earlier where a method reads the prompt's last rows otherwise (Policy.tail). A page that
     reaches beyond is known by the prompt's length too, so it serves the same prompt again (after
-    preemption, for instance) and never another one.
+    preemption, for instance) and never another one. Where a whole prompt is read in one of several
+    ways by its length, the root says which (Policy.key).
     seed: 64-bit hash seed; random by default, since xxh3 collisions can be made for a known seed.
     """
 
@@ -66,7 +67,7 @@ class PrefixHasher:
         self._seed = secrets.randbits(64) if seed is None else seed
 
     def root(self, policy: str, salt: str) -> bytes:
-        """What stands in for the page before the first."""
+        """What stands in for the page before the first; policy: its key."""
         fields = [text.encode() for text in (self._model_id, policy, salt)]
         return self._digest(b"".join(len(field).to_bytes(8, "little") + field for field in fields))
 
@@ -75,16 +76,18 @@ class PrefixHasher:
         known, full = request.digests, request.num_tokens // self.page_size
         if len(known) == full:
             return known
-        tail = request.policy.tail(len(request.prompt))
+        size, policy = len(request.prompt), request.policy
+        tail = policy.tail(size)
         for page in range(len(known), full):
-            parent = known[-1] if known else self.root(request.policy.name, request.cache_salt)
+            parent = known[-1] if known else self.root(policy.key(size), request.cache_salt)
             known.append(self._digest(parent + self._page(request, page, tail)))
         return known
 
     def content(self, request: Request) -> bytes:
         """Digest of the first page's tokens and the policy, whatever the salt."""
-        tail = request.policy.tail(len(request.prompt))
-        return self._digest(request.policy.name.encode() + self._page(request, 0, tail))
+        size, policy = len(request.prompt), request.policy
+        page = self._page(request, 0, policy.tail(size))
+        return self._digest(policy.key(size).encode() + page)
 
     def _page(self, request: Request, page: int, tail: int | None) -> bytes:
         start, stop = page * self.page_size, (page + 1) * self.page_size

@@ -28,7 +28,13 @@ class Policy(Protocol):
 
     @property
     def name(self) -> str:
-        """Part of every prefix-cache key: K and V of one policy are not those of another."""
+        """Rows of one policy are computed together."""
+        ...
+
+    def key(self, prompt_len: int) -> str:
+        """Part of every prefix-cache key of a prompt of this length: K and V of one policy, and of
+        one way of reading a prompt, are not those of another.
+        """
         ...
 
     @property

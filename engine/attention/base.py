@@ -326,3 +326,12 @@ class PromptEndMethod(Protocol):
         Pages from there on serve only prompts of the same length.
         """
         ...
+
+
+@runtime_checkable
+class PromptModeMethod(Protocol):
+    """A method that reads a whole prompt in one of a few ways, by its length."""
+
+    def prompt_mode(self, prompt_len: int) -> str:
+        """The way for a prompt of this length. Its pages serve only prompts of the same way."""
+        ...

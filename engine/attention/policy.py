@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
 
-from .base import AttentionMethod, PhasedMethod, PromptEndMethod
+from .base import AttentionMethod, PhasedMethod, PromptEndMethod, PromptModeMethod
 from .parse import method_text, parse_layers, parse_method
 from .spec import describe_methods, info_of
 
@@ -21,9 +21,7 @@ class AttentionPolicy:
 
     @cached_property
     def name(self) -> str:
-        """Canonical text of both, part of every prefix-cache key, because K and V computed under
-        one policy are not those of another. Spelling and defaults of the specs make no difference.
-        """
+        """Canonical text of both. Spelling and defaults of the specs make no difference."""
         layers = zip(self.prefill, self.decode, strict=True)
         return "; ".join(f"{a}" if a == b else f"{a} then {b}" for a, b in layers)
 
@@ -58,6 +56,17 @@ class AttentionPolicy:
     @cached_property
     def _aware_of_the_end(self) -> list[PromptEndMethod]:
         return [method for method in {*self.prefill} if isinstance(method, PromptEndMethod)]
+
+    def key(self, prompt_len: int) -> str:
+        """Part of every prefix-cache key, because K and V computed under one policy are not those
+        of another: its name, and how its methods read a whole prompt of this length.
+        """
+        return " ".join([self.name, *(m.prompt_mode(prompt_len) for m in self._with_modes)])
+
+    @cached_property
+    def _with_modes(self) -> list[PromptModeMethod]:
+        methods = dict.fromkeys(self.prefill)
+        return [method for method in methods if isinstance(method, PromptModeMethod)]
 
     @cached_property
     def differs(self) -> bool:

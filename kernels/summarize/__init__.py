@@ -1,4 +1,4 @@
-"""Summaries of complete blocks of keys, kept as page fields."""
+"""Summaries of complete blocks and windows of keys, kept as page fields."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ BLOCK_MEANS = Op(
 def block_means(
     layout: PageLayout, k_pages: torch.Tensor, means: torch.Tensor, done: CompletedBlocks
 ) -> None:
-    """Writes the mean key of every block in `done` to the page of the block's last token.
+    """Writes the mean key of every block or window in `done` to the page of its last token.
 
     means: [pages, slots, Hkv, d] of the keys' dtype. Computed from the pages in a fixed order, in
     fp32, and rounded once, so that it is the same however the prompt was cut. Raises ValueError
     when shapes or dtypes disagree.
     """
-    slots = slots_per_page(done.block, layout.page_size)
+    slots = slots_per_page(done.stride, layout.page_size)
     head_dim = k_pages.shape[2] * k_pages.shape[4]
     want = (k_pages.shape[0], slots, k_pages.shape[1], head_dim)
     if means.shape != want or means.dtype != k_pages.dtype:

@@ -1,4 +1,4 @@
-"""Which blocks a step completes, and where their summaries live."""
+"""Which blocks or windows a step completes, and where their summaries live."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ def slots_per_page(block: int, page_size: int) -> int:
 
 @dataclass(frozen=True)
 class CompletedBlocks:
-    """Blocks whose last token is written in this step.
+    """Blocks, or windows, whose last token is written in this step.
 
-    members: int64 [n, pages per block], the pages of each block by position; home: int64 [n], the
-    place of its summary: page id of the block's last token * slots per page + slot.
+    Window i holds `block` tokens from i * stride on; blocks are windows side by side.
+    members: int64 [n, pages], the pages of each by position; begin: int64 [n], where its first key
+    lies in the first of them; home: int64 [n], the place of its summary: page id of the last token
+    * slots per page + slot.
     """
 
     block: int
     members: torch.Tensor
     home: torch.Tensor
+    begin: torch.Tensor
+    stride: int
 
 
 def completed_blocks(
@@ -36,13 +40,26 @@ def completed_blocks(
     page_table: torch.Tensor,
     block: int,
     page_size: int,
+    stride: int | None = None,
 ) -> CompletedBlocks:
-    """The blocks that end at one of these rows; arguments as in `attend.Keys`."""
-    slots, spread = slots_per_page(block, page_size), max(1, block // page_size)
-    rows = torch.nonzero((positions + 1) % block == 0).flatten()
+    """The blocks that end at one of these rows; arguments as in `attend.Keys`.
+
+    stride: of windows, which divides their size; blocks do not overlap. ValueError for sizes that
+    do not nest.
+    """
+    stride = stride or block
+    slots = slots_per_page(stride, page_size)
+    if block % stride:
+        raise ValueError(f"windows of {block} tokens must be a multiple of their stride {stride}")
+    rows = torch.nonzero(((positions + 1) % stride == 0) & (positions + 1 >= block)).flatten()
     sequence = torch.searchsorted(cu_rows.long(), rows, right=True) - 1
     last = positions[rows]
-    pages = (last // page_size)[:, None] - torch.arange(spread - 1, -1, -1)
-    members = page_table[sequence[:, None], pages].long()
-    slot = last % page_size // block if slots > 1 else torch.zeros_like(last)
-    return CompletedBlocks(block, members.contiguous(), members[:, -1] * slots + slot)
+    first = last + 1 - block
+    # The most pages that one touches: the latest that a window may begin in its page is
+    # page_size - stride.
+    spread = (page_size - min(stride, page_size) + block - 1) // page_size + 1
+    pages = (first // page_size)[:, None] + torch.arange(spread)
+    members = page_table[sequence[:, None], pages.clamp(max=(last // page_size)[:, None])].long()
+    slot = last % page_size // stride if slots > 1 else torch.zeros_like(last)
+    home = page_table[sequence, last // page_size].long() * slots + slot
+    return CompletedBlocks(block, members.contiguous(), home, first % page_size, stride)

@@ -32,8 +32,10 @@ def block_means(
         pages,
         done.block,
         slots,
+        done.members.shape[1],
         k_pages.data_ptr(),
         done.members.data_ptr(),
         done.home.data_ptr(),
+        done.begin.data_ptr(),
         means.data_ptr(),
     )

@@ -28,11 +28,15 @@ class Params:
 
 @dataclass(frozen=True)
 class Policy:
-    """What the scheduler knows of an attention policy; `depends`: its `tail`."""
+    """What the scheduler knows of an attention policy; `depends`: its `tail`, `way`: its modes."""
 
     name: str = "dense"
     align: int = 1
     depends: Callable[[int], int] | None = None
+    way: Callable[[int], str] | None = None
+
+    def key(self, prompt_len: int) -> str:
+        return self.name + (self.way(prompt_len) if self.way else "")
 
     def tail(self, prompt_len: int) -> int | None:
         return None if self.depends is None else self.depends(prompt_len)
@@ -73,7 +77,7 @@ def kv(request: Request, position: int) -> tuple[Any, ...]:
     """All that the K/V of a position depends on."""
     tail, size = request.policy.tail(len(request.prompt)), len(request.prompt)
     ends = size if tail is not None and position >= tail else None
-    return (request.policy.name, ends, *request.tokens(0, position + 1))
+    return (request.policy.key(size), ends, *request.tokens(0, position + 1))
 
 
 @dataclass

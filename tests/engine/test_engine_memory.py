@@ -147,7 +147,7 @@ def test_another_policy_is_another_provenance(
         engine = make_engine(checkpoint("llama"), **options)
         hasher = engine.scheduler.tables.cache._hasher
         hasher._seed = 0
-        roots.add(hasher.root(engine.policy.name, ""))
+        roots.add(hasher.root(engine.policy.key(0), ""))
     assert len(roots) == len(policies)
 
 

@@ -27,10 +27,11 @@ class Store:
         pages: int = 16,
         align: int = 1,
         tail: Callable[[int], int] | None = None,
+        way: Callable[[int], str] | None = None,
     ) -> None:
         self.pools = [PagePool(pages, P) for _ in windows]
         groups = [layer_group(window) for window in windows]
-        self.policy = Policy("dense", align, tail)
+        self.policy = Policy("dense", align, tail, way)
         self.cache = PrefixCache(groups, self.pools, PrefixHasher(P, "model", seed=0))
 
     def finish(
@@ -137,6 +138,15 @@ def test_pages_of_a_prompts_tail_serve_prompts_of_that_length_alone() -> None:
     assert store.look([*A, 9]) == (0, Miss.FIRST_PAGE)  # A would be its tail
     store.finish([*A, *B, *C, *A])
     assert store.look([*A, *B, *C, *B]) == (3, Miss.LAST_TOKEN)  # as long as that one
+
+
+def test_pages_serve_prompts_that_are_read_the_same_way() -> None:
+    store = Store(way=lambda size: "long" if size > 9 else "short")
+    store.finish(A + B + C, prompt_size=9)
+    assert store.look(A + B + [9])[0] == 2  # as short, and so are the tokens generated after it
+    assert store.look(A + B + C + [9]) == (0, Miss.FIRST_PAGE)
+    store.finish(A + B + C)
+    assert store.look(A + B + C + [9])[0] == 3 and store.look(A + B)[0] == 1
 
 
 def test_the_length_is_a_multiple_of_align() -> None:

@@ -32,6 +32,7 @@ SMALL: dict[str, Small] = {
     "lessismore": Small("lessismore(budget=48, start=0, correction=2)"),
     "tidal": Small("tidal(budget=48, start=0, correction=2)"),
     "streaming": Small("streaming(sinks=3, window=9, mode=evict)"),
+    "infllm": Small("infllm(16, 16, 16, 2, 0, 16, 0)"),
     "asa": Small("asa(16, 3, 1, 1, reuse=4)", "asa"),
 }
 NAMES = [info.name for info in describe_methods()]

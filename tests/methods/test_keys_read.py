@@ -31,6 +31,10 @@ def expected(spec: str, position: int, prompt: int) -> int:
         return position + 1
     if spec.startswith("quest"):
         return position % 16 + 1 + 16 * min(3, position // 16)
+    if spec.startswith("infllm"):
+        if max(position + 1, prompt) < 100:
+            return position + 1
+        return position % 16 + 1 + 16 * min(3, position // 16)
     if spec.startswith("delta"):
         exact = position % 16 == 0 or position >= prompt - 128 - prompt % 16
         return sum(exact or position - j < 9 or j < 3 for j in keys)
@@ -46,6 +50,7 @@ def expected(spec: str, position: int, prompt: int) -> int:
         "moba(block=16, topk=3)",
         "asa(block=16, topk=3, local=1)",
         "quest(budget=64, block=16)",
+        "infllm(kernel=16, block=16, topk=3, window=16, dense_len=100)",
         "lessismore(budget=64)",
         "tidal(budget=64)",
         "delta(window=9, sinks=3, gamma=16)",

@@ -82,6 +82,8 @@ def both(reads: dict[str, dict[str, Any]], key: str) -> float:
         ),
         ("llama", {"prefill_attention": "moba(16, 2)", "decode_attention": "window(20)"}),
         ("llama", {"decode_attention": "quest(budget=48, block=16)"}),
+        ("llama", {"attention": "infllm(32, 16, 32, 2, 1, 0, 0)"}),
+        ("llama", {"attention": "infllm(16, 16, 16, 2, 0, 16, 153, exact)"}),
         ("mistral", {}),
         ("qwen3_mixed", {"attention": "chunked(5, 7)"}),
         ("asa", {}),

@@ -1,4 +1,5 @@
-// Blocks of keys for sparse attention: their means, and the best of them for each query row.
+// Blocks of keys for sparse attention: their means (and those of windows), and the best of them for
+// each query row.
 #include <math.h>
 #include <stdlib.h>
 
@@ -33,17 +34,18 @@ SACCADE_INLINE void add_keys(const typename E::T* from, int64_t keys, F<W>& even
 template <class E, int kU>
 void mean_of_block(const BlockMeansParams& p, int64_t index, int64_t head) {
   using T = typename E::T;
-  const int64_t spread = p.block > p.page ? p.block / p.page : 1;
-  const int64_t keys = p.block < p.page ? p.block : p.page;
-  const int64_t offset = p.block < p.page ? p.home[index] % p.slots * p.block : 0;
   const float share = 1.0f / static_cast<float>(p.block);
   T* to = static_cast<T*>(p.means) + (p.home[index] * p.kv_heads + head) * p.dim;
   for (int64_t c = 0; c < p.dim; c += kU) {
     F<W> even{}, odd{};
-    for (int64_t i = 0; i < spread; ++i) {
-      const int64_t page = p.members[index * spread + i];
+    int64_t left = p.block, offset = p.begin[index];
+    for (int64_t i = 0; left > 0 && i < p.spread; ++i) {
+      const int64_t page = p.members[index * p.spread + i];
+      const int64_t keys = p.page - offset < left ? p.page - offset : left;
       const T* k = static_cast<const T*>(p.k_pages) + (page * p.kv_heads + head) * p.page * p.dim;
       add_keys<E, kU>(k + c * p.page + offset * kU, keys, even, odd);
+      left -= keys;
+      offset = 0;
     }
     put_one<E>(to + c, sum_lanes<W>(even) * share);
     if (kU == 2) put_one<E>(to + c + 1, sum_lanes<W>(odd) * share);

@@ -20,6 +20,7 @@ void compressed(const CompressedParams&, ThreadPool&);
 void key_bounds(const KeyBoundsParams&, ThreadPool&);
 void select_bounded(const SelectBoundedParams&, ThreadPool&);
 void select_keys(const SelectKeysParams&, ThreadPool&);
+void select_pooled(const SelectPooledParams&, ThreadPool&);
 double stream_read(const void* data, int64_t bytes, ThreadPool&);
 const KernelTable& table();
 

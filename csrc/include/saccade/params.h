@@ -125,13 +125,14 @@ struct WritePagesParams {
   const int64_t* slots;  // [rows], -1: skip
 };
 
-// Means of complete blocks of keys, from the pages, in fp32, rounded once.
+// Means of complete blocks or windows of keys, from the pages, in fp32, rounded once.
 struct BlockMeansParams {
   DType dtype;
-  int64_t count, kv_heads, dim, page, pages, block, slots;
+  int64_t count, kv_heads, dim, page, pages, block, slots, spread;
   const void* k_pages;     // as AttendParams
-  const int64_t* members;  // [count, max(1, block / page)], page ids of each block, by position
+  const int64_t* members;  // [count, spread], page ids of each block, by position
   const int64_t* home;     // [count], page id * slots + slot of each block's mean
+  const int64_t* begin;    // [count], where its first key lies in the first of its pages
   void* means;             // [pages, slots, Hkv, dim]
 };
 
@@ -154,7 +155,7 @@ struct KeyBoundsParams {
   DType dtype;
   int64_t count, kv_heads, dim, page, pages, block, slots;
   const void* k_pages;     // as AttendParams
-  const int64_t* members;  // as BlockMeansParams
+  const int64_t* members;  // [count, max(1, block / page)], as BlockMeansParams
   const int64_t* home;
   void* bounds;  // [pages, slots, Hkv, 2, dim]: least, greatest
 };
@@ -211,6 +212,33 @@ struct CompressedParams {
   void* out;     // [rows, heads, v_dim]
   float* lse;    // [rows, heads]
   int32_t* ids;  // [rows, Hkv, listed], ascending, -1 padded
+};
+
+// Summaries of windows of keys: entry i is of tokens [i * stride, i * stride + size), and lies in
+// the page of the last of them.
+struct EntryPages {
+  const void* data;  // [pages, slots, owners, dim], or null: there are none
+  int64_t slots, size, stride;
+};
+
+// The blocks whose entries weigh most with a row: entries weighed by probability or by positive
+// score, summed over the query heads of an owner; a block is as good as the best entry that
+// overlaps it.
+struct SelectPooledParams {
+  DType dtype;
+  int64_t seqs, rows, heads, owners, dim, page, pages, block;
+  int64_t listed, first, recent;  // blocks of a list; of these, always the first and the latest
+  int64_t probabilities;          // 1: exp(score - lse); 0: max(score, 0)
+  const void* q;                  // [rows, heads, dim], strides below
+  int64_t q_row, q_head;
+  EntryPages fine;       // weighed and pooled
+  EntryPages coarse;     // the lse is over these where a row has any, else over the fine ones
+  const int32_t* table;  // as AttendParams
+  int64_t table_row, table_width;
+  const int32_t* cu_rows;
+  const int64_t* positions;
+  float scale;
+  int32_t* ids;  // [rows, owners, listed], ascending, -1 padded
 };
 
 }  // namespace saccade
