@@ -107,19 +107,28 @@ class Engine:
         *,
         attention: AttentionSpec | None = None,
     ) -> Iterator[RequestOutput]:
-        """Yields what is new after every step that brought text or tokens; the last output is
-        finished.
+        """Queues a request now, and yields what is new after every step that brought anything; the
+        last output is finished.
 
-        attention: as in `add`. Closing the iterator early aborts the request.
+        attention: as in `add`. Closing or dropping the iterator early aborts the request. Raises
+        RequestError or CapacityError at once when it is refused.
         """
         generation = self.add(prompt, sampling_params or SamplingParams(), attention=attention)
+        outputs = self._outputs(generation)
+        next(outputs)  # from here on, whatever becomes of the iterator, its end aborts the request
+        return outputs
+
+    def _outputs(self, generation: Generation) -> Iterator[RequestOutput]:
+        """A first output that says nothing, then those of a stream."""
         finished = False
         try:
+            yield generation.whole()
             while not finished:
                 if not generation.finished:  # somebody else's step may have ended it
                     self.step()
                 finished, output = generation.finished, generation.delta()
-                if finished or any(each.token_ids or each.text for each in output.outputs):
+                brought = any(each.token_ids or each.text for each in output.outputs)
+                if finished or brought or output.prompt_logprobs is not None:
                     yield output
         finally:
             self.abort(generation.id)

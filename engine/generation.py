@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .completion import Completion
 from .logprobs import PromptLogprobs
-from .outputs import CompletionOutput, RequestOutput, Timings
+from .outputs import CompletionOutput, RequestOutput, Timings, TokenLogprobs
 from .params import SamplingParams
 from .request import Policy, Request, RequestState
 from .sampler import Sampled, Sampler
@@ -51,6 +51,7 @@ class Generation:
         self.error: str | None = None
         self.reads = AttentionReads()
         self.prompt_logprobs: PromptLogprobs | None = None
+        self._sent_prompt_logprobs = False
         if params.prompt_logprobs is not None:
             self.prompt_logprobs = PromptLogprobs(prompt_ids, params.prompt_logprobs)
         self._arrival = time.perf_counter()
@@ -111,21 +112,31 @@ class Generation:
 
     def delta(self) -> RequestOutput:
         """What is new since the last `delta`."""
-        return self._output([branch.completion.delta() for branch in self.branches])
+        output = self._output([branch.completion.delta() for branch in self.branches])
+        if not self._sent_prompt_logprobs:
+            output.prompt_logprobs = self._known_prompt_logprobs()
+            self._sent_prompt_logprobs = output.prompt_logprobs is not None
+        return output
 
     def whole(self) -> RequestOutput:
         """Everything so far."""
-        return self._output([branch.completion.whole() for branch in self.branches])
+        output = self._output([branch.completion.whole() for branch in self.branches])
+        output.prompt_logprobs = self._known_prompt_logprobs()
+        return output
+
+    def _known_prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
+        """A list of them all once the prompt has been read, if they were asked for."""
+        logprobs = self.prompt_logprobs
+        return logprobs.result() if logprobs is not None and logprobs.complete else None
 
     def _output(self, outputs: list[CompletionOutput]) -> RequestOutput:
-        logprobs = self.prompt_logprobs
         parent = self.branches[0].request
         return RequestOutput(
             self.id,
             self.prompt,
             self.prompt_ids,
             outputs,
-            logprobs.result() if logprobs is not None and logprobs.complete else None,
+            None,
             parent.num_cached,
             self._timings(),
             {

@@ -49,6 +49,7 @@ class PromptLogprobs:
         self._prompt = prompt
         self._count = count
         self._entries: list[TokenLogprobs | None] = [None] * len(prompt)
+        self._missing = len(prompt) - 1
 
     def add(self, start: int, logits: torch.Tensor) -> None:
         """Takes the logits float32 [R, V] of prompt positions start .. start + R - 1.
@@ -61,11 +62,12 @@ class PromptLogprobs:
                 values = row.detach().cpu().numpy()
                 token = self._prompt[target]
                 self._entries[target] = token_logprobs(values, token, self._count)
+                self._missing -= 1
 
     @property
     def complete(self) -> bool:
         """True when every token but the first has its entry."""
-        return all(entry is not None for entry in self._entries[1:])
+        return self._missing <= 0
 
     def result(self) -> list[TokenLogprobs | None]:
         """One entry per prompt token; the first token has none. SaccadeError when incomplete."""

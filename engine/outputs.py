@@ -64,7 +64,8 @@ class RequestOutput:
     """A request's answer, or in a stream its newest part.
 
     prompt: the text given, None when token ids were given.
-    prompt_logprobs: one entry per prompt token (the first is None), None when not asked for.
+    prompt_logprobs: one entry per prompt token (the first is None), None when not asked for; in a
+        stream they come once, with the first output after the prompt has been read.
     num_cached_tokens: prompt tokens whose K/V came from the prefix cache.
     stats: "preemptions", and under "attention" per phase what stats.ReadCounts counts, with
         `share`, the keys read of those that dense attention would have read.

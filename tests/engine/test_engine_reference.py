@@ -25,6 +25,8 @@ POLICIES = {
     "dense": ("llama", {}),
     "phases": ("llama", {"prefill_attention": "window(9, 2)", "decode_attention": "chunked(5, 7)"}),
     "sliding": ("mistral", {}),
+    "convolved_keys": ("moba_kconv", {}),
+    "gates": ("qwen3_next", {"attention": "moba(16, 2)"}),
     "sliding_in_part": ("qwen3_mixed", {"attention": "chunked(16, 24)"}),
 }
 

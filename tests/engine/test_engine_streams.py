@@ -64,6 +64,34 @@ def test_closing_a_stream_frees_its_pages(engine: Engine) -> None:
     assert engine.scheduler.stats().finished["abort"] >= 1
 
 
+def test_a_stream_is_refused_at_once(engine: Engine) -> None:
+    """Not at its first output, and then nothing is queued."""
+    for prompt, options in (([], {}), ([10**6], {}), (TEXT, {"attention": "sparse"})):
+        with pytest.raises(RequestError):
+            engine.stream(prompt, greedy(4), **options)
+    with pytest.raises(RequestError, match="max_model_len"):
+        engine.stream(some_tokens(600), greedy(4))
+    assert not engine.scheduler.has_work and not engine._live
+
+
+def test_a_stream_that_nobody_reads_is_queued_and_then_dropped(engine: Engine) -> None:
+    stream = engine.stream(TEXT, greedy(100))
+    assert engine.scheduler.has_work
+    engine.step()
+    assert used(engine) == {1}
+    del stream
+    assert used(engine) == {0} and not engine.scheduler.has_work
+
+
+@pytest.mark.parametrize("prompt", [[5], some_tokens(40)])
+def test_prompt_logprobs_come_once(engine: Engine, prompt: list[int]) -> None:
+    params = greedy(6, prompt_logprobs=1, n=2)
+    whole = engine.generate(prompt, params)[0].prompt_logprobs
+    found = [piece.prompt_logprobs for piece in engine.stream(prompt, params)]
+    assert found == [whole, *[None] * (len(found) - 1)] and whole is not None
+    assert len(whole) == len(prompt)
+
+
 def test_streams_side_by_side_lose_nothing(engine: Engine) -> None:
     """A step for one stream is a step for all: the other may have ended before it is asked."""
     long, short = greedy(30, logprobs=0), greedy(4, logprobs=0)
