@@ -45,14 +45,16 @@ class Wish:
 
 
 @st.composite
-def wishes(draw: st.DrawFn) -> Wish:
-    """Prompts of lengths around page borders, which share beginnings of any length."""
+def wishes(draw: st.DrawFn, before: int = 0) -> Wish:
+    """Prompts of lengths around page borders, which share beginnings of any length; `before` them
+    stand so many tokens more, in all of them the same.
+    """
     length = draw(st.sampled_from(BORDERS) | st.integers(1, LONGEST))
     shared = draw(st.sampled_from((0, 15, 16, 32, 40, LONGEST)))
     prompt = some_tokens(min(shared, length), seed=0)
     prompt += some_tokens(length - len(prompt), seed=draw(st.integers(1, 3)))
     return Wish(
-        tuple(prompt),
+        (*some_tokens(before, seed=4), *prompt),
         n=draw(st.sampled_from((1, 1, 2, 3))),
         temperature=draw(st.sampled_from((0.0, 1.0))),
         max_tokens=draw(st.sampled_from((1, 2, 9, MOST, MOST, MOST))),
@@ -115,8 +117,10 @@ def engine_for(
     return Engine(folder, **small_pool(folder, pages, **options, **policy))
 
 
-def serve(engine: Engine, requests: list[Wish]) -> tuple[list[Generation], Recorder]:
-    """Everything to its end, each request arriving at its step."""
+def serve(
+    engine: Engine, requests: list[Wish], before: Callable[[], None] = lambda: None
+) -> tuple[list[Generation], Recorder]:
+    """Everything to its end, each request arriving at its step; `before` every step."""
     recorder = Recorder(engine)
     generations: dict[int, Generation] = {}
     for step in range(100_000):
@@ -130,6 +134,7 @@ def serve(engine: Engine, requests: list[Wish]) -> tuple[list[Generation], Recor
                 )
         if len(generations) == len(requests) and not engine.scheduler.has_work:
             break
+        before()
         engine.step()
         engine.scheduler.check_integrity()
     return [generations[index] for index in range(len(requests))], recorder

@@ -16,10 +16,12 @@ from saccade.engine.attention.spec import describe_methods
 class Small:
     """family: a tiny checkpoint (engine/tiny.py) that the method serves. spec: with blocks and
     windows of 16 tokens or fewer where it has any; all of a text of 80 tokens is then not read.
+    before: tokens that prompts must have more to cross a border of the method.
     """
 
     spec: str
     family: str = "llama"
+    before: int = 0
 
 
 SMALL: dict[str, Small] = {
@@ -27,7 +29,8 @@ SMALL: dict[str, Small] = {
     "window": Small("window(size=9, sinks=3)"),
     "chunked": Small("chunked(q_chunk=5, k_chunk=7)"),
     "moba": Small("moba(block=16, topk=2)"),
-    "delta": Small("delta(window=9, sinks=2, gamma=4, anchor_guard=0.25)"),
+    # The last 128 tokens of a prompt are exact.
+    "delta": Small("delta(window=9, sinks=2, gamma=4, anchor_guard=0.25)", before=150),
     "quest": Small("quest(budget=48, block=16)"),
     "lessismore": Small("lessismore(budget=48, start=0, correction=2)"),
     "tidal": Small("tidal(budget=48, start=0, correction=2)"),
