@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from .engine.engine import Engine
     from .engine.outputs import RequestOutput
     from .engine.params import SamplingParams
+    from .engine.structure import Structure
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["Engine", "RequestOutput", "SamplingParams", "Structure", "__version__"]
 
 _HOME = {
     "Engine": ".engine.engine",
     "RequestOutput": ".engine.outputs",
     "SamplingParams": ".engine.params",
+    "Structure": ".engine.structure",
 }
 
 

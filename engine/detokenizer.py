@@ -125,13 +125,7 @@ class _PieceText:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def _byte_of(self, token: int) -> int | None:
-        piece = self._tokenizer.piece(token) or ""
-        if not self._byte_fallback or len(piece) != 6 or piece[:3] != "<0x" or piece[5] != ">":
-            return None
-        try:
-            return int(piece[3:5], 16)
-        except ValueError:
-            return None
+        return fallback_byte(self._tokenizer.piece(token)) if self._byte_fallback else None
 
 
 class _WholeText:
@@ -164,18 +158,33 @@ def byte_level_alphabet() -> dict[str, int]:
     return letters | {chr(256 + number): byte for number, byte in enumerate(others)}
 
 
+def fallback_byte(piece: str | None) -> int | None:
+    """The byte that a piece such as <0xE4> stands for; None for any other piece."""
+    if piece is None or len(piece) != 6 or piece[:3] != "<0x" or piece[5] != ">":
+        return None
+    try:
+        return int(piece[3:5], 16)
+    except ValueError:
+        return None
+
+
 def _text_for(tokenizer: Tokenizer) -> _Text:
-    spec = tokenizer.decoder_spec
-    steps: list[dict[str, Any]] = [] if spec is None else spec.get("decoders", [spec])
-    if [step["type"] for step in steps] == ["ByteLevel"]:
+    kinds = [step["type"] for step in decoder_steps(tokenizer)]
+    if kinds == ["ByteLevel"]:
         return _ByteLevelText(tokenizer)
-    anchor = _anchor(tokenizer)
-    if anchor is None or not _decodes_by_piece(steps):
+    anchor = find_anchor(tokenizer)
+    if anchor is None or not decodes_by_piece(decoder_steps(tokenizer)):
         return _WholeText(tokenizer)
-    return _PieceText(tokenizer, anchor, any(step["type"] == "ByteFallback" for step in steps))
+    return _PieceText(tokenizer, anchor, "ByteFallback" in kinds)
 
 
-def _decodes_by_piece(steps: Sequence[dict[str, Any]]) -> bool:
+def decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The steps of tokenizer.json's decoder, each with its "type"."""
+    spec = tokenizer.decoder_spec
+    return [] if spec is None else list(spec.get("decoders", [spec]))
+
+
+def decodes_by_piece(steps: Sequence[dict[str, Any]]) -> bool:
     """True when only the first piece of a text decodes differently from any later one."""
     fused = False
     for step in steps:
@@ -190,7 +199,7 @@ def _decodes_by_piece(steps: Sequence[dict[str, Any]]) -> bool:
     return True
 
 
-def _anchor(tokenizer: Tokenizer) -> int | None:
+def find_anchor(tokenizer: Tokenizer) -> int | None:
     """An ordinary letter's token, to stand in front of pieces; None when there is none."""
     for letter in "aeiotnsrAEIOTN0123456789":
         for piece in (letter, "\u2581" + letter):

@@ -14,6 +14,7 @@ from .assembly import assemble
 from .config import EngineConfig
 from .errors import RequestError
 from .generation import Branch, Generation
+from .grammar import GrammarCompiler
 from .inputs import Prompt, as_list, encode, spread, spread_attention
 from .outputs import RequestOutput
 from .params import SamplingParams, validate_prompt_ids
@@ -55,6 +56,9 @@ class Engine:
         self._policies = parts.policies
         self._runner = parts.runner
         self._sampler = Sampler()
+        self.grammars = GrammarCompiler(
+            self.tokenizer, self.model_config.vocab_size, self.model_config.eos_token_ids
+        )
         self._live: dict[str, Generation] = {}
         self._branches: dict[str, tuple[Generation, Branch]] = {}
         self._ids = itertools.count()
@@ -176,6 +180,8 @@ class Engine:
         attention: a spec for this request alone, such as "dense", or an object of specs named
         attention, prefill_attention and decode_attention (what it leaves open is the engine's).
         A method that keeps state in the pages needs an engine whose own policy keeps the same.
+        A structure that was not compiled before (`grammars.compile`, on any thread) is compiled
+        here, which may take as long as its deadline.
         """
         text = prompt if isinstance(prompt, str) else None
         ids = encode(prompt, self.tokenizer)
@@ -185,6 +191,7 @@ class Engine:
         name = request_id if request_id is not None else self._new_id()
         if name in self._live:
             raise RequestError(f"Request id {name!r} is already in use.", "request_id")
+        structure = params.structure
         generation = Generation(
             name,
             text,
@@ -196,6 +203,7 @@ class Engine:
             eos_ids=self.model_config.eos_token_ids,
             priority=priority,
             cache_salt=cache_salt,
+            grammar=None if structure is None else self.grammars.compile(structure),
         )
         for branch in generation.branches:
             self.scheduler.add(branch.request)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from .completion import Completion
+from .grammar_state import GrammarState
 from .logprobs import PromptLogprobs
 from .outputs import CompletionOutput, RequestOutput, Timings, TokenLogprobs
 from .params import SamplingParams
@@ -43,6 +44,7 @@ class Generation:
         eos_ids: Sequence[int],
         priority: int = 0,
         cache_salt: str = "",
+        grammar: GrammarState | None = None,
     ) -> None:
         self.id = id
         self.prompt = prompt
@@ -59,7 +61,7 @@ class Generation:
         self._first_token: float | None = None
         self._last_token: float | None = None
         self._end: float | None = None
-        first_state = sampler.new_state(params, prompt_ids, eos_ids)
+        first_state = sampler.new_state(params, prompt_ids, eos_ids, grammar=grammar)
         self.branches: list[Branch] = []
         for index in range(params.n):
             parent = self.branches[0].request if index else None
@@ -76,8 +78,9 @@ class Generation:
             # One seed for all n: the stream number tells them apart.
             state = first_state
             if index:
+                seed = first_state.seed
                 state = SamplerState(
-                    params, prompt_ids, eos_ids, seed=first_state.seed, stream=index
+                    params, prompt_ids, eos_ids, seed=seed, stream=index, grammar=grammar
                 )
             self.branches.append(
                 Branch(request, state, Completion(index, params, tokenizer, prompt_ids))

@@ -19,6 +19,7 @@ from .checks import (
     shown,
 )
 from .errors import RequestError
+from .structure import Structure
 
 # Below this the distribution is a point mass for any practical logits: treated as exactly greedy.
 GREEDY_TEMPERATURE = 1e-5
@@ -67,6 +68,8 @@ class SamplingParams:
     logprobs, prompt_logprobs: None or 0..20 alternatives per token, of the model's raw distribution
         (before temperature, penalties, bias and masks); the token itself is always reported.
     skip_special_tokens: special tokens leave no text; detokenize: False returns token ids only.
+    structure: the form of the text, such as Structure.json_object(). It outranks min_tokens,
+        ignore_eos and stop_token_ids: where nothing may follow, the completion ends ("stop").
 
     Raises RequestError (with `.param`) for a value outside of these ranges.
     """
@@ -91,6 +94,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     detokenize: bool = True
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         self.check()
@@ -157,6 +161,8 @@ def _check_types(params: SamplingParams) -> None:
     for name in _FLAGS:
         if not isinstance(getattr(params, name), bool):
             raise _refusal(params, name, "True or False")
+    if not isinstance(params.structure, Structure | None):
+        raise _refusal(params, "structure", "a Structure")
     if not _is_str(params.stop) and not _is_list_of(params.stop, _is_str):
         raise _refusal(params, "stop", "a string or a list of strings")
     if not _is_list_of(params.stop_token_ids, is_int):
@@ -182,6 +188,8 @@ def _check_ranges(params: SamplingParams) -> None:
     if len(ids) > MAX_STOP_TOKENS or any(token < 0 for token in ids):
         allowed = f"at most {MAX_STOP_TOKENS} token ids, none of them negative"
         raise RequestError(f"stop_token_ids must hold {allowed}", "stop_token_ids")
+    if params.structure is not None:
+        params.structure.check()
     for token, value in (params.logit_bias or {}).items():
         if token < 0 or not -MAX_LOGIT_BIAS <= value <= MAX_LOGIT_BIAS:
             allowed = f"token ids from 0 to numbers from -{MAX_LOGIT_BIAS:g} to {MAX_LOGIT_BIAS:g}"

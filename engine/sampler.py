@@ -10,6 +10,7 @@ import torch
 
 from .errors import SaccadeError
 from .filters import draw_token
+from .grammar_state import GrammarState
 from .logprobs import NOT_FINITE, token_logprobs
 from .outputs import TokenLogprobs
 from .params import SamplingParams
@@ -41,10 +42,11 @@ class Sampler:
         eos_ids: Iterable[int],
         *,
         stream: int = 0,
+        grammar: GrammarState | None = None,
     ) -> SamplerState:
         """The state of a completion that begins; `stream` is its index among the request's n."""
         seed = self._seed_source() if params.seed is None else params.seed
-        return SamplerState(params, prompt, eos_ids, seed=seed, stream=stream)
+        return SamplerState(params, prompt, eos_ids, seed=seed, stream=stream, grammar=grammar)
 
     def sample(self, logits: torch.Tensor, rows: Sequence[SamplerState]) -> list[Sampled]:
         """One token per row of logits float32 [R, V], any device; `rows` [R] are only read.
@@ -71,7 +73,10 @@ class Sampler:
         if state.is_plain:
             return Sampled(best)
         raw: Row = np.ascontiguousarray(logits.detach().cpu().numpy())
-        row = state.adjusted(raw)
+        try:
+            row = state.adjusted(raw)
+        except SaccadeError as error:
+            return Sampled(-1, error=error)
         if not np.isfinite(row.max()):
             return _failed("no token can be sampled: all of them are masked out")
         token = _choose(row, state)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from .grammar_state import GrammarState
 from .params import SamplingParams
 from .penalties import Ids, Penalties, Row
 
@@ -26,8 +27,10 @@ class SamplerState:
         seed: int,
         stream: int = 0,
         output: Sequence[int] = (),
+        grammar: GrammarState | None = None,
     ) -> None:
-        """stream: which of the n completions of a request; output: tokens sampled already."""
+        """stream: which of the n completions of a request; output: tokens sampled already; grammar:
+        the beginning of params.structure, which is copied."""
         self.params = params
         self.seed = seed
         self.stream = stream
@@ -36,7 +39,10 @@ class SamplerState:
         bias = params.logit_bias or {}
         self._bias_ids: Ids = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias: Row = np.fromiter(bias.values(), np.float32, len(bias))
-        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(eos_ids))
+        self._grammar = None if grammar is None else grammar.copy()
+        eos = set(eos_ids)
+        self._eos: Ids = np.array(sorted(eos), np.int64)
+        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else eos)
         self._ends: Ids = np.array(sorted(ends), np.int64)
         for token in output:
             self.advance(token)
@@ -46,11 +52,19 @@ class SamplerState:
         self.num_output += 1
         if self._penalties is not None:
             self._penalties.add(token)
+        if self._grammar is not None:
+            self._grammar.advance(token)
+
+    @property
+    def is_complete(self) -> bool:
+        """True when the structure asked for is whole, so that no token can follow."""
+        return self._grammar is not None and self._grammar.is_complete
 
     @property
     def changes_logits(self) -> bool:
         """True when the next token's logits are adjusted before choosing."""
-        return self._penalties is not None or len(self._bias) > 0 or self._must_go_on
+        changes = self._penalties is not None or len(self._bias) > 0
+        return changes or self._grammar is not None or self._must_go_on
 
     @property
     def is_plain(self) -> bool:
@@ -59,16 +73,34 @@ class SamplerState:
         return greedy and not self.changes_logits
 
     def adjusted(self, row: Row) -> Row:
-        """The logits [V] to choose from: bias, then penalties, then masks; `row` stays as it is."""
+        """The logits [V] to choose from: bias, then penalties, then masks; `row` stays as it is.
+
+        Raises SaccadeError when the structure cannot be followed any more.
+        """
         if not self.changes_logits:
             return row
         row = row.copy()
         row[self._bias_ids] += self._bias
         if self._penalties is not None:
             self._penalties.apply(row)
-        if self._must_go_on:
+        if self._grammar is not None:
+            self._mask_by_grammar(row, self._grammar)
+        elif self._must_go_on:
             row[self._ends[self._ends < len(row)]] = -np.inf
         return row
+
+    def _mask_by_grammar(self, row: Row, grammar: GrammarState) -> None:
+        """Leaves what the structure allows; where that is an end alone, it is no use to forbid it.
+
+        With ignore_eos an end-of-sequence would be a token like others, which no structure has.
+        """
+        allowed = grammar.allowed(len(row))
+        avoided = self._ends if self._must_go_on else self._ends[:0]
+        if self.params.ignore_eos:
+            avoided = np.concatenate([avoided, self._eos])
+        ongoing = allowed.copy()
+        ongoing[avoided[avoided < len(row)]] = False
+        row[~(ongoing if ongoing.any() else allowed)] = -np.inf
 
     @property
     def _must_go_on(self) -> bool:

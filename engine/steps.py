@@ -92,7 +92,7 @@ class Steps:
         except Exception as error:  # noqa: BLE001 - e.g. a decoder that cannot go on
             self._scheduler.fail_request(request.id, error, publish=True)
             return
-        if stop is not None:
+        if stop is not None or branch.state.is_complete:
             self._stop_by_text(request, stop)
 
     def _note_reads(self, result: StepResult) -> None:
@@ -101,8 +101,9 @@ class Steps:
             self.reads.add(counts, decodes)
             self._branches[run.request.id][0].reads.add(counts, decodes)
 
-    def _stop_by_text(self, request: Request, stop: str) -> None:
-        """A stop string outranks the length limit that the same token may have reached."""
+    def _stop_by_text(self, request: Request, stop: str | None) -> None:
+        """A stop string, or the end of a structure (None), outranks the length limit that the same
+        token may have reached."""
         if not self._scheduler.finish(request.id, "stop", stop):
             request.finish_reason, request.stop_reason = "stop", stop
 

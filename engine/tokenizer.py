@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import tokenizers
 
 from .errors import RequestError
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
@@ -49,6 +52,10 @@ class Tokenizer:
             message = f"prompt is not valid Unicode: lone surrogate at character {error.start}"
             raise RequestError(message, "prompt") from None
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of `text` as it stands: nothing added, special tokens written out are text."""
+        return self._plain.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids without a token (a padded vocabulary) leave no text.
@@ -97,6 +104,12 @@ class Tokenizer:
         """tokenizer.json's "decoder" section; None when it has none."""
         decoder: Any = self._backend.decoder
         return None if decoder is None else json.loads(decoder.__getstate__())
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
 
     def _named_id(self, role: str) -> int | None:
         content = self._named.get(role)

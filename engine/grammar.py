@@ -1,0 +1,221 @@
+"""Structures compiled for a vocabulary by llguidance: which tokens may come next.
+
+Compiling happens on a thread of its own with a deadline, and without the interpreter's lock. What
+a grammar may cost is bounded there and again at every token (llguidance's limits).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import llguidance
+import numpy as np
+
+from .errors import RequestError
+from .grammar_state import GrammarState
+from .structure import Structure
+from .token_bytes import token_bytes
+from .tokenizer import Tokenizer
+
+# Between JSON's tokens: one space, or a new line with its indentation. Some models like to write
+# whitespace for ever; others write \u00e9 where they could write the letter.
+_JSON: Any = {
+    "whitespace_pattern": r"\x20|\x0A[\x20\x09]{0,32}",
+    "json_allow_general_unicode_escapes": True,
+}
+_CACHED = 64
+_AT_ONCE = 2
+
+
+class GrammarCompiler:
+    """Compiles structures for one vocabulary; keeps the latest. Safe to use from several threads.
+
+    The first use reads the vocabulary, which takes a second for a large one: see `warm_up`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        vocab_size: int,
+        eos_ids: Sequence[int],
+        seconds: float = 2.0,
+    ) -> None:
+        """vocab_size: the logits' width. seconds: the deadline of one compilation."""
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_ids = list(eos_ids)
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._vocabulary: llguidance.LLTokenizer | None = None
+        self._cache: OrderedDict[Structure, GrammarState] = OrderedDict()
+        self._slots = threading.BoundedSemaphore(_AT_ONCE)
+
+    def warm_up(self) -> None:
+        """Reads the vocabulary now. RequestError where structures cannot work with it."""
+        with self._lock:
+            self._known()
+
+    def compile(self, structure: Structure) -> GrammarState:
+        """The state at the beginning; make a `copy` of it for each completion.
+
+        Blocks for at most the deadline. Raises RequestError with the reason when it does not
+        compile, takes too long, or no text satisfies it.
+        """
+        self.warm_up()
+        with self._lock:
+            if (found := self._cache.get(structure)) is not None:
+                self._cache.move_to_end(structure)
+                return found
+        state = GrammarState(self._within_deadline(structure))
+        with self._lock:
+            self._cache[structure] = state
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        return state
+
+    def _within_deadline(self, structure: Structure) -> llguidance.LLMatcher:
+        late = _refusal(structure, f"it takes longer than {self._seconds:g} seconds")
+        end = time.monotonic() + self._seconds
+        if not self._slots.acquire(timeout=self._seconds):
+            raise late
+        box: list[llguidance.LLMatcher | Exception] = []
+
+        def work() -> None:
+            try:
+                box.append(self._build(structure))
+            except Exception as error:  # noqa: BLE001 - it is raised again where it is awaited
+                box.append(error)
+            finally:
+                self._slots.release()
+
+        # A daemon: one that is stuck must not keep the process from ending.
+        thread = threading.Thread(target=work, name="compile-grammar", daemon=True)
+        thread.start()
+        thread.join(max(0.0, end - time.monotonic()))
+        if not box:
+            raise late
+        if isinstance(box[0], Exception):
+            raise box[0]
+        return box[0]
+
+    def _build(self, structure: Structure) -> llguidance.LLMatcher:
+        source = self._source(structure)
+        matcher = llguidance.LLMatcher(self._known(), source, log_level=0, limits=_limits())
+        # The first mask is the dearest, and the first to show a grammar without any text.
+        mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+        error = _first_line(matcher.get_error())
+        if matcher.is_error() and not error.startswith("NoExtension"):
+            raise _refusal(structure, error)
+        first = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
+        first[self._eos_ids] = 0
+        if not first.any():
+            raise _refusal(structure, "no text satisfies it, or the empty one alone")
+        return matcher
+
+    def _source(self, structure: Structure) -> str:
+        make = llguidance.LLMatcher
+        if structure.kind == "json_object":
+            return make.grammar_from_json_schema({"type": "object"}, _JSON)
+        if structure.kind == "json_schema":
+            return make.grammar_from_json_schema(structure.text, _JSON)
+        if structure.kind == "regex":
+            return make.grammar_from_regex(structure.text)
+        if structure.kind == "choice":
+            return make.grammar_from_regex("|".join(map(_literal, structure.choices)))
+        return make.grammar_from_lark("\n".join([structure.text, *self._marks(structure)]))
+
+    def _marks(self, structure: Structure) -> list[str]:
+        """A rule per marker: its text, and its token where it is a special one."""
+        rules = []
+        for number, text in enumerate(structure.markers):
+            token = self._special_id(text)
+            rules.append(f"mark_{number}: " + (_quoted(text) if token is None else f"<[{token}]>"))
+        return rules
+
+    def _special_id(self, text: str) -> int | None:
+        token = None if self._tokenizer is None else self._tokenizer.id_of(text)
+        special = self._tokenizer is not None and token in self._tokenizer.special_ids
+        return token if special else None
+
+    def _known(self) -> llguidance.LLTokenizer:
+        """The vocabulary, which is read at the first use."""
+        if self._vocabulary is None:
+            self._vocabulary = _vocabulary(self._tokenizer, self._vocab_size, self._eos_ids)
+        return self._vocabulary
+
+
+class _Vocabulary(llguidance.TokenizerWrapper):
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], eos_id: int) -> None:
+        self.is_tokenizer_wrapper = True
+        self.bos_token_id = None
+        self.tokens = tokens
+        self.special_token_ids = sorted(tokenizer.special_ids)
+        self.eos_token_id = eos_id
+        self._tokenizer = tokenizer
+        self._greedy: llguidance.LLTokenizer | None = None
+
+    def use_greedy(self, tokenizer: llguidance.LLTokenizer) -> None:
+        """What splits a text where the tokenizer's own way does not give back its bytes."""
+        self._greedy = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        """Tokens whose bytes are exactly the text's: how the model would write it."""
+        ids = self._tokenizer.encode_plain(text)
+        if b"".join(self.tokens[token] for token in ids) == text.encode("utf-8"):
+            return ids
+        return [] if self._greedy is None else self._greedy.greedy_tokenize(text)
+
+
+def _vocabulary(
+    tokenizer: Tokenizer | None, vocab_size: int, eos_ids: list[int]
+) -> llguidance.LLTokenizer:
+    tokens = None if tokenizer is None else token_bytes(tokenizer)
+    if tokenizer is None or tokens is None:
+        what = "a tokenizer.json" if tokenizer is None else "a vocabulary of texts"
+        raise RequestError(f"structure needs {what}, which this model does not have", "structure")
+    if not eos_ids:
+        raise RequestError("structure needs an end-of-sequence token", "structure")
+    wrapper = _Vocabulary(tokenizer, tokens, eos_ids[0])
+    size = max(vocab_size, len(tokens))
+    made = llguidance.LLTokenizer(wrapper, n_vocab=size, eos_token=eos_ids)
+    wrapper.use_greedy(made)
+    return made
+
+
+def _limits() -> llguidance.LLParserLimits:
+    """What a grammar may cost. Fuel counts nodes of expressions, of which about 50 (initial) or 14
+    (step) are made in a microsecond."""
+    return llguidance.LLParserLimits(
+        initial_lexer_fuel=500_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=50_000,
+        max_grammar_size=500_000,
+        verbose_errors=False,
+    )
+
+
+def _refusal(structure: Structure, reason: str) -> RequestError:
+    message = f"structure: the {structure.kind} cannot be used: {reason}"
+    return RequestError(message, "structure")
+
+
+def _first_line(text: str) -> str:
+    return " ".join((text.splitlines() or ["no reason given"])[0].split())[:300]
+
+
+def _literal(text: str) -> str:
+    """A regular expression for a text alone."""
+    plain = (char.isascii() and char.isalnum() for char in text)
+    return "".join(c if p else f"\\x{{{ord(c):X}}}" for c, p in zip(text, plain, strict=True))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

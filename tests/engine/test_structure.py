@@ -1,0 +1,394 @@
+"""Structures: what is refused at the door, what compiles, and which tokens they allow."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saccade import SamplingParams, Structure
+from saccade.engine.errors import RequestError, SaccadeError
+from saccade.engine.grammar import GrammarCompiler
+from saccade.engine.grammar_state import GrammarState
+from saccade.engine.structure import MAX_CHARS, MAX_CHOICES, MAX_DEPTH
+from saccade.engine.token_bytes import token_bytes
+from saccade.engine.tokenizer import Tokenizer
+from saccade.engine.tokenizer_files import TokenizerFiles
+
+from . import tokenizers_for_tests as kinds
+
+WORDS = ["<tool_call>", "  "]  # added, and no special tokens
+
+
+def byte_level() -> Tokenizer:
+    backend = kinds.byte_level()
+    backend.add_tokens([tokenizers.AddedToken(word, special=False) for word in WORDS])
+    backend.add_special_tokens(["[CALL]"])
+    return Tokenizer(TokenizerFiles(backend))
+
+
+def compiler(tokenizer: Tokenizer | None = None, **options: Any) -> GrammarCompiler:
+    tokenizer = tokenizer or byte_level()
+    options = {"vocab_size": tokenizer.vocab_size, "eos_ids": [1, 257], **options}
+    return GrammarCompiler(tokenizer, **options)
+
+
+BYTES = byte_level()
+COMPILER = compiler(BYTES, eos_ids=[BYTES.id_of("</s>")])
+END = BYTES.id_of("</s>")
+
+
+def follows(state: GrammarState, tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    """How many of these tokens the masks allow, one after the other."""
+    for count, token in enumerate(ids):
+        if not state.allowed(tokenizer.vocab_size)[token]:
+            return count
+        state.advance(token)
+    return len(ids)
+
+
+CONTENT = token_bytes(BYTES) or []
+
+
+def accepts(structure: Structure, text: str) -> bool:
+    """Whether a model could write exactly this text, in whatever tokens, and end there."""
+    return writes(COMPILER.compile(structure).copy(), text.encode("utf-8"))
+
+
+def writes(state: GrammarState, text: bytes) -> bool:
+    """Where only one text can follow, only its usual tokens are allowed: so all are tried."""
+    if state.is_complete or not text:
+        return not text and (state.is_complete or bool(state.allowed(BYTES.vocab_size)[END]))
+    for token in np.flatnonzero(state.allowed(BYTES.vocab_size)).tolist():
+        if CONTENT[token] and text.startswith(CONTENT[token]) and token not in BYTES.special_ids:
+            after = state.copy()
+            after.advance(token)
+            if writes(after, text[len(CONTENT[token]) :]):
+                return True
+    return False
+
+
+# ---- the door ----
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Structure("xml", "x"), "kind must be one of"),  # type: ignore[arg-type]
+        (lambda: Structure.regex(""), "regex must not be empty"),
+        (lambda: Structure.regex(3), "regex must be a text"),  # type: ignore[arg-type]
+        (lambda: Structure.regex("a" * (MAX_CHARS + 1)), f"at most {MAX_CHARS} characters"),
+        (lambda: Structure.regex("\ud800"), "lone surrogate at character 0"),
+        (lambda: Structure.json_schema("{"), "json_schema is not JSON"),
+        (lambda: Structure.json_schema("[1]"), "json_schema must be an object"),
+        (lambda: Structure.json_schema("[" * 99_999), "json_schema is not JSON"),
+        (lambda: Structure.json_schema({"a": float("nan")}), "not a JSON value"),
+        (lambda: Structure.json_schema({"a": {1, 2}}), "not a JSON value"),
+        (lambda: Structure.choice([]), "list of 1 to"),
+        (lambda: Structure.choice(["a", ""]), "none of them empty"),
+        (lambda: Structure.choice(["a", 3]), "list of 1 to"),  # type: ignore[list-item]
+        (lambda: Structure.choice("ab"), "list of 1 to"),
+        (lambda: Structure.choice(["a"] * (MAX_CHOICES + 1)), "list of 1 to"),
+        (lambda: SamplingParams(structure="json"), "structure must be a Structure"),
+    ],
+)
+def test_malformed_structures_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        make()
+    assert caught.value.param == "structure"
+
+
+def test_schemas_are_as_deep_as_allowed() -> None:
+    def nested(depth: int) -> dict[str, Any]:
+        inner: dict[str, Any] = {}
+        for _ in range(depth - 1):
+            inner = {"items": inner}
+        return inner
+
+    Structure.json_schema(nested(MAX_DEPTH))
+    with pytest.raises(RequestError, match=f"at most {MAX_DEPTH} levels"):
+        Structure.json_schema(nested(MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize(
+    ("structure", "message"),
+    [
+        (Structure.regex("(a"), "unclosed group|invalid regex"),
+        (Structure.regex("(?=a)b"), "look-around|invalid regex"),
+        (Structure.regex("()"), "the empty one alone"),
+        (Structure.grammar("start: nowhere"), "unknown name"),
+        (Structure.grammar("this is no grammar"), "cannot be used"),
+        (Structure.json_schema({"type": "strange"}), "Invalid type: strange"),
+        (Structure.json_schema({"not": {"type": "string"}}), "Unimplemented keys"),
+        (Structure.json_schema({"$ref": "http://127.0.0.1/x"}), "cannot be used"),
+        (Structure.json_schema({"$ref": "#"}), "no text satisfies it"),
+        (Structure.json_schema({"enum": []}), "cannot be used"),
+        (
+            Structure.json_schema(
+                {"type": "object", "properties": {"a": False}, "required": ["a"]}
+            ),
+            "unsatisfiable",
+        ),
+    ],
+)
+def test_what_does_not_compile_is_refused_with_the_reason(
+    structure: Structure, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        COMPILER.compile(structure)
+    assert caught.value.param == "structure"
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        Structure.regex("(a{1000}){1000}"),
+        Structure.regex("((a|b|ab){1,1000}c){1,1000}"),
+        Structure.json_schema({"type": "string", "pattern": "^(a{1000}){1000}$"}),
+        Structure.json_schema({"enum": [f"value {i}" for i in range(8000)]}),
+        Structure.json_schema(
+            {
+                "allOf": [
+                    {"anyOf": [{"properties": {f"{i}{j}": {}}} for i in range(8)]} for j in range(8)
+                ]
+            }
+        ),
+        Structure.grammar('start: x\nx: x x | "a" | "aa" | x "a" x | x x x'),
+        Structure.regex("(.*a.{0,200}){5}"),
+    ],
+)
+def test_costly_structures_cost_little(structure: Structure) -> None:
+    """Refused or served, but never for long: neither at the door nor at a token."""
+    start = time.monotonic()
+    try:
+        state = COMPILER.compile(structure).copy()
+    except RequestError:
+        state = None
+    assert time.monotonic() - start < 4
+    slowest = 0.0
+    for letter in "aabab" * 8 if state is not None else "":
+        start = time.monotonic()
+        try:
+            follows(state, BYTES, BYTES.encode_plain(letter))
+        except SaccadeError:
+            break
+        slowest = max(slowest, time.monotonic() - start)
+    assert slowest < 0.5
+
+
+def test_a_compilation_has_a_deadline() -> None:
+    slow = compiler(seconds=0.2)
+    slow.warm_up()
+    slow._build = lambda structure: time.sleep(3)  # type: ignore[method-assign,return-value,assignment]
+    start = time.monotonic()
+    for _ in range(3):  # the third finds both threads busy
+        with pytest.raises(RequestError, match=r"longer than 0\.2 seconds"):
+            slow.compile(Structure.json_object())
+    assert time.monotonic() - start < 2
+
+
+def test_compiled_structures_are_kept() -> None:
+    structure = Structure.regex("kept[0-9]+")
+    assert COMPILER.compile(structure) is COMPILER.compile(Structure.regex("kept[0-9]+"))
+
+
+def test_without_a_tokenizer_there_is_no_structure() -> None:
+    with pytest.raises(RequestError, match=r"tokenizer\.json"):
+        GrammarCompiler(None, 128, [1]).compile(Structure.json_object())
+    with pytest.raises(RequestError, match="end-of-sequence"):
+        compiler(eos_ids=[]).compile(Structure.json_object())
+
+
+# ---- what they allow ----
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "kind": {"enum": ["a", "é"]},
+        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 2},
+    },
+    "required": ["name", "kind"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("structure", "good", "bad"),
+    [
+        (
+            Structure.json_object(),
+            ["{}", '{"a": [1, {"b": null}]}', '{\n  "é": "\\u00e9"\n}'],
+            ["[]", "3", '{"a" 1}', "{} ", " {}", '{"a": 01}'],
+        ),
+        (
+            Structure.json_schema(SCHEMA),
+            ['{"name": "abc", "kind": "é"}', '{"name":"","kind":"a","sizes":[1,22]}'],
+            ['{"name": "abcdef"', '{"kind": "a"', '{"name": "a", "kind": "b"', '{"name": "a"}'],
+        ),
+        (Structure.regex("[a-c]{2}(-[0-9]+)?"), ["ab", "cc-12"], ["a", "abc", "ab-", "xx"]),
+        (
+            Structure.choice(["yes", "no", 'a"\\\n\x00', "日本 {}.*"]),
+            ["yes", "no", 'a"\\\n\x00', "日本 {}.*"],
+            ["y", "maybe", "yesno", "日本 {}..."],
+        ),
+        (Structure.choice(["a", "ab"]), ["a", "ab"], ["b", "abb"]),
+        (
+            Structure.grammar('start: "x" ("," NUMBER)*\nNUMBER: /[0-9]+/'),
+            ["x", "x,12,3"],
+            ["x,", "12"],
+        ),
+    ],
+)
+def test_allows_what_it_says(structure: Structure, good: list[str], bad: list[str]) -> None:
+    for text in good:
+        assert accepts(structure, text), text
+    for text in bad:
+        assert not accepts(structure, text), text
+
+
+TEXT = st.characters(exclude_categories=["Cs", "Cc"])
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(TEXT, max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(TEXT, max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(value=st.dictionaries(st.text(TEXT, max_size=4), VALUES, max_size=3), indent=st.booleans())
+def test_any_json_object_is_one(value: dict[str, Any], indent: bool) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=2 if indent else None)
+    assert accepts(Structure.json_object(), text)
+
+
+@settings(deadline=None)
+@given(text=st.text('abc{}[]":,0123 \n\\ué', max_size=12))
+def test_nothing_else_is_a_json_object(text: str) -> None:
+    if accepts(Structure.json_object(), text):
+        assert isinstance(json.loads(text), dict)
+
+
+@settings(deadline=None)
+@given(
+    pattern=st.sampled_from(["a*b", "(ab|c)+", "[^a]{1,3}", "a?b?c?d", "(a|b(c|d))*e"]),
+    text=st.text("abcde", max_size=6),
+)
+def test_regexes_match_whole_texts(pattern: str, text: str) -> None:
+    assert accepts(Structure.regex(pattern), text) == bool(re.fullmatch(pattern, text))
+
+
+def test_special_tokens_are_never_text() -> None:
+    mask = COMPILER.compile(Structure.regex("(.|\n)*")).allowed(BYTES.vocab_size)
+    specials = BYTES.special_ids - {END}
+    assert specials and not any(mask[token] for token in specials)
+    assert mask[END]
+    assert all(mask[BYTES.id_of(word)] for word in WORDS)
+
+
+def test_an_end_comes_with_every_end_token() -> None:
+    several = compiler(eos_ids=[3, 7]).compile(Structure.regex("ab?")).copy()
+    assert not several.allowed(BYTES.vocab_size)[[3, 7]].any()
+    follows(several, BYTES, BYTES.encode_plain("a"))
+    assert several.allowed(BYTES.vocab_size)[[3, 7]].all()
+    assert not several.is_complete
+    follows(several, BYTES, BYTES.encode_plain("b"))
+    assert several.is_complete
+
+
+def test_markers_are_special_tokens_where_there_are_any() -> None:
+    special = Structure.grammar('start: mark_0 "x"', markers=("[CALL]",))
+    mask = COMPILER.compile(special).allowed(BYTES.vocab_size)
+    assert np.flatnonzero(mask).tolist() == [BYTES.id_of("[CALL]")]
+    assert accepts(Structure.grammar('start: mark_0 "x"', markers=("<tool",)), "<toolx")
+    state = COMPILER.compile(Structure.grammar('start: "<tool_call>" "x"')).copy()
+    assert follows(state, BYTES, [BYTES.id_of("<tool_call>") or 0, *BYTES.encode_plain("x")]) == 2
+    assert state.is_complete
+
+
+def test_a_padded_vocabulary_is_never_sampled() -> None:
+    wide = compiler(vocab_size=BYTES.vocab_size + 50)
+    mask = wide.compile(Structure.regex(".*")).allowed(BYTES.vocab_size + 50)
+    assert len(mask) == BYTES.vocab_size + 50
+    assert not mask[BYTES.vocab_size :].any()
+    narrow = compiler(vocab_size=100).compile(Structure.regex(".*")).allowed(100)
+    assert len(narrow) == 100 and narrow.any()
+
+
+def test_copies_go_their_own_ways() -> None:
+    first = COMPILER.compile(Structure.regex("a+b|a+c")).copy()
+    follows(first, BYTES, BYTES.encode_plain("aa"))
+    second = first.copy()
+    follows(first, BYTES, BYTES.encode_plain("b"))
+    assert first.is_complete and not second.is_complete
+    assert follows(second, BYTES, BYTES.encode_plain("c")) == 1
+
+
+def test_a_wrong_token_is_an_error_of_this_state_alone() -> None:
+    start = COMPILER.compile(Structure.regex("ab"))
+    state = start.copy()
+    state.advance(BYTES.encode_plain("x")[0])
+    with pytest.raises(SaccadeError, match="too complex to follow"):
+        state.allowed(BYTES.vocab_size)
+    assert not state.is_complete
+    assert start.copy().allowed(BYTES.vocab_size).any()
+
+
+# ---- bytes of tokens ----
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_bpe", "unigram"])
+def test_bytes_are_what_the_detokenizer_writes(kind: str) -> None:
+    tokenizer = Tokenizer(TokenizerFiles(getattr(kinds, kind)()))
+    found = token_bytes(tokenizer)
+    assert found is not None and len(found) == tokenizer.vocab_size
+    anchor = tokenizer.encode_plain("a")
+    before = tokenizer.decode(anchor)
+    compared = 0
+    for token, content in enumerate(found):
+        text = tokenizer.decode([*anchor, token], skip_special_tokens=False)
+        if content and token not in tokenizer.special_ids and "\ufffd" not in text:
+            assert before + content.decode("utf-8") == text
+            compared += 1
+    assert compared >= len(found) // 3 - 5
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece_bpe", "unigram"])
+def test_structures_work_with_every_kind_of_vocabulary(kind: str) -> None:
+    tokenizer = Tokenizer(TokenizerFiles(getattr(kinds, kind)()))
+    end = tokenizer.id_of("</s>")
+    assert end is not None
+    state = GrammarCompiler(tokenizer, tokenizer.vocab_size, [end]).compile(
+        Structure.choice(["ab", "中 é"])
+    )
+    ids = [tokenizer.id_of(piece) for piece in ("中", "▁", "é")]
+    copy = state.copy()
+    assert follows(copy, tokenizer, [token for token in ids if token is not None]) == 3
+    assert copy.is_complete
+
+
+def test_the_demo_vocabulary() -> None:
+    tokenizer = Tokenizer.from_folder(Path(__file__).parents[2] / "engine" / "demo")
+    end = tokenizer.eos_id
+    assert end is not None
+    state = GrammarCompiler(tokenizer, tokenizer.vocab_size, [end]).compile(
+        Structure.json_schema(SCHEMA)
+    )
+    copy = state.copy()
+    ids = tokenizer.encode('{"name": "abc", "kind": "é", "sizes": [10]}', add_special_tokens=False)
+    assert follows(copy, tokenizer, ids) == len(ids)
+    assert copy.is_complete
