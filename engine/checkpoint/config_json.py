@@ -97,7 +97,7 @@ def read_config(folder: Path) -> ModelConfig:
         dtype=_dtype(config),
         eos_token_ids=_eos(folder, config, vocab_size),
         bos_token_id=_bos(config),
-        attention=_attention(config, family, moba or variant),
+        attention=_attention(config, family, _trained(config, family, moba or variant)),
         features=features,
         tensor_names=family.tensors,
         variant=variant,
@@ -105,6 +105,13 @@ def read_config(folder: Path) -> ModelConfig:
     if model.rope_dim % 2 or not model.rope_dim:
         message = f"makes {model.rope_dim} rotary channels of {head_dim}, not an even number"
         raise config.error("partial_rotary_factor", message)
+    for key, factors in (
+        ("short_factor", model.rope.short_factors),
+        ("long_factor", model.rope.long_factors),
+    ):
+        if factors and len(factors) != model.rope_dim // 2:
+            message = f"expected {model.rope_dim // 2} numbers, one per rotary pair"
+            raise config.error(key, message)
     return model
 
 
@@ -186,17 +193,25 @@ def _eos(folder: Path, config: Fields, vocab_size: int) -> tuple[int, ...]:
     return ()
 
 
+def _trained(
+    config: Fields, family: Family, said: Variant | MobaKeys | None
+) -> Mapping[str, str] | None:
+    """How the checkpoint says it was trained to attend."""
+    own = family.specs(config) if family.specs else None
+    return own or (said.specs if said else None)
+
+
 def _attention(
-    config: Fields, family: Family, trained: Variant | MobaKeys | None
+    config: Fields, family: Family, own: Mapping[str, str] | None
 ) -> str | Mapping[str, Any] | None:
     if config.has("saccade") and config.has("attention"):
         raise config.error("attention", "contradicts the entry saccade; keep one of them")
     key = "saccade" if config.has("saccade") else "attention"
     value = config.values.get(key)
-    own = trained.specs if trained else None
     if own is not None:
         if value is not None:
-            kind = "moba_chunk_size" if config.has("moba_chunk_size") else family.model_type
+            entries = ("moba_chunk_size", "sparse_config")
+            kind = next((each for each in entries if config.has(each)), family.model_type)
             raise config.error(key, f"contradicts the entry {kind}, which says how to attend")
         return own
     if value is None or isinstance(value, (str, dict)):

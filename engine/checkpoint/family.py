@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .family_features import (
@@ -14,6 +14,7 @@ from .family_features import (
 from .features import Features
 from .json_object import Fields
 from .latent_config import read_latent
+from .minicpm_config import read_minicpm, read_minicpm_specs
 from .moba_config import read_fla_moba
 from .variant import Variant
 
@@ -35,9 +36,14 @@ class Family:
     # Reads what the family has beyond the Llama shape, from the config and its number of layers.
     variant: Callable[[Fields, int], Variant] | None = None
     features: Callable[[Fields, int], Features] | None = None
+    # How its own keys say that it attends, as users name the specs; None: they do not.
+    specs: Callable[[Fields], Mapping[str, str] | None] | None = None
     own_keys: tuple[str, ...] = ()  # those of _FOREIGN that mean something to it
     rotary_share: float | None = None  # default of partial_rotary_factor; None: the whole head
     rotary_keys: tuple[str, ...] = ()  # rotary settings that say nothing for text
+    # Its checkpoints bring model code along (auto_map). It is never executed: what it computes is
+    # known here.
+    brings_code: bool = False
     tied: bool = False  # what an absent tie_word_embeddings means
     # As many KV heads as query heads where the config does not say: others are refused without.
     all_kv_heads: bool = False
@@ -140,6 +146,14 @@ _ALL = (
         keys=_FLA_KEYS,
         tensors=_FLA_TENSORS,
     ),
+    Family(
+        "MiniCPMForCausalLM",
+        "minicpm",
+        features=read_minicpm,
+        specs=read_minicpm_specs,
+        brings_code=True,
+        tied=True,
+    ),
     Family("AsaForCausalLM", "asa", variant=read_latent),
 )
 
@@ -183,7 +197,8 @@ def _refuse_contradictions(config: Fields, family: Family) -> None:
         if not isinstance(setting, str) and config.boolean(key, setting) != setting:
             raise config.error(key, f"{config.values[key]!r} contradicts {family.architecture}")
     code = config.fields("auto_map").values
-    if "AutoModel" in code or "AutoModelForCausalLM" in code:
+    named = "AutoModel" in code or "AutoModelForCausalLM" in code
+    if named and not family.brings_code:
         raise config.error("auto_map", "the checkpoint's own model code is never executed")
 
 

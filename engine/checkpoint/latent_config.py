@@ -75,8 +75,12 @@ class LatentConfig:
 def read_latent(config: Fields, num_layers: int) -> LatentConfig:
     """CheckpointError for a key that is missing, unknown, or does not fit the others."""
     asa = config.fields("asa")
-    if read_rope(config, config.integer("max_position_embeddings")).kind == "yarn":
-        raise config.error("rope_parameters", "yarn is not supported with latent attention")
+    if read_rope(config, config.integer("max_position_embeddings")).kind in (
+        "yarn",
+        "longrope",
+    ):
+        message = "yarn and longrope are not supported with latent attention"
+        raise config.error("rope_parameters", message)
     for key in _KEYS:
         if key not in asa.values:
             raise asa.error(key, f"missing; every one of {', '.join(_KEYS)} must be given")

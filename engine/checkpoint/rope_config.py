@@ -9,12 +9,12 @@ from typing import Any
 
 from .json_object import Fields
 
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 _SUPPORTED_KEYS = frozenset(
     "rope_type type rope_theta factor original_max_position_embeddings low_freq_factor "
     "high_freq_factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
-    "partial_rotary_factor finetuned".split()
+    "partial_rotary_factor finetuned short_factor long_factor".split()
 )
 
 
@@ -31,7 +31,9 @@ class RopeConfig:
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn: whole dimensions at the borders of the ramp
-    attention_scaling: float = 1.0  # yarn: factor on cos and sin; scores grow by its square
+    attention_scaling: float = 1.0  # yarn, longrope: on cos and sin; scores grow by its square
+    short_factors: tuple[float, ...] = ()  # longrope: a divisor per pair, up to the original length
+    long_factors: tuple[float, ...] = ()  # longrope: and beyond it
     share: float = 1.0  # of a head's channels that turn, the first ones
 
 
@@ -57,7 +59,7 @@ def read_rope(
         raise config.error("rope_theta", f"contradicts {rope.where}: rope_theta")
     kind = _kind(rope)
     original = max_position
-    if kind in ("llama3", "yarn"):
+    if kind in ("llama3", "yarn", "longrope"):
         inner = rope.integer("original_max_position_embeddings", max_position)
         original = config.integer("original_max_position_embeddings", inner)
     scaling = _scaling(rope, kind, original, max_position)
@@ -99,6 +101,8 @@ def _kind(rope: Fields) -> str:
 def _scaling(rope: Fields, kind: str, original: int, max_position: int) -> dict[str, Any]:
     if kind == "default":
         return {}
+    if kind == "longrope":
+        return _longrope(rope, original, max_position)
     # A yarn checkpoint may leave the factor to the ratio of its two lengths.
     factor = rope.number("factor", max_position / original if kind == "yarn" else None, above=0.0)
     if kind == "llama3":
@@ -114,6 +118,29 @@ def _scaling(rope: Fields, kind: str, original: int, max_position: int) -> dict[
             "attention_scaling": _yarn_attention_scaling(rope, factor),
         }
     return {"factor": factor}
+
+
+def _longrope(rope: Fields, original: int, max_position: int) -> dict[str, Any]:
+    factor = rope.number("factor", max_position / original, above=0.0)
+    usual = 1.0
+    if factor > 1.0 and original > 1:
+        usual = math.sqrt(1.0 + math.log(factor) / math.log(original))
+    return {
+        "factor": factor,
+        "attention_scaling": rope.number("attention_factor", usual, above=0.0),
+        "short_factors": _factors(rope, "short_factor"),
+        "long_factors": _factors(rope, "long_factor"),
+    }
+
+
+def _factors(rope: Fields, key: str) -> tuple[float, ...]:
+    listed = rope.values.get(key)
+    if not isinstance(listed, list) or not listed:
+        raise rope.error(key, f"expected a list of numbers, found {listed!r:.80}")
+    for entry in listed:
+        if type(entry) not in (int, float) or not 0 < entry < 1e300:
+            raise rope.error(key, f"expected numbers above 0, found {entry!r:.80}")
+    return tuple(map(float, listed))
 
 
 def _yarn_attention_scaling(rope: Fields, factor: float) -> float:

@@ -19,11 +19,11 @@ Rows = tuple[torch.Tensor, torch.Tensor]  # cos, sin
 def inverse_frequencies(rope: RopeConfig, head_dim: int, max_model_len: int) -> torch.Tensor:
     """Radians per token of each rotated pair: float32 [head_dim / 2].
 
-    max_model_len matters to the type "dynamic" alone. Its frequencies depend on the length of the
-    sequence, so that keys cached early would have to turn when the sequence grows, and a prompt's
-    answer would depend on how it was cut. They are therefore fixed once, for max_model_len: the
-    unscaled ones up to the trained length, and beyond it those that the method gives to a
-    sequence of exactly max_model_len tokens.
+    max_model_len matters to the types "dynamic" and "longrope" alone. Their frequencies depend on
+    the length of the sequence, so that keys cached early would have to turn when the sequence
+    grows, and a prompt's answer would depend on how it was cut. They are therefore fixed once, for
+    max_model_len: those of short sequences up to the trained length, and beyond it those that the
+    method gives to a sequence of exactly max_model_len tokens.
     """
     if rope.kind == "dynamic":
         stretch = rope.factor * max(max_model_len, rope.original_max_position)
@@ -36,6 +36,9 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, max_model_len: int) -> 
         return _llama3(rope, plain)
     if rope.kind == "yarn":
         return _yarn(rope, plain, head_dim)
+    if rope.kind == "longrope":
+        beyond = max_model_len > rope.original_max_position
+        return plain / torch.tensor(rope.long_factors if beyond else rope.short_factors)
     return plain
 
 

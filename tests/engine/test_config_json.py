@@ -359,7 +359,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (QWEN2, {"use_sliding_window": True, "sliding_window": None}, "sliding_window"),
     (QWEN3, {"use_sliding_window": True, "max_window_layers": ABSENT}, "max_window_layers"),
     (QWEN3, {"layer_types": ["sliding_attention"] * 4}, "layer_types"),
-    (LLAMA, {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_scaling: type.*longrope"),
+    (LLAMA, {"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_scaling: type.*su"),
     (LLAMA, {"rope_scaling": {"type": "linear"}}, "rope_scaling: factor: missing"),
     (LLAMA, {"rope_scaling": {"type": "linear", "factor": 0}}, "factor"),
     (LLAMA, {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2}}, "contradicts"),

@@ -143,6 +143,7 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
         "qwen3",
         {"dtype": "bfloat16", "attention": "infllm(16, 16, 32, 2, 0, 0, 48, exact)"},
     ),
+    "minicpm": ("minicpm", {"dtype": "bfloat16"}),
     "infllm_phases": (
         "llama",
         {
@@ -161,7 +162,7 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
-BY_LENGTH = {"infllm_dense_len"}  # rows attend by the length of the prompt
+BY_LENGTH = {"infllm_dense_len", "minicpm"}  # rows attend by the length of the prompt
 ALIGNED = {"delta": 4, "delta_moba": 8}  # tokens in a chunk of the prompt are a multiple of
 PHASES = {"prefill_attention", "decode_attention"}
 

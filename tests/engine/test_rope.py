@@ -92,6 +92,28 @@ def test_dynamic_is_fixed_for_the_longest_sequence() -> None:
         torch.testing.assert_close(ours, oracle.inv_freq, rtol=2e-6, atol=0)
 
 
+def test_longrope_is_fixed_for_the_longest_sequence() -> None:
+    parameters = {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0 + i / 8 for i in range(16)],
+        "long_factor": [1.0 + i for i in range(16)],
+    }
+    rope = read(parameters, max_position=256)
+    config = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        rope_parameters={"rope_theta": 10000.0, **parameters},
+    )
+    for length in (64, 65, 256):
+        oracle = LlamaRotaryEmbedding(config)
+        oracle(torch.zeros(1), torch.arange(length)[None])
+        ours = inverse_frequencies(rope, 32, length)
+        torch.testing.assert_close(ours, oracle.inv_freq, rtol=3e-7, atol=0)
+        assert rope.attention_scaling == pytest.approx(oracle.attention_scaling)
+
+
 def test_rows_of_the_table_do_not_depend_on_its_length_or_on_the_order() -> None:
     rope = read({"rope_type": "default"})
     short, long = RotaryEmbedding(rope, 64, 1500), RotaryEmbedding(rope, 64, 2048)

@@ -45,7 +45,42 @@ _FLA: dict[str, Any] = {
     "moba_chunk_size": 16,
     "moba_topk": 2,
 }
+_MINICPM: dict[str, Any] = {
+    **_COMMON,
+    "architectures": ["MiniCPMForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_minicpm.MiniCPMForCausalLM"},
+    "model_type": "minicpm",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "scale_emb": 3,
+    "scale_depth": 1.4,
+    "dim_model_base": 16,
+    "tie_word_embeddings": False,
+}
+_SPARSE: dict[str, Any] = {
+    "kernel_size": 16,
+    "kernel_stride": 16,
+    "init_blocks": 1,
+    "block_size": 16,
+    "window_size": 16,
+    "topk": 2,
+    "use_nope": False,
+    "dense_len": 40,
+}
 OWN: dict[str, dict[str, Any]] = {
+    "minicpm": {**_MINICPM, "sparse_config": _SPARSE},
+    "minicpm_long": {
+        **_MINICPM,
+        "sparse_config": {**_SPARSE, "kernel_size": 32, "block_size": 32, "window_size": 0},
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": 64,
+            "short_factor": [9.0] * 8,
+            "long_factor": [1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0],
+        },
+    },
+    "minicpm_dense": _MINICPM,
     "gated_heads": {**_QWEN3, "headwise_attn_output_gate": True, "qkv_bias": True},
     "gated_channels": {**_QWEN3, "elementwise_attn_output_gate": True, "use_qk_norm": False},
     "moba_keys": {**_LLAMA, "moba_layers": [0, 2]},
