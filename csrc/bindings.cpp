@@ -52,11 +52,12 @@ class Kernels {
 
 void attend(Kernels& kernels, int dtype, int out_dtype, int64_t seqs, int64_t rows, int64_t heads,
             int64_t kv_heads, int64_t dim, int64_t v_dim, int64_t page, int64_t pages, uintptr_t q,
-            int64_t q_row, int64_t q_head, uintptr_t k_pages, uintptr_t v_pages, uintptr_t table,
-            int64_t table_row, int64_t table_width, uintptr_t cu_rows, uintptr_t positions,
-            uintptr_t lo, uintptr_t hi, int64_t window, int64_t sinks, float scale, float softcap,
-            uintptr_t sink_logits, uintptr_t blocks, uintptr_t list_of_row, int64_t owners,
-            int64_t list_width, int64_t block, uintptr_t out, uintptr_t lse) {
+            int64_t q_row, int64_t q_head, int64_t page_heads, uintptr_t k_pages, uintptr_t v_pages,
+            uintptr_t table, int64_t table_row, int64_t table_width, uintptr_t cu_rows,
+            uintptr_t positions, uintptr_t lo, uintptr_t hi, int64_t window, int64_t sinks,
+            float scale, float softcap, uintptr_t sink_logits, uintptr_t blocks,
+            uintptr_t list_of_row, int64_t owners, int64_t list_width, int64_t block, uintptr_t out,
+            uintptr_t lse) {
   kernels.run(&KernelTable::attend, AttendParams{static_cast<DType>(dtype),
                                                  static_cast<DType>(out_dtype),
                                                  seqs,
@@ -70,6 +71,7 @@ void attend(Kernels& kernels, int dtype, int out_dtype, int64_t seqs, int64_t ro
                                                  pointer<const void>(q),
                                                  q_row,
                                                  q_head,
+                                                 page_heads,
                                                  pointer<const void>(k_pages),
                                                  pointer<const void>(v_pages),
                                                  pointer<const int32_t>(table),
@@ -208,7 +210,8 @@ void select_blocks(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int6
 
 void compressed(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
                 int64_t kv_heads, int64_t dim, int64_t v_dim, int64_t page, int64_t pages,
-                int64_t block, int64_t slots, int64_t listed, int64_t first, int64_t recent,
+                int64_t slots, int64_t length, int64_t stride, int64_t width, int64_t value_first,
+                int64_t block, int64_t largest, int64_t listed, int64_t first, int64_t recent,
                 int64_t every, uintptr_t q, int64_t q_row, int64_t q_head, uintptr_t entries,
                 uintptr_t table, int64_t table_row, int64_t table_width, uintptr_t cu_rows,
                 uintptr_t positions, float scale, uintptr_t out, uintptr_t lse, uintptr_t ids) {
@@ -221,8 +224,13 @@ void compressed(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t
                                                          v_dim,
                                                          page,
                                                          pages,
-                                                         block,
                                                          slots,
+                                                         length,
+                                                         stride,
+                                                         width,
+                                                         value_first,
+                                                         block,
+                                                         largest,
                                                          listed,
                                                          first,
                                                          recent,
@@ -353,6 +361,21 @@ void select_pooled(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int6
                          pointer<int32_t>(ids)});
 }
 
+void gated_sum(Kernels& kernels, int dtype, int64_t rows, int64_t dim, int64_t count, uintptr_t a,
+               uintptr_t b, uintptr_t c, uintptr_t d, uintptr_t gates, int64_t gate_row,
+               uintptr_t out) {
+  kernels.run(&KernelTable::gated_sum,
+              GatedSumParams{static_cast<DType>(dtype),
+                             rows,
+                             dim,
+                             count,
+                             {pointer<const void>(a), pointer<const void>(b),
+                              pointer<const void>(c), pointer<const void>(d)},
+                             pointer<const float>(gates),
+                             gate_row,
+                             pointer<void>(out)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -382,5 +405,6 @@ PYBIND11_MODULE(_native, m) {
       .def("select_bounded", &select_bounded)
       .def("select_keys", &select_keys)
       .def("select_pooled", &select_pooled)
+      .def("gated_sum", &gated_sum)
       .def("stream_read", &Kernels::stream_read);
 }

@@ -7,58 +7,79 @@ from itertools import pairwise
 import torch
 
 from ..select import Candidates
-from .lists import ListRule
+from .lists import ListRule, Spans
 
 
 def compressed(
     q: torch.Tensor,
     entries: torch.Tensor,
     candidates: Candidates,
-    rule: ListRule,
+    rule: ListRule | None,
     scale: float,
     value_dim: int,
+    spans: Spans,
+    value_first: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.compressed.compressed`. Computes in fp32 (in fp64 for fp64 input)."""
     heads, owners = q.shape[1], entries.shape[2]
     wide = torch.promote_types(q.dtype, torch.float32)
     out = torch.zeros((*q.shape[:2], value_dim), dtype=q.dtype)
     lse = torch.full(q.shape[:2], -torch.inf)
-    ids = torch.full((q.shape[0], owners, rule.listed), -1, dtype=torch.int32)
+    ids = torch.full((q.shape[0], owners, rule.listed if rule else 0), -1, dtype=torch.int32)
     for s, (begin, end) in enumerate(pairwise(candidates.cu_rows.tolist())):
         if begin == end:
             continue
         rows, position = slice(begin, end), candidates.positions[begin:end]
-        blocks = int(position.max() + 1) // candidates.block
-        table, present = _table(entries, candidates, s, blocks)
-        k = table.to(wide).repeat_interleave(heads // owners, dim=1)
-        scores = torch.einsum("thd,bhd->htb", q[rows].to(wide), k) * scale
-        complete = torch.arange(blocks) < (position[:, None] + 1) // candidates.block
+        count = spans.complete(int(position.max()) + 1)
+        table, present = _table(entries, candidates, s, count, spans)
+        table = table.to(wide).repeat_interleave(heads // owners, dim=1)
+        scores = torch.einsum("thd,bhd->htb", q[rows].to(wide), table[..., : q.shape[2]]) * scale
+        complete = torch.arange(count) * spans.stride + spans.length <= position[:, None] + 1
         scores = scores.masked_fill(~(complete & present), -torch.inf)
-        weight = torch.logsumexp(scores, dim=-1) if blocks else lse[rows].T.to(wide)
+        weight = torch.logsumexp(scores, dim=-1) if count else lse[rows].T.to(wide)
         shares = torch.exp(scores - weight.where(weight > -torch.inf, 0.0)[..., None])
-        out[rows] = torch.einsum("htb,bhd->thd", shares, k[..., :value_dim]).to(q.dtype)
+        values = table[..., value_first : value_first + value_dim]
+        out[rows] = torch.einsum("htb,bhd->thd", shares, values).to(q.dtype)
         lse[rows] = weight.T.float()
-        mass = shares.view(owners, heads // owners, *shares.shape[1:]).sum(1).transpose(0, 1)
-        ids[rows] = _lists(mass, position, candidates.block, rule)
+        if rule is not None:
+            mass = shares.view(owners, heads // owners, *shares.shape[1:]).sum(1).transpose(0, 1)
+            blocks = block_weights(
+                mass, int(position.max()) // candidates.block + 1, candidates, spans
+            )
+            ids[rows] = _lists(blocks, position, candidates.block, rule)
     return out, lse, ids
 
 
 def _table(
-    entries: torch.Tensor, candidates: Candidates, sequence: int, blocks: int
+    entries: torch.Tensor, candidates: Candidates, sequence: int, count: int, spans: Spans
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summaries [blocks, G, d] of a sequence, and which of them have a page."""
-    last = (torch.arange(blocks) + 1) * candidates.block - 1
+    """Entries [count, G, width] of a sequence, and which of them have a page."""
+    last = torch.arange(count) * spans.stride + spans.length - 1
     page = candidates.page_table[sequence, last // candidates.page_size].long()
-    slot = last % candidates.page_size // candidates.block if entries.shape[1] > 1 else last * 0
+    slot = last % candidates.page_size // spans.stride if entries.shape[1] > 1 else last * 0
     return entries[page.clamp(min=0), slot], page >= 0
 
 
-def _lists(mass: torch.Tensor, position: torch.Tensor, block: int, rule: ListRule) -> torch.Tensor:
+def block_weights(
+    mass: torch.Tensor, blocks: int, candidates: Candidates, spans: Spans
+) -> torch.Tensor:
+    """Weights [..., blocks] of the first blocks, from those of the entries [..., n]."""
+    first = torch.arange(mass.shape[-1])[:, None] * spans.stride
+    begin = torch.arange(blocks) * candidates.block
+    shared = torch.minimum(first + spans.length, begin + candidates.block)
+    shared = (shared - torch.maximum(first, begin)).clamp(min=0)  # tokens, [n, blocks]
+    if spans.pool == "sum":
+        return mass @ (shared // spans.stride).to(mass)
+    found = mass[..., None] * (shared > 0)
+    return found.amax(-2) if mass.shape[-1] else found.sum(-2)
+
+
+def _lists(
+    weight: torch.Tensor, position: torch.Tensor, block: int, rule: ListRule
+) -> torch.Tensor:
     """int32 [T, G, listed] from the weights [T, G, blocks]."""
     own = position // block
-    total = int(own.max()) + 1
-    weight = torch.full((*mass.shape[:2], total), -1.0, dtype=mass.dtype)
-    weight[..., : mass.shape[2]] = mass
+    total = weight.shape[-1]
     j = torch.arange(total)
     forced = (j < rule.first) | (j > own[:, None] - rule.recent)
     weight = weight.masked_fill(forced[:, None], torch.inf)

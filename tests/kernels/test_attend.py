@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from .paged import DTYPES, check, cut, make
+from saccade.kernels.attend import api
+
+from .paged import DTYPES, check, cut, make, random_lists, same
 
 LENGTHS = (1, 63, 64, 65, 127, 128, 129, 2047, 2048, 2049, 5000)
 DIMS = (
@@ -150,3 +154,22 @@ def test_rows_of_one_call_are_those_of_many(isa):
     problem = make([100, 50], [20, 10])
     out, _ = problem.run()
     assert torch.equal(cut(problem, 1, 3, 7).run()[0], out[23:27])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "v_dim"), [(32, 32), (64, 48)])
+@pytest.mark.parametrize("block", [None, 32])
+def test_some_heads_of_pages_that_hold_more(
+    isa: str, dtype: torch.dtype, dim: int, v_dim: int, block: int | None
+) -> None:
+    """Bit by bit what pages of these heads alone give."""
+    problem = make([300, 70], [40, 70], dim=dim, v_dim=v_dim, dtype=dtype)
+    if block is not None:
+        problem = problem.seeing(blocks=random_lists(problem, block, owners=2))
+    before, after = torch.full_like(problem.k, torch.nan), torch.full_like(problem.v, torch.nan)
+    wide_k = torch.cat([before, problem.k, before[:, :1]], dim=1)
+    wide_v = torch.cat([after, problem.v, after[:, :1]], dim=1)
+    some = replace(problem, k=wide_k[:, 2:4], v=wide_v[:, 2:4])
+    assert api.ATTEND.refusals(problem.layout, some.q, some.k, some.v, some.keys, 0.1, None, None,
+                               dtype)["cpu"] is None  # fmt: skip
+    assert same(some.run(), problem.run())

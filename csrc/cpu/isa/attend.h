@@ -82,7 +82,7 @@ struct Pass {
       if (index >= p.table_width || key >= u.hi) continue;
       const int64_t id = p.table[u.seq * p.table_row + index];
       if (id < 0 || id >= p.pages) continue;
-      const int64_t base = (id * p.kv_heads + u.kv_head) * p.page;
+      const int64_t base = (id * p.page_heads + u.kv_head) * p.page;
       k[c] = static_cast<const B*>(p.k_pages) + base * p.dim + offset * unit;
       if (p.v_pages == nullptr) continue;
       v[c] = static_cast<const B*>(p.v_pages) + base * p.v_dim + offset * p.v_dim;
@@ -95,7 +95,8 @@ class UnitPlan {
  public:
   explicit UnitPlan(const AttendParams& p) : p_(p) {
     const int64_t group = p.heads / p.kv_heads;
-    const int64_t most = p.blocks != nullptr ? kMaxListedRows : kMaxRows;
+    const int64_t plain = p.unit_rows > 0 ? p.unit_rows : kMaxRows;
+    const int64_t most = p.blocks != nullptr ? kMaxListedRows : plain;
     heads_ = group < most ? group : most;
     splits_ = (group + heads_ - 1) / heads_;
     tokens_ = most / heads_;
@@ -253,6 +254,17 @@ inline void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round)
   free(units);
 }
 
+// Whether threads share the segments of each unit.
+inline bool splits_units(const UnitPlan& plan, const ThreadPool& pool) {
+  bool several = false;
+  const bool few = plan.count() < 2 * pool.size();
+  for (int64_t i = 0; few && i < plan.count(); ++i) {
+    const Unit u = plan.unit(i);
+    several |= u.last_segment - u.first_segment > 1;
+  }
+  return several;
+}
+
 inline void run_units(const AttendParams& p, const UnitPlan& plan, const UnitOps& ops,
                       ThreadPool& pool) {
   UnitCall call{p, plan, ops, nullptr, 0, {}, {}, nullptr, 0};
@@ -260,13 +272,7 @@ inline void run_units(const AttendParams& p, const UnitPlan& plan, const UnitOps
   largest.tokens = plan.largest() / largest.heads;
   call.slice = (ops.scratch_bytes(p, largest) + 4095) / 4096 * 4096;
   call.scratch = pool.scratch(call.slice);
-  bool several = false;
-  const bool few = plan.count() < 2 * pool.size();
-  for (int64_t i = 0; few && i < plan.count(); ++i) {
-    const Unit u = plan.unit(i);
-    several |= u.last_segment - u.first_segment > 1;
-  }
-  if (!few || !several) {
+  if (!splits_units(plan, pool)) {
     run_whole_units(call, pool);
     return;
   }

@@ -43,13 +43,29 @@ SACCADE_INLINE void put_probabilities(A* to, F<kWidth> p) {
   }
 }
 
+// Where the keys of a pass lie: panels in the pages, as they are. Others may gather the panels,
+// hide keys, keep the probabilities and conclude something from them (see compressed.cpp).
+template <class S>
+struct PagedKeys {
+  using B = typename S::B;
+  static constexpr bool kGathers = false;
+  void carve(Carver&, const AttendParams&, const Unit&) {}
+  void locate(Pass<B>& pass, const AttendParams& p, const Unit& u, int64_t first) {
+    pass.locate(p, u, first);
+  }
+  void expect(Pass<B>& next, const AttendParams& p, const Unit& u, int64_t first) {
+    next.locate(p, u, first);
+  }
+};
+
 // What a unit does with one arithmetic S; kTiles: with tile instructions.
-template <class S, bool kTiles>
+template <class S, bool kTiles, class Source = PagedKeys<S>>
 struct UnitRun {
   using A = typename S::A;
   using B = typename S::B;
   static constexpr int W = kWidth;
   static constexpr int kU = S::kUnit;
+  static constexpr bool kGathers = Source::kGathers;
 
   const AttendParams& p;
   const Unit& u;
@@ -69,6 +85,7 @@ struct UnitRun {
   float* own_total;
   int64_t used;
   Pass<B> pass, next;  // next: the pages to fetch ahead while this pass computes
+  Source source;
   // Bit i: some row's list holds keys 16 i .. 16 i + 15 of the pass. kAll: no lists, or all of it.
   static constexpr uint32_t kAll = ~0u;
   uint32_t listed = kAll, listed_next = kAll;
@@ -89,6 +106,7 @@ struct UnitRun {
     turned = carve.take<B>(p.v_pages == nullptr ? kPass * p.v_dim : 0);
     own_partial = carve.take<float>(partial_floats());
     own_total = carve.take<float>(partial_floats());
+    source.carve(carve, p, u);
     used = carve.at - scratch;
   }
 
@@ -439,6 +457,7 @@ struct UnitRun {
     const Span own = span_of(p, info[active.row], first);
     for (int64_t i = span.begin; i < own.begin; i += W) put_probabilities(to + i, F<W>{});
     for (int64_t i = own.end; i < span.end; i += W) put_probabilities(to + i, F<W>{});
+    if constexpr (Source::kGathers) source.hide(s, own);
     const float high = highest(active, own, first, s) * to_log2;
     const float now = *top > high ? *top : high;
     const float base = now == -INFINITY ? 0.0f : now;
@@ -451,7 +470,9 @@ struct UnitRun {
       const F<W> e = exp2_nonpositive<W>(huge ? x * factor + minus : fma<W>(x, factor, minus));
       total += e;
       put_probabilities(to + i, e);
+      if constexpr (Source::kGathers) source.keep(active.row, first + i, e);
     }
+    if constexpr (Source::kGathers) source.keep_top(active.row, first, now);
     store(sum, fma<W>(load<F<W>>(sum), splat<W>(shrink[r]), total));
     // The maximum skips NaN; a row that saw nothing else must not pass for one that saw nothing.
     *top = now == -INFINITY && sum_lanes<W>(total) != 0.0f ? NAN : now;
@@ -498,8 +519,8 @@ struct UnitRun {
       if (segment.counts[i] == 0) continue;
       int64_t after = i + 1;
       while (after < kPasses && segment.counts[after] == 0) ++after;
-      pass.locate(p, u, begin + i * kPass);
-      next.locate(p, u, after < kPasses ? begin + after * kPass : u.hi);
+      source.locate(pass, p, u, begin + i * kPass);
+      source.expect(next, p, u, after < kPasses ? begin + after * kPass : u.hi);
       listed = started ? listed_next : listed_of(i);
       listed_next = listed_of(after);
       forget_unlisted(pass, listed);

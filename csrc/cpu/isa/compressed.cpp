@@ -1,240 +1,332 @@
-// Attention over block summaries, and the blocks that weigh most. An item is one query row and one
-// KV head; its heads go through the summaries four at a time, so that a summary is loaded once for
-// four dot products. Every sum runs in ascending order of blocks, so a row's bits depend on that
-// row alone.
-#include <stdlib.h>
-
+// Attention over entries (summaries of windows of tokens), and the blocks whose entries weigh most.
+// The attention is that of attend.cpp over panels that are gathered pass by pass. It goes over the
+// entries once: the exponentials are kept, each relative to its row's maximum of the time, and
+// become probabilities when the sums are known. An entry's weight is then summed over the heads of
+// a KV head, and a block's over its entries, in ascending order: a list depends on its row alone.
 #include "best.h"
 #include "tables.h"
+#include "unit_ops.h"
 
 namespace saccade {
 namespace SACCADE_ISA {
 namespace {
 
-constexpr int W = kWidth;
-constexpr int64_t kHeads = 4;  // heads that share the load of a summary
+// What is kept of a unit should stay in the second-level cache.
+constexpr int64_t kUnitRows = SACCADE_AMX ? 128 : 64;
 
-struct Job {
-  const CompressedParams* p;
-  int64_t most;  // summaries that a row may see, rounded up to whole vectors
-  char* scratch;
-  int64_t slice;
+// A call as one of attention over panels of a pass each. kept, factors: what all rows keep, by KV
+// head, token and head, where threads share a unit; null: a unit keeps its own in its scratch.
+struct EntryCall : AttendParams {
+  const CompressedParams* c;
+  int64_t most = 0;  // entries that a row may see, in whole passes
+  float* kept = nullptr;
+  float* factors = nullptr;
+  const float* shares =
+      nullptr;  // of the entries that overlap a block: tokens they share with it / stride
+
+  explicit EntryCall(const CompressedParams& call) : AttendParams{}, c(&call) {}
+  int64_t passes() const { return most / kPass; }
 };
 
-int64_t whole_vectors(int64_t n) {
-  return (n + W - 1) / W * W;
+int64_t complete_entries(const CompressedParams& c, int64_t position) {
+  return position + 1 < c.length ? 0 : (position + 1 - c.length) / c.stride + 1;
 }
 
-template <class E>
-struct CompressedRow {
-  using T = typename E::T;
-  const CompressedParams& p;
-  int64_t row, kv_head, seq, group, most;
-  float* q;        // [group][dim]
-  float* weights;  // [group][most]: scores, then probabilities
-  float* mass;     // [most]: probabilities summed over the group
-  const T** at;    // [most]: where the summaries lie, null: nowhere
+// ---- lists ----
 
-  int64_t carve(char* from) {
-    const char* begin = from;
-    const auto take = [&from](int64_t bytes) {
-      char* piece = from;
-      from += (bytes + 63) / 64 * 64;
-      return piece;
-    };
-    q = reinterpret_cast<float*>(take(group * p.dim * 4));
-    weights = reinterpret_cast<float*>(take(group * most * 4));
-    mass = reinterpret_cast<float*>(take(most * 4));
-    at = reinterpret_cast<const T**>(take(most * 8));
-    return from - begin;
-  }
+// What the heads of a group kept of a row, next to each other, becomes the list of the row.
+struct Chooser {
+  const EntryCall& call;
+  const CompressedParams& c;
+  float* mass;  // [group][most]: in the place of the first head's
+  const float* factors;
+  int64_t row, kv_head;
 
-  const T* entry(int64_t block) const {
-    const int64_t last = (block + 1) * p.block - 1, index = last / p.page;
-    const int64_t id = index < p.table_width ? p.table[seq * p.table_row + index] : -1;
-    if (id < 0 || id >= p.pages) return nullptr;
-    const int64_t slot = p.block < p.page ? last % p.page / p.block : 0;
-    return static_cast<const T*>(p.entries) +
-           ((id * p.slots + slot) * p.kv_heads + kv_head) * p.dim;
-  }
-
-  void load_q() {
-    for (int64_t h = 0; h < group; ++h) {
-      const T* from = static_cast<const T*>(p.q) + row * p.q_row + (kv_head * group + h) * p.q_head;
-      float* to = q + h * p.dim;
-      for_vectors<W>(
-          p.dim, [&](int64_t i) { store(to + i, E::template get<W>(from + i)); },
-          [&](int64_t i) { to[i] = get_one<E>(from + i); });
+  void sum_heads(int64_t entries) const {
+    const int64_t group = c.heads / c.kv_heads;
+    for (int64_t i = 0; i < entries; i += kWidth) {
+      F<kWidth> sum{};
+      for (int64_t h = 0; h < group; ++h) {
+        const float factor = factors[h * call.passes() + i / kPass];
+        sum = fma<kWidth>(load<F<kWidth>>(mass + h * call.most + i), splat<kWidth>(factor), sum);
+      }
+      store(mass + i, sum);
     }
   }
 
-  // Lanes summed as sum_lanes does, but in registers down to four.
-  template <int V>
-  static SACCADE_INLINE float sum_of(F<V> v) {
-    if constexpr (V == 4) {
-      return (v[0] + v[2]) + (v[1] + v[3]);
+  SACCADE_INLINE float weight_of(int64_t block, int64_t entries) const {
+    const int64_t per = c.block / c.stride, over = c.length / c.stride;
+    const int64_t first = block * per - over + 1;
+    const int64_t begin = first > 0 ? first : 0;
+    const int64_t end = (block + 1) * per < entries ? (block + 1) * per : entries;
+    float weight = 0.0f;
+    if (c.largest != 0) {
+      for (int64_t i = begin; i < end; ++i) weight = mass[i] > weight ? mass[i] : weight;
     } else {
-      F<V / 2> halves[2];
-      std::memcpy(halves, &v, sizeof(v));
-      return sum_of<V / 2>(halves[0] + halves[1]);
+      for (int64_t i = begin; i < end; ++i) weight += mass[i] * call.shares[i - first];
     }
+    return weight;
   }
 
-  // Scores of N heads from h on for one summary.
-  template <int N>
-  SACCADE_INLINE void score_heads(const T* from, int64_t h, int64_t block) {
-    F<W> sums[N] = {};
-    float rest[N] = {};
-    for_vectors<W>(
-        p.dim,
-        [&](int64_t i) {
-          const F<W> x = E::template get<W>(from + i);
-          for (int n = 0; n < N; ++n)
-            sums[n] = fma<W>(x, load<F<W>>(q + (h + n) * p.dim + i), sums[n]);
-        },
-        [&](int64_t i) {
-          for (int n = 0; n < N; ++n) rest[n] += get_one<E>(from + i) * q[(h + n) * p.dim + i];
-        });
-    for (int n = 0; n < N; ++n)
-      weights[(h + n) * most + block] = (sum_of<W>(sums[n]) + rest[n]) * p.scale;
-  }
-
-  // Channels i .. i + NV * W - 1 of N heads from h on: their sums stay in registers.
-  template <int N, int NV>
-  SACCADE_INLINE void add_channels(int64_t h, int64_t i, int64_t blocks) {
-    F<W> acc[N][NV] = {};
-    for (int64_t j = 0; j < blocks; ++j) {
-      if (at[j] == nullptr) continue;
-      F<W> x[NV];
-      for (int v = 0; v < NV; ++v) x[v] = E::template get<W>(at[j] + i + v * W);
-      for (int n = 0; n < N; ++n) {
-        const F<W> weight = splat<W>(weights[(h + n) * most + j]);
-        for (int v = 0; v < NV; ++v) acc[n][v] = fma<W>(x[v], weight, acc[n][v]);
-      }
+  void choose() const {
+    int32_t* to = c.ids + (row * c.kv_heads + kv_head) * c.listed;
+    const int64_t position = c.positions[row], entries = complete_entries(c, position);
+    if (position % c.every != 0) {
+      for (int64_t i = 0; i < c.listed; ++i) to[i] = -1;
+      return;
     }
-    for (int n = 0; n < N; ++n)
-      for (int v = 0; v < NV; ++v) E::template put<W>(result(h + n) + i + v * W, acc[n][v]);
-  }
-
-  template <int N>
-  SACCADE_INLINE void add_heads(int64_t h, int64_t blocks) {
-    int64_t i = 0;
-    for (; i + 3 * W <= p.v_dim; i += 3 * W) add_channels<N, 3>(h, i, blocks);
-    for (; i + W <= p.v_dim; i += W) add_channels<N, 1>(h, i, blocks);
-    for (; i < p.v_dim; ++i) {
-      for (int n = 0; n < N; ++n) {
-        float sum = 0.0f;
-        for (int64_t j = 0; j < blocks; ++j)
-          if (at[j] != nullptr) sum += get_one<E>(at[j] + i) * weights[(h + n) * most + j];
-        put_one<E>(result(h + n) + i, sum);
-      }
-    }
-  }
-
-  T* result(int64_t h) const {
-    return static_cast<T*>(p.out) + (row * p.heads + kv_head * group + h) * p.v_dim;
-  }
-
-  // Scores of a head over n summaries -> probabilities; returns the log-sum-exp.
-  float softmax(float* s, int64_t n) const {
-    constexpr float kLog2E = 1.4426950408889634f;
-    F<W> high = splat<W>(-INFINITY);
-    for (int64_t i = n; i < whole_vectors(n); ++i) s[i] = -INFINITY;
-    for (int64_t i = 0; i < n; i += W) high = max<W>(load<F<W>>(s + i), high);
-    const float top = max_lanes<W>(high);
-    const F<W> base = splat<W>(top == -INFINITY ? 0.0f : top);
-    F<W> total{};
-    for (int64_t i = 0; i < n; i += W) {
-      const F<W> e = exp2_nonpositive<W>((load<F<W>>(s + i) - base) * splat<W>(kLog2E));
-      store(s + i, e);
-      total += e;
-    }
-    const float sum = sum_lanes<W>(total);
-    if (sum == 0.0f) return -INFINITY;
-    for (int64_t i = 0; i < n; i += W) store(s + i, load<F<W>>(s + i) / splat<W>(sum));
-    return base[0] + logf(sum);
-  }
-
-  void attend(int64_t n) {
-    load_q();
-    for (int64_t j = 0; j < n; ++j) {
-      at[j] = entry(j);
-      for (int64_t h = 0; at[j] == nullptr && h < group; ++h) weights[h * most + j] = -INFINITY;
-      if (at[j] == nullptr) continue;
-      int64_t h = 0;
-      for (; h + kHeads <= group; h += kHeads) score_heads<kHeads>(at[j], h, j);
-      for (; h < group; ++h) score_heads<1>(at[j], h, j);
-    }
-    std::memset(mass, 0, static_cast<size_t>(whole_vectors(n)) * sizeof(float));
-    for (int64_t h = 0; h < group; ++h) {
-      float* s = weights + h * most;
-      p.lse[row * p.heads + kv_head * group + h] = softmax(s, n);
-      for (int64_t i = 0; i < n; i += W) store(mass + i, load<F<W>>(mass + i) + load<F<W>>(s + i));
-    }
-    int64_t h = 0;
-    for (; h + kHeads <= group; h += kHeads) add_heads<kHeads>(h, n);
-    for (; h < group; ++h) add_heads<1>(h, n);
-  }
-
-  // The blocks always taken, and of the others those with most mass; ascending.
-  void choose(int64_t own) const {
-    int32_t* to = p.ids + (row * p.kv_heads + kv_head) * p.listed;
-    for (int64_t i = 0; i < p.listed; ++i) to[i] = -1;
-    if (p.positions[row] % p.every != 0) return;
-    const int64_t head = p.first < own + 1 ? p.first : own + 1;
-    const int64_t tail = own + 1 - p.recent > head ? own + 1 - p.recent : head;
+    const ListEnds ends = list_ends(position / c.block, c.first, c.recent);
     Best best;
     best.count = 0;
-    best.k = p.listed - head - (own + 1 - tail);
-    for (int64_t j = head; best.k > 0 && j < tail; ++j)
-      best.offer(mass[j], static_cast<int32_t>(j));
-    int64_t n = 0;
-    for (int64_t j = 0; j < head; ++j) to[n++] = static_cast<int32_t>(j);
-    for (int64_t i = 0; i < best.count; ++i) {
-      int64_t at = n++;
-      for (; at > head && to[at - 1] > best.ids[i]; --at) to[at] = to[at - 1];
-      to[at] = best.ids[i];
-    }
-    for (int64_t j = tail; j <= own; ++j) to[n++] = static_cast<int32_t>(j);
+    best.k = c.listed - ends.forced();
+    if (best.k > 0 && ends.head < ends.tail) sum_heads(entries);
+    for (int64_t j = ends.head; best.k > 0 && j < ends.tail; ++j)
+      best.offer(weight_of(j, entries), static_cast<int32_t>(j));
+    write_list(best, ends, to, c.listed);
   }
 };
 
-template <class E>
-void run_item(void* context, int64_t item, int thread) {
-  const Job& job = *static_cast<Job*>(context);
-  const CompressedParams& p = *job.p;
-  const int64_t row = item / p.kv_heads, position = p.positions[row];
-  int64_t low = 0, high = p.seqs;  // cu_rows[low] <= row < cu_rows[high]
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (p.cu_rows[middle] <= row ? low : high) = middle;
+// ---- entries as the keys of attention ----
+
+template <class S>
+struct EntryKeys {
+  using B = typename S::B;
+  static constexpr bool kGathers = true;
+  static constexpr int W = kWidth;
+  static constexpr int kU = S::kUnit;
+
+  B* k;            // [dim / unit][kPass][unit]
+  B* v;            // [kPass / unit][v_dim][unit]
+  B* nothing;      // [width]: an entry that is not there
+  float* absent;   // [kPass]: -inf for those that have no page
+  float* kept;     // [rows][most]: exponentials
+  float* factors;  // [rows][passes]: the maxima that they are relative to, then what makes them
+                   // probabilities
+  bool is_whole;   // no entry of the pass is absent
+  bool ready = false;
+
+  void carve(Carver& carve, const AttendParams& p, const Unit& u) {
+    const EntryCall& call = static_cast<const EntryCall&>(p);
+    const int64_t rows = u.tokens * u.heads;
+    k = carve.take<B>(kPass * p.dim);
+    v = carve.take<B>(kPass * p.v_dim);
+    nothing = carve.take<B>(call.c->width);
+    absent = carve.take<float>(kPass);
+    if (call.kept == nullptr) {
+      kept = carve.take<float>(rows * call.most);
+      factors = carve.take<float>(rows * call.passes());
+    } else {
+      const int64_t first = (u.kv_head * p.rows + u.row) * u.heads;
+      kept = call.kept + first * call.most;
+      factors = call.factors + first * call.passes();
+    }
+    most_ = call.most;
+    passes_ = call.passes();
   }
-  CompressedRow<E> one{p,        row,     item % p.kv_heads, low,     p.heads / p.kv_heads,
-                       job.most, nullptr, nullptr,           nullptr, nullptr};
-  one.carve(job.scratch + thread * job.slice);
-  one.attend((position + 1) / p.block);
-  one.choose(position / p.block);
+
+  // Panels of the entries first .. first + kPass - 1; those that nobody sees are zeros.
+  void locate(Pass<B>& pass, const AttendParams& p, const Unit& u, int64_t first) {
+    const CompressedParams& c = *static_cast<const EntryCall&>(p).c;
+    if (!ready)
+      std::memset(static_cast<void*>(nothing), 0, static_cast<size_t>(c.width) * sizeof(B));
+    ready = is_whole = true;
+    pass.chunk = kPass;
+    pass.chunks = 1;
+    pass.k[0] = k;
+    pass.v[0] = v;
+    constexpr int64_t kGroup = 32;  // as many as a step of tiles takes
+    const int64_t known = u.hi - first < kPass ? u.hi - first : kPass;
+    for (int64_t at = 0; at < known; at += kGroup) {
+      const B* from[kGroup];
+      for (int64_t i = 0; i < kGroup; ++i) {
+        from[i] = at + i < known ? entry(c, u, first + at + i) : nothing;
+        absent[at + i] = from[i] == nullptr ? -INFINITY : 0.0f;
+        if (from[i] != nullptr) continue;
+        from[i] = nothing;
+        is_whole = false;
+      }
+      gather_keys(from, p.dim, at, kGroup);
+      for (int64_t i = 0; i < kGroup; i += kU)
+        gather_value(from + i, c.value_first, p.v_dim, v + (at + i) * p.v_dim);
+    }
+  }
+
+  // Nothing to look up before its time; where memory is slower than arithmetic, it is asked for.
+  void expect(Pass<B>& next, const AttendParams& p, const Unit& u, int64_t first) {
+    const CompressedParams& c = *static_cast<const EntryCall&>(p).c;
+    next.chunk = kPass;
+    next.chunks = 1;
+    next.k[0] = next.v[0] = nullptr;
+    if (u.tokens * u.heads > kStreamRows) return;
+    const int64_t end = first + kPass < u.hi ? first + kPass : u.hi;
+    for (int64_t i = first; i < end; ++i) {
+      const char* from = reinterpret_cast<const char*>(entry(c, u, i));
+      for (int64_t at = 0; from != nullptr && at < c.width * int64_t{sizeof(B)}; at += 64)
+        __builtin_prefetch(from + at, 0, 1);
+    }
+  }
+
+  SACCADE_INLINE void hide(float* scores, const Span& span) const {
+    if (is_whole) return;
+    for (int64_t i = span.begin; i < span.end; i += W)
+      store(scores + i, load<F<W>>(scores + i) + load<F<W>>(absent + i));
+  }
+  SACCADE_INLINE void keep(int64_t row, int64_t at, F<W> exponentials) {
+    store(kept + row * most_ + at, exponentials);
+  }
+  SACCADE_INLINE void keep_top(int64_t row, int64_t first, float top) {
+    factors[row * passes_ + first / kPass] = top;
+  }
+
+  // The sums are known: lists at once, or later where threads share the unit.
+  template <class Run>
+  void conclude(const Run& run, const float* total) {
+    const EntryCall& call = static_cast<const EntryCall&>(run.p);
+    if (call.c->ids == nullptr) return;
+    for (int64_t r = 0; r < run.rows; ++r) {
+      const float top = run.tops(total)[r];
+      const float sum = top == -INFINITY ? 0.0f : sum_lanes<W>(load<F<W>>(run.sums(total) + r * W));
+      float* of = factors + r * passes_;
+      for (int64_t i = 0; i < passes_; ++i) of[i] = sum == 0.0f ? 0.0f : exp2f(of[i] - top) / sum;
+    }
+    for (int64_t t = 0; call.kept == nullptr && t < run.u.tokens; ++t) {
+      const int64_t r = t * run.u.heads;
+      Chooser{call, *call.c, kept + r * most_, factors + r * passes_, run.u.row + t, run.u.kv_head}
+          .choose();
+    }
+  }
+
+ private:
+  int64_t most_, passes_;
+
+  // Where an entry lies, null: nowhere. Lengths of pages and strides are powers of two.
+  SACCADE_INLINE static const B* entry(const CompressedParams& c, const Unit& u, int64_t index) {
+    const int stride = __builtin_ctzll(static_cast<uint64_t>(c.stride));
+    const int page = __builtin_ctzll(static_cast<uint64_t>(c.page));
+    const int64_t last = (index << stride) + c.length - 1, in_table = last >> page;
+    if (in_table >= c.table_width) return nullptr;
+    const int64_t id = c.table[u.seq * c.table_row + in_table];
+    if (id < 0 || id >= c.pages) return nullptr;
+    const int64_t slot = stride < page ? (last & (c.page - 1)) >> stride : 0;
+    return static_cast<const B*>(c.entries) +
+           ((id * c.slots + slot) * c.kv_heads + u.kv_head) * c.width;
+  }
+
+  // Entries as columns of the panel, from column `at` on.
+  void gather_keys(const B* const* from, int64_t dim, int64_t at, int64_t count) {
+    int64_t c = 0;
+    if constexpr (sizeof(B) * kU == 4) {  // what lies together in a column is 32 bits wide
+      for (; c + W * kU <= dim; c += W * kU)
+        for (int64_t i = 0; i < count; i += W) {
+          I<W> rows[W];
+          for (int n = 0; n < W; ++n) rows[n] = load<I<W>>(from[i + n] + c);
+          transpose<W>(rows);
+          for (int n = 0; n < W; ++n) store(k + (c + n * kU) * kPass + (at + i) * kU, rows[n]);
+        }
+    }
+    for (; c < dim; c += kU)
+      for (int64_t i = 0; i < count; ++i)
+        for (int e = 0; e < kU; ++e) k[c * kPass + (at + i) * kU + e] = from[i][c + e];
+  }
+
+  // The values of kU entries, their channels in turn.
+  static void gather_value(const B* const* from, int64_t first, int64_t dim, B* to) {
+    if constexpr (kU == 1) {
+      std::memcpy(to, from[0] + first, static_cast<size_t>(dim) * sizeof(B));
+    } else {
+      const B *a = from[0] + first, *b = from[1] + first;
+      for_vectors<W>(
+          dim,
+          [&](int64_t i) {
+            const U<W> low = __builtin_convertvector(load<H<W>>(a + i), U<W>);
+            const U<W> high = __builtin_convertvector(load<H<W>>(b + i), U<W>);
+            store(to + 2 * i, low | high << 16);
+          },
+          [&](int64_t i) {
+            to[2 * i] = a[i];
+            to[2 * i + 1] = b[i];
+          });
+    }
+  }
+};
+
+// ---- the call ----
+
+// The arguments of attention that stand for the call; how many entries each row sees goes to `hi`.
+void describe(EntryCall& call, int32_t* hi) {
+  const CompressedParams& c = *call.c;
+  int64_t most = 0;
+  for (int64_t row = 0; row < c.rows; ++row) {
+    hi[row] = static_cast<int32_t>(complete_entries(c, c.positions[row]));
+    most = hi[row] > most ? hi[row] : most;
+  }
+  call.most = (most + kPass - 1) / kPass * kPass;
+  call.dtype = call.out_dtype = c.dtype;
+  call.seqs = c.seqs;
+  call.rows = c.rows;
+  call.heads = c.heads;
+  call.kv_heads = call.page_heads = c.kv_heads;
+  call.dim = c.dim;
+  call.v_dim = c.v_dim;
+  call.page = kPass;
+  call.q = c.q;
+  call.q_row = c.q_row;
+  call.q_head = c.q_head;
+  call.k_pages = call.v_pages = c.entries;
+  call.table_width = call.passes();
+  call.cu_rows = c.cu_rows;
+  call.positions = c.positions;
+  call.hi = hi;
+  call.scale = c.scale;
+  call.out = c.out;
+  call.lse = c.lse;
+  const int64_t group = c.heads / c.kv_heads;
+  call.unit_rows = group > kUnitRows ? group : kUnitRows;  // a unit has all heads of its tokens
 }
 
-template <class E>
-void run_all(const CompressedParams& p, ThreadPool& pool) {
-  int64_t last = 0;
-  for (int64_t row = 0; row < p.rows; ++row)
-    last = p.positions[row] > last ? p.positions[row] : last;
-  Job job{&p, whole_vectors((last + 1) / p.block + 1), nullptr, 0};
-  CompressedRow<E> measure{p,        0,       0,       0,       p.heads / p.kv_heads,
-                           job.most, nullptr, nullptr, nullptr, nullptr};
-  job.slice = (measure.carve(nullptr) + 4095) / 4096 * 4096;
-  job.scratch = pool.scratch(job.slice);
-  pool.run(p.rows * p.kv_heads, run_item<E>, &job);
+float* shares_of(const CompressedParams& c) {
+  const int64_t per = c.block / c.stride, over = c.length / c.stride, count = per + over - 1;
+  float* shares = static_cast<float*>(malloc(static_cast<size_t>(count) * sizeof(float)));
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t most = per < over ? per : over, near = i + 1 < count - i ? i + 1 : count - i;
+    shares[i] = static_cast<float>(near < most ? near : most);
+  }
+  return shares;
+}
+
+void choose_item(void* context, int64_t item, int) {
+  const EntryCall& call = *static_cast<const EntryCall*>(context);
+  const CompressedParams& c = *call.c;
+  const int64_t row = item / c.kv_heads, kv_head = item % c.kv_heads;
+  const int64_t first = (kv_head * c.rows + row) * (c.heads / c.kv_heads);
+  Chooser{call, c,      call.kept + first * call.most, call.factors + first * call.passes(),
+          row,  kv_head}
+      .choose();
 }
 
 }  // namespace
 
 void compressed(const CompressedParams& p, ThreadPool& pool) {
-  if (p.dtype == DType::kF32) run_all<ElementF32>(p, pool);
-  if (p.dtype == DType::kBF16) run_all<ElementBF16>(p, pool);
-  if (p.dtype == DType::kF16) run_all<ElementF16>(p, pool);
+  if (p.rows == 0) return;
+  EntryCall call(p);
+  int32_t* hi = static_cast<int32_t*>(malloc(static_cast<size_t>(p.rows) * sizeof(int32_t)));
+  describe(call, hi);
+  float* shares = shares_of(p);
+  call.shares = shares;
+  const UnitPlan plan(call);
+  float* kept = nullptr;
+  if (splits_units(plan, pool)) {
+    const int64_t rows = p.rows * p.heads;
+    kept = static_cast<float*>(
+        malloc(static_cast<size_t>(rows * (call.most + call.passes())) * sizeof(float)));
+    call.kept = kept;
+    call.factors = kept + rows * call.most;
+  }
+  run_units(call, plan, unit_ops<EntryKeys>(call), pool);
+  if (kept != nullptr && p.ids != nullptr) pool.run(p.rows * p.kv_heads, choose_item, &call);
+  free(kept);
+  free(shares);
+  free(hi);
 }
 
 }  // namespace SACCADE_ISA

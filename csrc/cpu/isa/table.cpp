@@ -7,7 +7,7 @@ const KernelTable& table() {
   static const KernelTable entries{
       &attend,     &linear,         &rms_norm,    &rope,          &silu_mul,      &sigmoid_mul,
       &key_conv,   &merge,          &write_pages, &block_means,   &select_blocks, &compressed,
-      &key_bounds, &select_bounded, &select_keys, &select_pooled, &stream_read};
+      &key_bounds, &select_bounded, &select_keys, &select_pooled, &gated_sum,     &stream_read};
   return entries;
 }
 

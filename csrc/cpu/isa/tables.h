@@ -21,6 +21,7 @@ void key_bounds(const KeyBoundsParams&, ThreadPool&);
 void select_bounded(const SelectBoundedParams&, ThreadPool&);
 void select_keys(const SelectKeysParams&, ThreadPool&);
 void select_pooled(const SelectPooledParams&, ThreadPool&);
+void gated_sum(const GatedSumParams&, ThreadPool&);
 double stream_read(const void* data, int64_t bytes, ThreadPool&);
 const KernelTable& table();
 

@@ -22,6 +22,7 @@ struct KernelTable {
   void (*select_bounded)(const SelectBoundedParams&, ThreadPool&);
   void (*select_keys)(const SelectKeysParams&, ThreadPool&);
   void (*select_pooled)(const SelectPooledParams&, ThreadPool&);
+  void (*gated_sum)(const GatedSumParams&, ThreadPool&);
   double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
 };
 

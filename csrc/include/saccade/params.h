@@ -17,8 +17,10 @@ struct AttendParams {
   int64_t seqs, rows, heads, kv_heads, dim, v_dim, page, pages;
   const void* q;  // [T, H, dim], strides below, last dimension contiguous
   int64_t q_row, q_head;
-  const void* k_pages;  // [pages, Hkv, dim / unit, P, unit]: unit is 2 for bf16, else 1
-  const void* v_pages;  // [pages, Hkv, P / unit, v_dim, unit]; null: the keys' first v_dim channels
+  int64_t page_heads;  // KV heads that a page holds: at least Hkv, which begin where k_pages points
+  const void* k_pages;   // [pages, page_heads, dim / unit, P, unit]: unit is 2 for bf16, else 1
+  const void* v_pages;   // [pages, page_heads, P / unit, v_dim, unit]; null: channels of the keys,
+                         // the first v_dim of them
   const int32_t* table;  // [S, table_width], row stride table_row
   int64_t table_row, table_width;
   const int32_t* cu_rows;    // [S + 1]
@@ -32,8 +34,9 @@ struct AttendParams {
   const int32_t* blocks;       // [lists, owners, list_width], ascending, -1 padded, or null
   const int32_t* list_of_row;  // [T], or null: row t has list t
   int64_t owners, list_width, block;
-  void* out;   // [T, H, v_dim] contiguous
-  float* lse;  // [T, H]
+  void* out;              // [T, H, v_dim] contiguous
+  float* lse;             // [T, H]
+  int64_t unit_rows = 0;  // the most rows that share a pass over the keys; 0: as it suits
 };
 
 // y = x W^T + bias over panels of 32 outputs.
@@ -194,16 +197,21 @@ struct SelectKeysParams {
   int32_t* ids;      // [rows, heads or 1, listed], ascending, -1 padded
 };
 
-// Attention over the summaries of complete blocks (their leading channels are the values), and the
-// blocks that weigh most, summed over the query heads of a KV head.
+// Attention over entries, summaries of complete windows of tokens, and the blocks of tokens whose
+// entries weigh most, summed over the query heads of a KV head.
 struct CompressedParams {
   DType dtype;
-  int64_t seqs, rows, heads, kv_heads, dim, v_dim, page, pages, block, slots;
+  int64_t seqs, rows, heads, kv_heads, dim, v_dim, page, pages, slots;
+  int64_t length, stride;  // entry i: tokens [i stride, i stride + length), in the last one's page
+  int64_t width;           // channels of an entry: the first `dim` are its key
+  int64_t value_first;     // and v_dim from here on its value
+  int64_t block;           // tokens; a multiple of the stride
+  int64_t largest;         // a block weighs as its heaviest entry; 0: as all, by shared tokens
   int64_t listed, first, recent;  // blocks of a list; of these, always the first and the latest
   int64_t every;                  // positions that are a multiple of this choose a list
   const void* q;                  // [rows, heads, dim], strides below
   int64_t q_row, q_head;
-  const void* entries;   // [pages, slots, Hkv, dim]
+  const void* entries;   // [pages, slots, Hkv, width]
   const int32_t* table;  // as AttendParams
   int64_t table_row, table_width;
   const int32_t* cu_rows;
@@ -211,7 +219,17 @@ struct CompressedParams {
   float scale;
   void* out;     // [rows, heads, v_dim]
   float* lse;    // [rows, heads]
-  int32_t* ids;  // [rows, Hkv, listed], ascending, -1 padded
+  int32_t* ids;  // [rows, Hkv, listed], ascending, -1 padded; null: no lists
+};
+
+// Attention branches added up under gates, in fp32, rounded once.
+struct GatedSumParams {
+  DType dtype;
+  int64_t rows, dim, count;
+  const void* parts[4];  // `count` of them, [rows, dim] contiguous
+  const float* gates;    // [rows, count], row stride gate_row
+  int64_t gate_row;
+  void* out;  // [rows, dim] contiguous
 };
 
 // Summaries of windows of keys: entry i is of tokens [i * stride, i * stride + size), and lies in
