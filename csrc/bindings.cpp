@@ -161,12 +161,12 @@ void merge(Kernels& kernels, int dtype, int64_t rows, int64_t dim, uintptr_t out
 void write_pages(Kernels& kernels, int dtype, int64_t rows, int64_t kv_heads, int64_t dim,
                  int64_t v_dim, int64_t page, int64_t pages, uintptr_t k_pages, uintptr_t v_pages,
                  uintptr_t k, int64_t k_row, int64_t k_head, uintptr_t v, int64_t v_row,
-                 int64_t v_head, uintptr_t slots) {
+                 int64_t v_head, uintptr_t slots, bool clear) {
   kernels.run(&KernelTable::write_pages,
               WritePagesParams{static_cast<DType>(dtype), rows, kv_heads, dim, v_dim, page, pages,
                                pointer<void>(k_pages), pointer<void>(v_pages),
                                pointer<const void>(k), k_row, k_head, pointer<const void>(v), v_row,
-                               v_head, pointer<const int64_t>(slots)});
+                               v_head, pointer<const int64_t>(slots), clear});
 }
 
 void block_means(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, int64_t dim,

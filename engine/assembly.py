@@ -13,7 +13,7 @@ import torch
 from ..kernels.store import PageLayout
 from .attention.base import LayerShape
 from .attention.policy import AttentionPolicy, parse_policy
-from .cache import KVCache, bytes_per_page, layer_groups
+from .cache import KVCache, bytes_per_page, kept_bytes_per_page, layer_groups
 from .checkpoint.config_json import ModelConfig
 from .checkpoint.loader import Checkpoint
 from .config import EngineConfig
@@ -47,7 +47,7 @@ def assemble(config: EngineConfig) -> Parts:
 
     Raises CheckpointError, CapacityError, or ValueError for a setting that does not fit the model.
     """
-    checkpoint = Checkpoint(config.model)
+    checkpoint = Checkpoint(config.model, config.calibration)
     model_config, dtype = checkpoint.config, checkpoint.dtype(config.dtype)
     shapes = layer_shapes(model_config)
     policy = _policy(config, model_config, checkpoint.folder)
@@ -59,14 +59,16 @@ def assemble(config: EngineConfig) -> Parts:
     table = _rope_length(memory.max_model_len, model_config, groups)
     model = load_model(checkpoint, config.dtype, table, config.check_finite)
     cache = KVCache(shapes, group_of, memory.pages, policy, layout, dtype)
+    whole = policy.needs_whole_text
     limits = SchedulerLimits(
         config.max_num_seqs,
         config.max_num_batched_tokens,
         memory.max_model_len,
-        config.long_prefill_share,
+        1.0 if whole else config.long_prefill_share,
         policy.align,
         # A page that is not full keeps the raw keys of its owner's last tokens alone.
         fork_align=config.page_size if any(shape.key_taps for shape in shapes) else 1,
+        whole_texts=whole,
     )
     scheduler = Scheduler(
         limits,
@@ -75,7 +77,7 @@ def assemble(config: EngineConfig) -> Parts:
         config.page_size,
         model_id=_model_id(folder, dtype),
         eos_token_ids=model_config.eos_token_ids,
-        prefix_caching=config.enable_prefix_caching,
+        prefix_caching=config.enable_prefix_caching and not whole,
     )
     policies = Policies(policy, shapes, config.page_size)
     runner = ModelRunner(model, cache, groups)
@@ -118,10 +120,15 @@ def _plan(
     groups: list[LayerGroup],
     group_of: list[int],
 ) -> MemoryPlan:
-    length = config.max_model_len or model.max_position
+    length = _length(config, model, policy)
     pages = [
         GroupPages(
-            bytes_per_page(shapes, group_of, g, policy, layout, dtype), group.window, group.sinks
+            bytes_per_page(shapes, group_of, g, policy, layout, dtype)
+            if group.kept is None
+            else kept_bytes_per_page(shapes, layout, dtype),
+            group.window,
+            group.sinks,
+            group.kept,
         )
         for g, group in enumerate(groups)
     ]
@@ -149,6 +156,20 @@ def _rope_length(max_model_len: int, model: ModelConfig, groups: list[LayerGroup
     """
     endless = all(group.window is not None for group in groups)
     return min(max_model_len, model.max_position) if endless else max_model_len
+
+
+def _length(config: EngineConfig, model: ModelConfig, policy: AttentionPolicy) -> int:
+    """Tokens of the longest sequence, before it is known what memory there is."""
+    length = config.max_model_len or model.max_position
+    longest = config.max_num_batched_tokens + 1  # the token that follows the text is not computed
+    if not policy.needs_whole_text or length <= longest:
+        return length
+    if config.max_model_len is None:
+        return longest
+    raise ValueError(
+        f"{policy.text} reads a text in one step: max_num_batched_tokens must be at least "
+        f"max_model_len - 1, got {config.max_num_batched_tokens} and {length}"
+    )
 
 
 def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:

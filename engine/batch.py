@@ -44,7 +44,7 @@ class Lane:
     policy: AttentionPolicy
     phase: Phase
     runs: list[Run]  # the sequences of the steps, in their order
-    steps: list[Step]  # per layer group
+    steps: list[Step]  # per layer group, but for that of kept tokens
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,14 @@ def build_batch(
     )
     positions = torch.cat([torch.arange(run.start, run.stop) for run in runs])
     begins = itertools.accumulate((_rows(lane) for lane in ordered), initial=0)
+    own = [(g, group) for g, group in enumerate(groups) if group.kept is None]
+    kept = next((g for g, group in enumerate(groups) if group.kept is not None), None)
     found = [
         Lane(
             lane[0].policy,
             lane[0].phase,
             lane,
-            [
-                _step(lane, begin, group, page_size, positions, angles)
-                for group in enumerate(groups)
-            ],
+            [_step(lane, begin, group, page_size, positions, angles, kept) for group in own],
         )
         for lane, begin in zip(ordered, begins, strict=False)
     ]
@@ -121,6 +120,7 @@ def _step(
     page_size: int,
     positions: torch.Tensor,
     angles: Angles | None,
+    kept_group: int | None,
 ) -> Step:
     end = first + _rows(mine)
     own = positions[first:end]
@@ -128,10 +128,7 @@ def _step(
     cu_rows = torch.zeros(len(mine) + 1, dtype=torch.int32)
     cu_rows[1:] = torch.tensor(counts).cumsum(0)
     tables = [_table(run.request, *group, page_size) for run in mine]
-    width = max(len(table) for table, _ in tables)
-    page_table = torch.full((len(mine), width), -1, dtype=torch.int32)
-    for i, (table, _) in enumerate(tables):
-        page_table[i, : len(table)] = torch.tensor(table, dtype=torch.int32)
+    page_table = _padded([table for table, _ in tables])
     sequence = torch.repeat_interleave(torch.arange(len(mine)), torch.tensor(counts))
     skipped = torch.tensor([left_out for _, left_out in tables])[sequence]
     slots = page_table[sequence, (own - skipped) // page_size].long() * page_size + own % page_size
@@ -146,7 +143,16 @@ def _step(
         page_size,
         skipped if group[1].compact else None,
         angles,
+        None if kept_group is None else _padded([run.request.pages[kept_group] for run in mine]),
     )
+
+
+def _padded(tables: Sequence[Sequence[int]]) -> torch.Tensor:
+    """int32 [S, longest], filled up with -1."""
+    page_table = torch.full((len(tables), max(map(len, tables))), -1, dtype=torch.int32)
+    for i, table in enumerate(tables):
+        page_table[i, : len(table)] = torch.tensor(table, dtype=torch.int32)
+    return page_table
 
 
 def _table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -14,8 +14,10 @@ from .attention.base import (
     LayerShape,
     PageField,
 )
+from .attention.experts import ExpertMethod, ExpertShape, KeptCache
 from .attention.parse import method_text
 from .attention.policy import AttentionPolicy
+from .kept_rule import KeptRule
 from .step_plan import LayerGroup, PageCopy
 
 
@@ -23,12 +25,34 @@ def layer_groups(
     shapes: Sequence[LayerShape], policy: AttentionPolicy
 ) -> tuple[list[LayerGroup], list[int]]:
     """Layers that keep the same tokens share page tables: the groups, and each layer's group.
+    Expert-choice heads, of whatever layer, have one more group together, the last.
 
     Raises ValueError for a layer whose one phase drops what the other may read.
     """
     wanted = [layer_group(layer, shape, policy) for layer, shape in enumerate(shapes)]
     groups = sorted(set(wanted), key=lambda g: (g.window or 0, g.sinks, g.compact))
-    return groups, [groups.index(each) for each in wanted]
+    rule = kept_rule(shapes, policy)
+    kept = [] if rule is None else [LayerGroup(kept=rule)]
+    return groups + kept, [groups.index(each) for each in wanted]
+
+
+def kept_rule(shapes: Sequence[LayerShape], policy: AttentionPolicy) -> KeptRule | None:
+    """How many tokens each expert-choice head of the model keeps; None where there is none.
+
+    Raises ValueError unless all layers and both phases agree.
+    """
+    rules = {
+        method.kept_rule(shape)
+        for methods in (policy.prefill, policy.decode)
+        for method, shape in zip(methods, shapes, strict=True)
+        if isinstance(method, ExpertMethod) and shape.experts is not None
+    }
+    if len(rules) > 1 or (rules and policy.differs):
+        raise ValueError(
+            "expert-choice heads have one list of tokens: all layers, and prompts and outputs, "
+            "must attend by the same mosa(...)"
+        )
+    return rules.pop() if rules else None
 
 
 def layer_group(layer: int, shape: LayerShape, policy: AttentionPolicy) -> LayerGroup:
@@ -63,6 +87,8 @@ def layer_fields(
     methods = (policy.prefill[layer], policy.decode[layer])
     if shape.latent is not None and not all(isinstance(each, LatentMethod) for each in methods):
         raise ValueError(f"layer {layer} keeps latents, which only the method asa reads")
+    if shape.experts is not None and not all(isinstance(each, ExpertMethod) for each in methods):
+        raise ValueError(f"layer {layer} has heads that choose tokens; only mosa serves these")
     return shape.fields | {
         name: field for method in methods for name, field in method.fields(shape, page_size).items()
     }
@@ -86,9 +112,22 @@ def bytes_per_page(
     return total
 
 
+def kept_bytes_per_page(
+    shapes: Sequence[LayerShape], layout: PageLayout, dtype: torch.dtype
+) -> int:
+    """Bytes of one page of kept tokens over all expert-choice heads: K, V, position and score."""
+    total = 0
+    for shape in shapes:
+        if shape.experts is not None:
+            heads = shape.experts.heads
+            total += layout.bytes_per_page(heads, shape.head_dim, shape.v_head_dim, dtype)
+            total += heads * layout.page_size * (torch.int32.itemsize + torch.float32.itemsize)
+    return total
+
+
 class KVCache:
     """One LayerCache per layer. Pages are zeroed memory, committed by the system when first
-    written.
+    written. Layers with expert-choice heads have their pages in one more group, the last.
     """
 
     def __init__(
@@ -102,16 +141,19 @@ class KVCache:
     ) -> None:
         self.group_of = list(group_of)
         self.layout = layout
+        own = max(group_of) + 1  # the groups of layers; that of kept tokens comes behind
+        self._kept_group = own if len(pages_per_group) > own else None
         self.layers = [
-            _allocate(
+            LayerCache(
                 i,
-                shape,
-                pages_per_group[group],
-                layer_fields(shape, policy, i, layout.page_size),
                 layout,
-                dtype,
+                *layout.allocate(pages_per_group[g], shape.num_kv_heads, *shape.kept, dtype),
+                _allocate_fields(
+                    pages_per_group[g], layer_fields(shape, policy, i, layout.page_size), dtype
+                ),
+                kept=_allocate_kept(pages_per_group[-1], shape, shape.experts, layout, dtype),
             )
-            for i, (shape, group) in enumerate(zip(shapes, group_of, strict=True))
+            for i, (shape, g) in enumerate(zip(shapes, group_of, strict=True))
         ]
 
     def copy_pages(self, copies: Sequence[PageCopy]) -> None:
@@ -119,23 +161,39 @@ class KVCache:
         for group in {copy[0] for copy in copies}:
             source = torch.tensor([copy[1] for copy in copies if copy[0] == group])
             target = torch.tensor([copy[2] for copy in copies if copy[0] == group])
-            for layer, cache in enumerate(self.layers):
-                if self.group_of[layer] == group:
-                    for pages in (cache.k, cache.v, *cache.fields.values()):
-                        pages[target] = pages[source]
+            for pages in self._tensors(group):
+                pages[target] = pages[source]
+
+    def _tensors(self, group: int) -> Iterator[torch.Tensor]:
+        """All that lies under the page ids of a group."""
+        for layer, cache in enumerate(self.layers):
+            if self.group_of[layer] == group:
+                yield from (cache.k, cache.v, *cache.fields.values())
+            elif group == self._kept_group and cache.kept is not None:
+                yield from (cache.kept.k, cache.kept.v, cache.kept.positions, cache.kept.scores)
 
 
-def _allocate(
-    layer: int,
-    shape: LayerShape,
-    pages: int,
-    fields: dict[str, PageField],
-    layout: PageLayout,
-    dtype: torch.dtype,
-) -> LayerCache:
-    k, v = layout.allocate(pages, shape.num_kv_heads, *shape.kept, dtype)
-    extra = {
+def _allocate_fields(
+    pages: int, fields: dict[str, PageField], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    return {
         name: torch.zeros((pages, *field.shape), dtype=field.dtype or dtype)
         for name, field in fields.items()
     }
-    return LayerCache(layer, layout, k, v, extra)
+
+
+def _allocate_kept(
+    pages: int,
+    shape: LayerShape,
+    experts: ExpertShape | None,
+    layout: PageLayout,
+    dtype: torch.dtype,
+) -> KeptCache | None:
+    if experts is None:
+        return None
+    slots = (pages, experts.heads, layout.page_size)
+    return KeptCache(
+        *layout.allocate(pages, experts.heads, shape.head_dim, shape.v_head_dim, dtype),
+        torch.zeros(slots, dtype=torch.int32),
+        torch.zeros(slots),
+    )

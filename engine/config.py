@@ -22,6 +22,7 @@ class EngineConfig:
     sequences that run at once. max_num_batched_tokens: tokens of one step. kv_cache_memory: bytes
     of pages; None: a share of what is available. long_prefill_share: part of a step that long
     prompts may take while others have work. check_finite: refuse weights with NaN or infinity.
+    calibration: a file that `saccade calibrate` made; None: calibration.json in the folder, if any.
     """
 
     model: str
@@ -38,6 +39,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     long_prefill_share: float = 0.5
     check_finite: bool = False
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -49,6 +51,8 @@ class EngineConfig:
         for name in ("attention", "prefill_attention", "decode_attention"):
             if not isinstance(value := getattr(self, name), str | None):
                 raise ValueError(f"{name} must be a spec like 'window(size=64)', not {value!r}")
+        if not isinstance(self.calibration, str | None):
+            raise ValueError(f"calibration must be a path, not {self.calibration!r}")
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory"):
             self._check_positive(name)
         share = self.long_prefill_share

@@ -33,8 +33,8 @@ class Engine:
     model: a checkpoint folder in Hugging Face format, or "demo". `options` are the fields of
     EngineConfig: device, dtype, attention, prefill_attention, decode_attention, max_model_len,
     max_num_seqs, max_num_batched_tokens, kv_cache_memory, page_size, enable_prefix_caching,
-    long_prefill_share, check_finite. verbose: print the memory plan to stderr at start. Not
-    thread-safe: one thread drives an engine.
+    long_prefill_share, check_finite, calibration. verbose: print the memory plan to stderr at
+    start. Not thread-safe: one thread drives an engine.
 
     Raises CheckpointError, CapacityError, or ValueError for a bad option.
     """
@@ -188,6 +188,8 @@ class Engine:
         vocabulary = self.model_config.vocab_size
         validate_prompt_ids(ids, vocabulary)
         params.check_against(vocabulary)
+        if self.policy.needs_whole_text:
+            self._check_scoring(ids, params)
         name = request_id if request_id is not None else self._new_id()
         if name in self._live:
             raise RequestError(f"Request id {name!r} is already in use.", "request_id")
@@ -238,6 +240,22 @@ class Engine:
         return self._runner.progress
 
     # ---- small parts ----
+
+    def _check_scoring(self, ids: Sequence[int], params: SamplingParams) -> None:
+        """What a text's first rows see depends on its last ones, so nothing can be appended."""
+        name = self.policy.text
+        if params.max_tokens != 1:
+            raise RequestError(
+                f"{name} scores texts as they are and cannot continue them: ask for max_tokens=1 "
+                "(and prompt_logprobs), or use another mode",
+                "max_tokens",
+            )
+        if len(ids) > self.config.max_num_batched_tokens:
+            raise RequestError(
+                f"{name} reads a text in one step: {len(ids)} tokens are more than "
+                f"max_num_batched_tokens={self.config.max_num_batched_tokens}",
+                "prompt",
+            )
 
     def _close_if_finished(self, request_id: str) -> None:
         entry = self._branches.get(request_id)

@@ -20,6 +20,7 @@ from .attention.base import (
     Step,
     Watch,
 )
+from .attention.experts import Chosen, ExpertMethod
 from .batch import Batch
 from .cache import KVCache
 from .key_tails import KeyTails
@@ -77,7 +78,8 @@ class Forward:
         shape, cache, parts = self._shapes[layer], self._cache.layers[layer], self._parts[layer]
         for part in parts:
             rows = part.step.rows
-            write_pages(cache.layout, cache.k, cache.v, k[rows], v[rows], part.step.slots)
+            if shape.num_kv_heads:
+                write_pages(cache.layout, cache.k, cache.v, k[rows], v[rows], part.step.slots)
             for keeper, plan in part.keepers:
                 keeper.summarize(cache, part.step, plan, aux.of_rows(rows))
         if self._watch is None:
@@ -109,6 +111,41 @@ class Forward:
             tail = k.new_empty((0, 1, *k.shape[1:]))
         return self._tails[group, taps].convolve(tail, k, weight)
 
+    def choose(self, layer: int, scores: torch.Tensor, thresholds: torch.Tensor | None) -> Chosen:
+        """The rows that each expert-choice head chooses by its router's scores, float32 [T, E].
+
+        thresholds: float32 [E], where the checkpoint has any.
+        """
+        shape, cache = self._shapes[layer], self._cache.layers[layer]
+        found = []
+        for part in self._parts[layer]:
+            rows = part.step.rows
+            method, step, plan = _expert_method(part), part.step, part.plan
+            chosen = method.choose(shape, cache, step, plan, scores[rows], thresholds)
+            found.append(chosen.moved(rows.start))
+        return Chosen.joined(found)
+
+    def attend_chosen(
+        self, layer: int, chosen: Chosen, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """Keeps k and v [N, d] of the chosen rows; their attention output, float32 [N, dv]."""
+        shape, cache = self._shapes[layer], self._cache.layers[layer]
+        out = torch.empty(v.shape)
+        for part in self._parts[layer]:
+            rows = part.step.rows
+            own = ((chosen.rows >= rows.start) & (chosen.rows < rows.stop)).nonzero()[:, 0]
+            out[own] = _expert_method(part).attend_chosen(
+                shape,
+                cache,
+                part.step,
+                part.plan,
+                chosen.of_pairs(own).moved(-rows.start),
+                q[own],
+                k[own],
+                v[own],
+            )
+        return out
+
     def _attend(
         self, shape: LayerShape, cache: LayerCache, part: Part, q: torch.Tensor, aux: Aux
     ) -> torch.Tensor:
@@ -116,6 +153,12 @@ class Forward:
         self.tally.note(shape, part)
         self._on_layer()
         return out
+
+
+def _expert_method(part: Part) -> ExpertMethod:
+    if not isinstance(part.method, ExpertMethod):
+        raise ValueError(f"a layer has expert-choice heads, which {part.method} does not serve")
+    return part.method
 
 
 class Planner:

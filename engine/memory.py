@@ -1,8 +1,9 @@
 """The memory plan: how many pages every layer group gets, worked out before anything is allocated.
 
 A full-attention token costs one slot in every full group, so these all get the same number of
-pages; a window group needs no more than its windows and chunks can hold at a time. Whatever is
-left of the budget goes to the full groups. Pure arithmetic, but for `available_memory`.
+pages; a window group needs no more than its windows and chunks can hold at a time, and a group of
+kept tokens no more than its heads may keep of so much context. Whatever is left of the budget goes
+to the full groups. Pure arithmetic, but for `available_memory`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CapacityError
+from .kept_rule import KeptRule
 from .pages import pages_for, window_pages
 
 # Without kv_cache_memory: this share of what weights and scratch leave of the available memory, and
@@ -26,16 +28,19 @@ _NO_LIMIT = 2**60
 @dataclass(frozen=True, slots=True)
 class GroupPages:
     """A layer group: bytes of one page (K, V and page fields of all its layers), and what it
-    keeps: the last `window` tokens and the first `sinks`; None: all.
+    keeps: the last `window` tokens and the first `sinks`; None: all, or what `kept` says.
     """
 
     bytes_per_page: int
     window: int | None = None
     sinks: int = 0
+    kept: KeptRule | None = None
 
     @property
     def label(self) -> str:
         """What it keeps, in words."""
+        if self.kept is not None:
+            return "kept per head"
         if self.window is None:
             return "all context"
         return f"window of {self.window}" + (f", {self.sinks} sinks" if self.sinks else "")
@@ -115,7 +120,7 @@ def plan_memory(request: MemoryRequest) -> MemoryPlan:
     """
     budget = _kv_budget(request)
     demand = request.max_num_seqs * pages_for(request.max_model_len, request.page_size)
-    has_full = any(group.window is None for group in request.groups)
+    has_full = any(group.window is None and group.kept is None for group in request.groups)
     # Beyond the demand, pages only serve the prefix cache: worth it if the user gave the memory.
     limit = demand if request.kv_cache_memory is None or not has_full else budget
     length = _most(request, budget, limit)
@@ -150,17 +155,16 @@ def _kv_budget(request: MemoryRequest) -> int:
 
 def _pages(request: MemoryRequest, length: int) -> tuple[int, ...]:
     """Pages per group when `length` pages' worth of context shall fit."""
-    chunk = request.max_num_batched_tokens
-    return tuple(
-        length
-        if group.window is None
-        else min(
-            length,
-            request.max_num_seqs
-            * window_pages(group.window, chunk, request.page_size, group.sinks),
-        )
-        for group in request.groups
-    )
+    return tuple(min(length, _most_pages(request, group, length)) for group in request.groups)
+
+
+def _most_pages(request: MemoryRequest, group: GroupPages, length: int) -> int:
+    seqs, size = request.max_num_seqs, request.page_size
+    if group.kept is not None:
+        return group.kept.pages_of_all(length * size, seqs, size)
+    if group.window is None:
+        return length
+    return seqs * window_pages(group.window, request.max_num_batched_tokens, size, group.sinks)
 
 
 def _windows_that_fit(request: MemoryRequest, pages: Sequence[int]) -> int:

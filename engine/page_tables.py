@@ -6,12 +6,14 @@ behind), and nowhere else.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import lcm
 
 from .errors import CapacityError
-from .pages import IntegrityError, PagePool, pages_for, window_pages
+from .kept_pages import KeptPool
+from .pages import IntegrityError, PagePool, window_pages
 from .prefix import Hit, PrefixCache, PrefixHasher
 from .request import Request
 from .step_plan import LayerGroup, PageCopy, SchedulerLimits
@@ -35,7 +37,10 @@ class PageTables:
     ) -> None:
         self.groups = tuple(groups)
         self.page_size = hasher.page_size
-        self.pools = tuple(PagePool(num_pages, self.page_size) for num_pages in pages_per_group)
+        self.pools = tuple(
+            _pool(group, num_pages, self.page_size)
+            for group, num_pages in zip(self.groups, pages_per_group, strict=True)
+        )
         self.cache = PrefixCache(self.groups, self.pools, hasher, prefix_caching)
         self.num_copies = 0
         self._align, self._fork_align = limits.align, limits.fork_align
@@ -43,12 +48,17 @@ class PageTables:
         self.max_chunk = self._max_chunk(limits.max_num_batched_tokens)
 
     def _max_tokens(self, max_model_len: int) -> int:
+        """By bisection: page tables grow with the length."""
         full = [
-            pool.num_pages * self.page_size
+            (group, pool.num_pages)
             for group, pool in zip(self.groups, self.pools, strict=True)
             if group.window is None
         ]
-        return min([max_model_len, *full])
+
+        def too_long(length: int) -> bool:
+            return any(group.pages(length, self.page_size) > most for group, most in full)
+
+        return bisect_left(range(1, max_model_len + 1), True, key=too_long)
 
     def _max_chunk(self, budget: int) -> int:
         chunk = budget
@@ -67,6 +77,11 @@ class PageTables:
                 )
         return chunk
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step that broke can be run again: it overwrote nothing that it had read."""
+        return all(group.kept is None or group.kept.appends for group in self.groups)
+
     def fits(self, request: Request, hit: Hit, running: Sequence[Request]) -> bool:
         """Whether the whole of a waiting request fits beside what is running.
 
@@ -78,7 +93,9 @@ class PageTables:
             table = hit.tables[g]
             held = [page for page in table if page >= 0]
             need = self._missing(g, request, len(table), len(table) - len(held))
-            need += sum(pool.references(page) == 0 for page in held)
+            # Idle pages are no longer there for others; kept tokens that others hold are copied.
+            is_kept = self.groups[g].kept is not None
+            need += sum(is_kept or pool.references(page) == 0 for page in held)
             for other in reading:
                 need += self._missing(g, other, len(other.pages[g]), other.num_dropped[g])
             if need + len(running) > pool.num_available:
@@ -88,7 +105,7 @@ class PageTables:
     def _missing(self, g: int, request: Request, size: int, dropped: int) -> int:
         """Pages group g must still give for a request's known tokens, its table being as told."""
         group = self.groups[g]
-        peak = pages_for(request.num_tokens, self.page_size) - dropped
+        peak = group.pages(request.num_tokens, self.page_size) - dropped
         if group.window is not None:
             most = window_pages(group.window, self.max_chunk, self.page_size, group.sinks)
             peak = min(peak, most)
@@ -103,6 +120,8 @@ class PageTables:
 
     def can_fork(self, request: Request, parent: Request) -> bool:
         """Whether the parent still holds all that the request needs for its last prompt token."""
+        if not self.repeatable:
+            return False  # what the prompt's last token replaced is gone
         start = self._fork_point(request)
         return parent.num_computed >= len(request.prompt) and all(
             self._end_of_drop(group, dropped) <= group.first_needed(start) // self.page_size
@@ -116,8 +135,9 @@ class PageTables:
     def fork(self, request: Request, parent: Request) -> None:
         """Shares the parent's pages of the prompt without its last token, even partly full ones."""
         start = self._fork_point(request)
-        count = pages_for(start, self.page_size)
-        self._adopt(request, [table[:count] for table in parent.pages], start)
+        counts = [group.pages(start, self.page_size) for group in self.groups]
+        tables = [table[:count] for table, count in zip(parent.pages, counts, strict=True)]
+        self._adopt(request, tables, start)
 
     def _fork_point(self, request: Request) -> int:
         align = lcm(request.policy.align, self._fork_align)
@@ -138,18 +158,22 @@ class PageTables:
 
         Returns the copies to make before the step: pages in that range which others hold too.
         """
-        first, size = request.num_computed // self.page_size, pages_for(end, self.page_size)
-        for pool, table in zip(self.pools, request.pages, strict=True):
+        start = request.num_computed
+        sizes = [group.pages(end, self.page_size) for group in self.groups]
+        # The first page that may be written. In which page a head keeps its next token nobody
+        # knows here.
+        firsts = [start // self.page_size if g.kept is None else 0 for g in self.groups]
+        for pool, table, size, first in zip(self.pools, request.pages, sizes, firsts, strict=True):
             shared = sum(pool.references(page) > 1 for page in table[first:])
             if shared + max(0, size - len(table)) > pool.num_available:
                 return None
         copies: list[PageCopy] = []
         for g, (pool, table) in enumerate(zip(self.pools, request.pages, strict=True)):
-            for i in range(first, len(table)):
-                source, table[i] = table[i], pool.make_writable(table[i])
+            for i in range(firsts[g], len(table)):
+                source, table[i] = table[i], pool.make_writable(table[i], start)
                 if table[i] != source:
                     copies.append((g, source, table[i]))
-            table.extend(pool.allocate() for _ in range(len(table), size))
+            table.extend(pool.allocate() for _ in range(len(table), sizes[g]))
         self.num_copies += len(copies)
         return copies
 
@@ -186,9 +210,15 @@ class PageTables:
                 table, dropped = request.pages[g], request.num_dropped[g]
                 sinks = group.sink_pages(self.page_size)
                 owners.update(table[:sinks] + table[sinks + dropped :])
-                covered = len(table) * self.page_size >= request.num_computed
+                covered = len(table) >= group.pages(request.num_computed, self.page_size)
                 gone = table[sinks : sinks + dropped] == [-1] * dropped
                 needed = group.first_needed(request.num_computed) // self.page_size
                 if not covered or not gone or self._end_of_drop(group, dropped) > needed:
                     raise IntegrityError(f"{request!r} lacks pages in group {g}: {table}.")
             pool.check_integrity(owners)
+
+
+def _pool(group: LayerGroup, num_pages: int, page_size: int) -> PagePool:
+    if group.kept is None:
+        return PagePool(num_pages, page_size)
+    return KeptPool(num_pages, page_size, group.kept.appends)

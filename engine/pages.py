@@ -8,7 +8,7 @@ id names the same page of every field in every layer of a group.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .errors import CapacityError, SaccadeError
 
@@ -109,16 +109,17 @@ class PagePool:
                 raise IntegrityError(f"Page {page} is released but nobody holds it.")
             self._references[page] -= 1
             if self._references[page] == 0:
-                if self._digests[page] is None:
-                    self._free.append(page)
-                else:
+                if self._digests_of(page):
                     self._idle[page] = None
+                else:
+                    self._free.append(page)
 
-    def make_writable(self, page: int) -> int:
+    def make_writable(self, page: int, start: int = 0) -> int:
         """The page to write in place of a held `page`: itself, or a new one if others hold it too.
 
         Copy-on-write: on a new page the caller's reference has moved there, and the caller copies
         the contents. A page that stays is withdrawn from the cache: published pages never change.
+        start: the first position that the caller will compute; of no matter here (see KeptPool).
         """
         if self._references[page] == 1:
             self.withdraw(page)
@@ -157,37 +158,43 @@ class PagePool:
         if not self._idle:
             raise CapacityError(f"All {self.num_pages} pages of the pool are in use.")
         page = next(iter(self._idle))
-        digest = self._digests[page]
+        self._ghosts.update(dict.fromkeys(self._digests_of(page)))
         self.withdraw(page)
         self.num_evictions += 1
-        if digest is not None:
-            self._ghosts[digest] = None
-        if len(self._ghosts) > self.num_pages:
+        while len(self._ghosts) > self.num_pages:
             self._ghosts.popitem(last=False)
+
+    def _digests_of(self, page: int) -> Collection[bytes]:
+        """Under which digests the page is published."""
+        digest = self._digests[page]
+        return () if digest is None else (digest,)
 
     def check_integrity(self, owners: Mapping[int, int] | None = None) -> None:
         """Raises IntegrityError on any broken invariant; `owners`: references as known outside."""
         free = set(self._free)
-        _require(len(free) == len(self._free), "a page is twice in the free list")
+        require(len(free) == len(self._free), "a page is twice in the free list")
         for page, references in enumerate(self._references):
-            digest = self._digests[page]
-            _require(references >= 0, f"page {page} has {references} references")
+            published = bool(self._digests_of(page))
+            require(references >= 0, f"page {page} has {references} references")
             kinds = (page in free) + (page in self._idle) + (references > 0)
-            _require(kinds == 1, f"page {page} is {kinds} of free, idle and held, must be one")
-            _require(page not in free or digest is None, f"free page {page} is published")
-            _require(
-                page not in self._idle or digest is not None, f"idle page {page} is unpublished"
-            )
-            if digest is not None:
-                found = self._by_digest.get(digest)
-                _require(found == page, f"page {page}'s digest leads to page {found}")
+            require(kinds == 1, f"page {page} is {kinds} of free, idle and held, must be one")
+            require(page not in free or not published, f"free page {page} is published")
+            require(page not in self._idle or published, f"idle page {page} is unpublished")
             if owners is not None:
                 held = owners.get(page, 0)
-                _require(held == references, f"page {page}: {references} references, {held} owners")
+                require(held == references, f"page {page}: {references} references, {held} owners")
+        self._check_digests()
+
+    def _check_digests(self) -> None:
+        for page, digest in enumerate(self._digests):
+            if digest is not None:
+                found = self._by_digest.get(digest)
+                require(found == page, f"page {page}'s digest leads to page {found}")
         published = sum(digest is not None for digest in self._digests)
-        _require(published == len(self._by_digest), "a digest leads to an unpublished page")
+        require(published == len(self._by_digest), "a digest leads to an unpublished page")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises IntegrityError unless the condition holds."""
     if not condition:
         raise IntegrityError(f"Page pool: {message}.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from .attention.base import LayerShape, PageField
 from .attention.parse import method_text
 from .attention.policy import AttentionPolicy, parse_policy
-from .cache import layer_fields, layer_group
+from .cache import kept_rule, layer_fields, layer_group
 from .checks import shown
 from .errors import RequestError
 
@@ -85,6 +85,12 @@ class Policies:
                     f"{method_text(self.own.decode[layer])} leaves behind; a request cannot attend "
                     f"otherwise there"
                 )
+        rules = [kept_rule(self._shapes, each) for each in (self.own, policy)]
+        if rules[0] != rules[1] or policy.needs_whole_text != self.own.needs_whole_text:
+            raise ValueError(
+                f"attention: the heads of this engine keep tokens by {self.own.text}; a request "
+                f"cannot have them keep others"
+            )
 
     def _fields(self, policy: AttentionPolicy, layer: int) -> dict[str, PageField]:
         return layer_fields(self._shapes[layer], policy, layer, self._page_size)

@@ -17,6 +17,7 @@ from math import lcm
 
 from xxhash import xxh3_128_digest
 
+from .kept_pages import KeptPool
 from .pages import PagePool, pages_for
 from .request import Request
 from .step_plan import LayerGroup
@@ -33,6 +34,7 @@ class Miss(StrEnum):
     DIVERGED = "diverged"  # the next page was never seen after this prefix
     EVICTED = "evicted"  # the next page was seen and had to make room
     WINDOW = "window"  # the next page is there, a window group's pages before it are not
+    KEPT = "kept"  # the next page is there, the tokens that heads kept up to it are not
     ALIGN = "align"  # pages were found beyond the last multiple of the method's alignment
 
 
@@ -117,7 +119,12 @@ class PrefixCache:
         self._groups = groups
         self._pools = pools
         self._hasher = hasher
-        self._full = [pool for g, pool in zip(groups, pools, strict=True) if g.window is None]
+        self._kept = [pool for pool in pools if isinstance(pool, KeptPool)]
+        self._full = [
+            pool
+            for group, pool in zip(groups, pools, strict=True)
+            if group.window is None and group.kept is None
+        ]
         self._first_pages: OrderedDict[bytes, bytes] = OrderedDict()  # content -> chained digest
 
     def lookup(self, request: Request) -> Hit:
@@ -125,7 +132,7 @@ class PrefixCache:
 
         At least one token is left to compute; the length is a multiple of the page size and of the
         policy's alignment; full groups have every page of it, window groups those of its last
-        `window` tokens and of their sinks.
+        `window` tokens and of their sinks, and a group of kept tokens the table of this length.
         """
         if not self.enabled or not request.reuses_prefix:
             return Hit(0, [[] for _ in self._pools], Miss.DISABLED)
@@ -152,13 +159,27 @@ class PrefixCache:
         if not self.enabled or full <= request.num_published:
             return
         digests = self._hasher.digests(request)
-        for table, pool in zip(request.pages, self._pools, strict=True):
+        for g, (table, pool) in enumerate(zip(request.pages, self._pools, strict=True)):
+            if isinstance(pool, KeptPool):
+                self._publish_tables(g, pool, request, full)
+                continue
             for page in range(request.num_published, full):
                 if table[page] >= 0:
                     pool.publish(table[page], digests[page])
         if request.num_published == 0:
             self._remember_first_page(request)
         request.num_published = full
+
+    def _publish_tables(self, g: int, pool: KeptPool, request: Request, full: int) -> None:
+        """A table for every page of tokens that has become full, where its state is still there.
+
+        Lists that only grow contain every earlier state; of others the present one is left.
+        """
+        group, size = self._groups[g], self._hasher.page_size
+        for count in range(request.num_published + 1, full + 1):
+            if (group.kept and group.kept.appends) or count * size == request.num_computed:
+                table = request.pages[g][: group.pages(count * size, size)]
+                pool.publish_table(table, request.digests[count - 1], count * size)
 
     def withdraw(self, request: Request) -> None:
         """Makes the request's pages unfindable, also those that its windows have left behind.
@@ -168,12 +189,17 @@ class PrefixCache:
         """
         for digest in self._hasher.digests(request)[: request.num_published]:
             for pool in self._pools:
-                if (page := pool.lookup(digest)) is not None:
+                if isinstance(pool, KeptPool):
+                    pool.withdraw_table(digest)
+                elif (page := pool.lookup(digest)) is not None:
                     pool.withdraw(page)
 
     def _ready(self, digests: Sequence[bytes], found: int) -> list[bool]:
-        """Per length 0..found in pages: whether every window group has what that length needs."""
-        ready = [True] * (found + 1)
+        """Per length 0..found in pages: whether every other group has what that length needs."""
+        ready = [True] + [
+            all(pool.lookup_table(digests[n]) is not None for pool in self._kept)
+            for n in range(found)
+        ]
         for group, pool in zip(self._groups, self._pools, strict=True):
             if group.window is None:
                 continue
@@ -187,10 +213,12 @@ class PrefixCache:
         return ready
 
     def _table(self, g: int, digests: Sequence[bytes]) -> list[int]:
-        size, group = self._hasher.page_size, self._groups[g]
+        size, group, pool = self._hasher.page_size, self._groups[g], self._pools[g]
+        if isinstance(pool, KeptPool):
+            return list(pool.lookup_table(digests[-1]) or ()) if digests else []
         first = group.first_needed(len(digests) * size) // size
         sinks = min(group.sink_pages(size), first)
-        found = [self._pools[g].lookup(digest) for digest in (*digests[:sinks], *digests[first:])]
+        found = [pool.lookup(digest) for digest in (*digests[:sinks], *digests[first:])]
         pages = [page for page in found if page is not None]
         return pages[:sinks] + [-1] * (first - sinks) + pages[sinks:]
 
@@ -200,7 +228,8 @@ class PrefixCache:
             return Miss.LAST_TOKEN if whole else Miss.PARTIAL_PAGE
         pools = self._full or self._pools
         if all(pool.lookup(digests[reach]) is not None for pool in pools):
-            return Miss.WINDOW
+            missing = (pool.lookup_table(digests[reach]) is None for pool in self._kept)
+            return Miss.KEPT if any(missing) else Miss.WINDOW
         if any(pool.was_evicted(digests[reach]) for pool in pools):
             return Miss.EVICTED
         if reach > 0:

@@ -35,7 +35,8 @@ class StepBuilder:
         """Tokens from `start` on to compute now; stops before the last only at a multiple of the
         policy's alignment.
 
-        0: the budget, or the share of long prefills, has no room for them.
+        0: the budget, or the share of long prefills, has no room for them, or none for a whole text
+        where texts must be.
         """
         align, end = request.policy.align, request.num_tokens
         room = min(self._budget, self._max_chunk)
@@ -43,6 +44,8 @@ class StepBuilder:
             room = min(room, self._long_budget)
         if end - start <= room:
             return end - start
+        if self._limits.whole_texts:
+            return 0
         return max(0, (start + room) // align * align - start)
 
     def is_worth_a_lookup(self, request: Request) -> bool:

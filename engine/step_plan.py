@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .kept_rule import KeptRule
 from .pages import pages_for
 from .request import Request, RequestState
 
@@ -17,13 +18,17 @@ class LayerGroup:
 
     sinks: the first tokens, which are kept beside the window. compact: what was dropped takes no
     room in a step's page tables (see Step.skipped), so that a sequence may grow without end.
+    kept: the pages hold, instead of every token, those that each head keeps by this rule.
     """
 
     window: int | None = None
     sinks: int = 0
     compact: bool = False
+    kept: KeptRule | None = None
 
     def __post_init__(self) -> None:
+        if self.window is not None and self.kept is not None:
+            raise ValueError("A layer group has a window or keeps tokens by a rule, not both.")
         if self.window is not None and self.window < 1:
             raise ValueError(f"A layer group's window must be at least 1 token, got {self.window}.")
         if self.sinks < 0 or (self.window is None and (self.sinks or self.compact)):
@@ -32,6 +37,11 @@ class LayerGroup:
     def sink_pages(self, page_size: int) -> int:
         """Leading pages that are never dropped."""
         return pages_for(self.sinks, page_size)
+
+    def pages(self, num_tokens: int, page_size: int) -> int:
+        """Entries of the page table of a sequence of so many tokens."""
+        slots = num_tokens if self.kept is None else self.kept.most(num_tokens)
+        return pages_for(slots, page_size)
 
     def first_needed(self, num_computed: int) -> int:
         """First position that must still be in pages when position `num_computed` is next."""
@@ -48,7 +58,7 @@ class SchedulerLimits:
     more than this share of a step still to go) may take while anybody else has work.
     align: what the engine's own attention policy begins prefill chunks on multiples of; a step
     always has room for as much. fork_align: a request that forks from another's prompt begins on a
-    multiple of this, whatever its policy.
+    multiple of this, whatever its policy. whole_texts: a prompt is computed in one step or not yet.
     """
 
     max_num_seqs: int
@@ -57,6 +67,7 @@ class SchedulerLimits:
     long_prefill_share: float = 0.5
     align: int = 1
     fork_align: int = 1
+    whole_texts: bool = False
 
     def __post_init__(self) -> None:
         names = "max_num_seqs max_num_batched_tokens max_model_len align fork_align"

@@ -42,13 +42,16 @@ class Steps:
         An exception fails the request that caused it and no other: the plan is run again, a chunk
         at a time. What the broken run left in the pages is written again, and rows do not depend on
         the batch around them, so the others do not notice. An interrupt fails them all, and is
-        raised again.
+        raised again; and where kept tokens are replaced, what they replaced is gone, and an
+        exception fails them all.
         """
         try:
+            self._runner.copy_pages(plan.copies)
+            plan = replace(plan, copies=[])
             try:
                 self._run(plan)
             except Exception as error:
-                if len(plan.live) < 2:
+                if len(plan.live) < 2 or not self._scheduler.tables.repeatable:
                     raise
                 self._run_apart(plan, error)
         except BaseException as error:
@@ -59,9 +62,8 @@ class Steps:
     def _run_apart(self, plan: StepPlan, error: Exception) -> None:
         if any(chunk.start != chunk.request.num_computed for chunk in plan.live):
             raise error  # some of it was committed: there is no way back
-        self._runner.copy_pages(plan.copies)
         for chunk in plan.live:
-            part = replace(plan, chunks=[chunk], copies=[])
+            part = replace(plan, chunks=[chunk])
             try:
                 self._run(part)
             except Exception as own:  # noqa: BLE001 - whatever it is, it is this request's

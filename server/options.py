@@ -26,6 +26,7 @@ ENGINE: dict[str, dict[str, Any]] = {
     "--long-prefill-share": {"type": float, "metavar": "X", "help": "of a step, for long prompts"},
     "--page-size": {"type": int, "metavar": "N", "help": "tokens of a page (default 64)"},
     "--check-finite": {"action": "store_true", "help": "refuse weights with NaN or infinity"},
+    "--calibration": {"metavar": "FILE", "help": "figures that `saccade calibrate` measured"},
     "--kv-cache-memory": {"metavar": "SIZE", "help": "memory for keys and values, e.g. 4GiB"},
 }
 

@@ -12,6 +12,7 @@ import torch
 
 from ...kernels.attend import Keys, attend
 from ...kernels.store import PageLayout
+from .experts import ExpertShape, KeptCache
 
 # The page field of raw keys, in layers that convolve them.
 KEY_TAIL = "key_tail"
@@ -45,6 +46,7 @@ class LayerShape:
     latent: LatentShape | None = None  # pages hold latents (num_kv_heads: groups), no K and V
     rotates: bool = True  # its queries and keys turn with the position
     key_taps: int = 0  # tokens over which keys are convolved; 0: they are not
+    experts: ExpertShape | None = None  # further heads, which keep tokens of their choice
 
     @property
     def kept(self) -> tuple[int, int]:
@@ -103,6 +105,8 @@ class Step:
     # `positions` is where page_table has a row's window.
     skipped: torch.Tensor | None = None
     angles: Angles | None = None  # of the model's rotary embedding
+    # int32 [S, max pages]: pages of the tokens that expert-choice heads keep, in order of the lists
+    kept_table: torch.Tensor | None = None
 
 
 def causal_keys(step: Step, window: int | None = None, sinks: int = 0) -> torch.Tensor:
@@ -132,6 +136,7 @@ class LayerCache:
     v: torch.Tensor
     fields: dict[str, torch.Tensor] = field(default_factory=dict)
     watch: Watch | None = None
+    kept: KeptCache | None = None
 
     def attend(
         self,

@@ -8,6 +8,7 @@ from functools import cached_property
 from math import lcm
 
 from .base import AttentionMethod, PhasedMethod, PromptEndMethod, PromptModeMethod
+from .experts import WholeTextMethod
 from .parse import method_text, parse_layers, parse_method
 from .spec import describe_methods, info_of
 
@@ -67,6 +68,12 @@ class AttentionPolicy:
     def _with_modes(self) -> list[PromptModeMethod]:
         methods = dict.fromkeys(self.prefill)
         return [method for method in methods if isinstance(method, PromptModeMethod)]
+
+    @cached_property
+    def needs_whole_text(self) -> bool:
+        """Whether a text must be read in one step and cannot be continued."""
+        methods = {*self.prefill, *self.decode}
+        return any(isinstance(each, WholeTextMethod) and each.needs_whole_text for each in methods)
 
     @cached_property
     def differs(self) -> bool:

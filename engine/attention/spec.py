@@ -145,6 +145,15 @@ _METHODS = (
         "arXiv 2511.00819",
         _CPU,
     ),
+    MethodInfo(
+        "mosa",
+        "Mosa",
+        ("mode=threshold", "capacity=1.25", "burst=32", "tau=0.0", "k=0"),
+        _BOTH,
+        "8 bytes per kept token and head; mode=threshold: 1 + 4/page per token and head",
+        "Piekos et al. 2025, arXiv 2505.00315",
+        _CPU,
+    ),
 )
 
 

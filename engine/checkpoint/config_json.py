@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .calibration import with_calibration
 from .family import Family, bias, read_family
 from .features import Features
 from .files import read_small
@@ -56,8 +57,10 @@ class ModelConfig:
         return own or int(self.head_dim * self.rope.share)
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path, calibration: Path | None = None) -> ModelConfig:
     """Reads config.json, and the end tokens of generation_config.json where there is one.
+
+    calibration: measured figures, else those of the folder's calibration.json if there is one.
 
     CheckpointError, naming file and key, for anything missing, unsupported or contradictory.
     """
@@ -68,6 +71,7 @@ def read_config(folder: Path) -> ModelConfig:
     num_layers = config.integer("num_hidden_layers", most=10_000)
     max_position = config.integer("max_position_embeddings")
     variant = family.variant(config, num_layers) if family.variant else None
+    variant = with_calibration(variant, folder, calibration)
     own_heads = variant.heads if variant else None
     num_heads, num_kv_heads, head_dim = own_heads or _heads(config, family)
     features = family.features(config, num_layers) if family.features else Features()

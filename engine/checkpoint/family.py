@@ -16,6 +16,7 @@ from .json_object import Fields
 from .latent_config import read_latent
 from .minicpm_config import read_minicpm, read_minicpm_specs
 from .moba_config import read_fla_moba
+from .mosa_config import read_mosa
 from .variant import Variant
 
 
@@ -155,6 +156,7 @@ _ALL = (
         tied=True,
     ),
     Family("AsaForCausalLM", "asa", variant=read_latent),
+    Family("MosaForCausalLM", "mosa", variant=read_mosa),
 )
 
 # Settings of other architectures, which would change the mathematics if they said anything.

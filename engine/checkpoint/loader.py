@@ -22,10 +22,14 @@ class Checkpoint:
     Opening reads headers only; `verify` before taking any tensor.
     """
 
-    def __init__(self, model: str | Path) -> None:
-        """CheckpointError for a folder, config or weight file that cannot be used."""
+    def __init__(self, model: str | Path, calibration: str | Path | None = None) -> None:
+        """calibration: a file of measured figures, else the folder's own if there is one.
+
+        CheckpointError for a folder, config or weight file that cannot be used.
+        """
         self.folder = find_checkpoint(model)
-        self.config: ModelConfig = read_config(self.folder)
+        figures = None if calibration is None else Path(calibration)
+        self.config: ModelConfig = read_config(self.folder, figures)
         self._files: Mapping[str, SafetensorsFile] = open_shards(self.folder)
 
     def __contains__(self, name: str) -> bool:

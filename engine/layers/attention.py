@@ -10,6 +10,7 @@ from ...kernels.activation import sigmoid_mul
 from ...kernels.linear import linear
 from ...kernels.rope import apply_rope
 from ..attention.base import Aux, LayerShape
+from ..attention.experts import Chosen
 from ..checkpoint.config_json import ModelConfig
 from .head_rows import attention_tensors, gates_per_head, row_order
 from .norm import Norm
@@ -43,6 +44,16 @@ class AttentionContext(Protocol):
 
         weight: [taps, Hkv, d].
         """
+        ...
+
+    def choose(self, layer: int, scores: torch.Tensor, thresholds: torch.Tensor | None) -> Chosen:
+        """The rows that each expert-choice head chooses by its router's scores, float32 [T, E]."""
+        ...
+
+    def attend_chosen(
+        self, layer: int, chosen: Chosen, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """Keeps k and v [N, d] of the chosen rows; their attention output, float32 [N, d]."""
         ...
 
 

@@ -9,8 +9,10 @@ import torch
 from ..attention.base import LayerShape
 from ..checkpoint.config_json import ModelConfig
 from ..checkpoint.latent_config import LatentConfig
+from ..checkpoint.mosa_config import MosaConfig
 from .attention import Attention, AttentionContext
 from .latent_attention import LatentAttention
+from .mosa_attention import MosaAttention
 from .weights import Weights
 
 
@@ -48,7 +50,7 @@ class AttentionKind(Protocol):
         ...
 
 
-_KINDS: dict[type, AttentionKind] = {LatentConfig: LatentAttention}
+_KINDS: dict[type, AttentionKind] = {LatentConfig: LatentAttention, MosaConfig: MosaAttention}
 
 
 def attention_kind(config: ModelConfig) -> AttentionKind:

@@ -22,12 +22,14 @@ def write_pages(
     k: torch.Tensor,
     v: torch.Tensor,
     slots: torch.Tensor,
+    clear: bool = True,
 ) -> None:
     """Writes k [T, Hkv, d] and v [T, Hkv, dv] to slots int64 [T] (page id * page size + offset; -1:
     skip the row).
 
     Writing offset 0 clears the rest of that page of V, so that nothing a former owner left there (a
-    NaN, say) can reach another sequence. Raises ValueError when shapes or dtypes disagree.
+    NaN, say) can reach another sequence; clear=False: not so, the pages are in use. Raises
+    ValueError when shapes or dtypes disagree.
     """
     head_dim, v_head_dim = layout.dims(k_pages, v_pages)
     want_k = (k_pages.shape[1], head_dim)
@@ -44,4 +46,4 @@ def write_pages(
         )
     if k.dtype != k_pages.dtype or v.dtype != v_pages.dtype or slots.dtype != torch.int64:
         raise ValueError("write_pages: k, v must have the pages' dtype and slots must be int64")
-    WRITE_PAGES(layout, k_pages, v_pages, k, v, slots)
+    WRITE_PAGES(layout, k_pages, v_pages, k, v, slots, clear)

@@ -15,6 +15,7 @@ def supports(
     k: torch.Tensor,
     v: torch.Tensor,
     slots: torch.Tensor,
+    clear: bool = True,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
     if not (k_pages.is_contiguous() and v_pages.is_contiguous() and slots.is_contiguous()):
@@ -31,6 +32,7 @@ def write_pages(
     k: torch.Tensor,
     v: torch.Tensor,
     slots: torch.Tensor,
+    clear: bool = True,
 ) -> None:
     """See `saccade.kernels.store.write_pages`."""
     native.kernels().write_pages(
@@ -50,4 +52,5 @@ def write_pages(
         v.stride(0),
         v.stride(1),
         slots.data_ptr(),
+        clear,
     )

@@ -1,12 +1,17 @@
 """A model made of integers: its K/V is the token prefix itself, and the policy under which it was
-computed, so every mix-up of pages shows."""
+computed, so every mix-up of pages shows.
+
+Groups of kept tokens have two heads, whose choice depends on the prefix alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, cast
 
+from saccade.engine.kept_rule import KeptRule
 from saccade.engine.request import Request
 from saccade.engine.scheduler import LayerGroup, Scheduler, SchedulerLimits, StepPlan
 
@@ -73,6 +78,27 @@ def alone(request: Request) -> list[int]:
     return output
 
 
+HEADS = (0, 1)  # of groups of kept tokens
+
+
+@lru_cache(maxsize=100_000)
+def kept_slots(rule: KeptRule, tokens: tuple[int, ...], head: int) -> tuple[int | None, ...]:
+    """Where in its list a head keeps each token, if it does."""
+    slots: list[int | None] = []
+    length = 0
+    for t in range(len(tokens)):
+        value = next_token(tokens[: t + 1], 17 * head + 3) + 5 * sum(tokens[: t + 1])
+        most = rule.most(t + 1)
+        wanted = value % (2 + head) > 0 if rule.appends else length < most
+        if wanted and length < most:
+            slots.append(length)
+            length += 1
+        else:
+            replaces = not rule.appends and value % 2
+            slots.append(value % length if replaces else None)
+    return tuple(slots)
+
+
 def kv(request: Request, position: int) -> tuple[Any, ...]:
     """All that the K/V of a position depends on."""
     tail, size = request.policy.tail(len(request.prompt)), len(request.prompt)
@@ -82,11 +108,14 @@ def kv(request: Request, position: int) -> tuple[Any, ...]:
 
 @dataclass
 class FakeModel:
-    """Page memory: (group, page) -> slot -> what `kv` was when it was written."""
+    """Page memory: (group, page) -> slot -> what `kv` was when it was written.
+
+    A slot is an offset, or (head, offset) of kept tokens.
+    """
 
     groups: Sequence[LayerGroup]
     page_size: int
-    memory: dict[tuple[int, int], dict[int, tuple[Any, ...]]] = field(default_factory=dict)
+    memory: dict[tuple[int, int], dict[Any, tuple[Any, ...]]] = field(default_factory=dict)
 
     def run(self, plan: StepPlan) -> dict[str, int]:
         """Copies, writes and checks what every chunk would read; returns the sampled tokens."""
@@ -97,7 +126,7 @@ class FakeModel:
         # As one gather and one scatter, which the plan promises to be enough.
         read = [dict(self.memory.get((g, source), {})) for g, source, _ in plan.copies]
         self.memory.update(zip(targets, read, strict=True))
-        written: set[tuple[int, int, int]] = set()
+        written: dict[tuple[int, int, Any], Request] = {}
         for chunk in plan.live:
             for position in range(chunk.start, chunk.start + chunk.count):
                 self._write(chunk.request, position, written)
@@ -111,21 +140,45 @@ class FakeModel:
                 sampled[chunk.request.id] = next_token(chunk.request.tokens(0, end), seed)
         return sampled
 
-    def _write(self, request: Request, position: int, written: set[tuple[int, int, int]]) -> None:
-        for g in range(len(self.groups)):
-            page = request.pages[g][position // self.page_size]
-            slot = (g, page, position % self.page_size)
-            assert page >= 0 and slot not in written, "two chunks write the same slot"
-            written.add(slot)
-            self.memory.setdefault((g, page), {})[slot[2]] = kv(request, position)
+    def _write(
+        self, request: Request, position: int, written: dict[tuple[int, int, Any], Request]
+    ) -> None:
+        for g, group in enumerate(self.groups):
+            places: list[tuple[Any, int]] = [(None, position)]
+            if group.kept is not None:
+                prefix = tuple(request.tokens(0, position + 1))
+                kept = [(head, kept_slots(group.kept, prefix, head)[-1]) for head in HEADS]
+                places = [(head, slot) for head, slot in kept if slot is not None]
+            for head, place in places:
+                page, offset = request.pages[g][place // self.page_size], place % self.page_size
+                slot = offset if head is None else (head, offset)
+                writer = written.setdefault((g, page, slot), request)
+                assert page >= 0 and writer is request, "two chunks write the same slot"
+                self.memory.setdefault((g, page), {})[slot] = kv(request, position)
 
     def _check(self, request: Request, start: int, end: int) -> None:
         for g, group in enumerate(self.groups):
+            if group.kept is not None:
+                self._check_kept(g, group.kept, request, end)
+                continue
             first = group.first_needed(start)
             for position in (*range(min(group.sinks, first)), *range(first, end)):
                 page = request.pages[g][position // self.page_size]
                 found = self.memory.get((g, page), {}).get(position % self.page_size)
                 assert found == kv(request, position), (request, g, position)
+
+    def _check_kept(self, g: int, rule: KeptRule, request: Request, end: int) -> None:
+        """The lists, as they are after position end - 1."""
+        tokens = tuple(request.tokens(0, end))
+        for head in HEADS:
+            expected: dict[int, tuple[Any, ...]] = {}
+            for position, slot in enumerate(kept_slots(rule, tokens, head)):
+                if slot is not None:
+                    expected[slot] = kv(request, position)
+            for slot, wanted in expected.items():
+                page = request.pages[g][slot // self.page_size]
+                found = self.memory.get((g, page), {}).get((head, slot % self.page_size))
+                assert found == wanted, (request, g, head, slot)
 
 
 Window = int | tuple[int, int] | None  # of a layer group, perhaps with sinks
@@ -150,12 +203,15 @@ class Bench:
         share: float = 0.5,
         align: int = 1,
         tail: Callable[[int], int] | None = None,
+        kept: KeptRule | None = None,
         **more: Any,
     ) -> None:
+        """kept: the rule of one more group, of kept tokens."""
         self.policy = Policy("dense", align, tail)  # of requests that come without
         self.limits = SchedulerLimits(seqs, budget, length, share, align)
         self.groups = [layer_group(window) for window in windows]
-        counts = [pages] * len(windows) if isinstance(pages, int) else pages
+        self.groups += [LayerGroup(kept=kept)] if kept else []
+        counts = [pages] * len(self.groups) if isinstance(pages, int) else pages
         self.scheduler = Scheduler(
             self.limits, self.groups, counts, page_size, eos_token_ids={EOS}, **more
         )

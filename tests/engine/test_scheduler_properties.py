@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from saccade.engine.errors import CapacityError, RequestError
+from saccade.engine.kept_rule import KeptRule
 from saccade.engine.pages import window_pages
 from saccade.engine.request import Request, RequestState
 
@@ -19,6 +20,13 @@ from .fake_model import VOCABULARY, Bench, Policy, Window, alone
 WINDOWS: list[tuple[Window, ...]] = [(None,), (None, 3), (5,), (None, 2, 7), (1, 4)]
 WINDOWS += [((3, 2), None), ((2, 5),), (6, (1, 9))]
 CROWDED: list[tuple[Window, ...]] = [(None,), (None, 6), (4,), (None, 3, 9), (None, (3, 6))]
+KEPT = [
+    *[None] * 3,
+    KeptRule(3),
+    KeptRule(2, percent=125, burst=3),
+    KeptRule(3, appends=False),
+    KeptRule(4, fixed=5, appends=False),
+]
 ODD_ACTIONS = ["abort", "abort before the run", "abort after the run", "fail"]
 # What requests may ask for themselves, beside the bench's own.
 POLICIES = [
@@ -31,7 +39,7 @@ POLICIES = [
 
 @st.composite
 def benches(draw: st.DrawFn) -> Bench:
-    """Pools from "just enough for one" to "roomy", with full and window groups."""
+    """Pools from "just enough for one" to "roomy"; full groups, windows, kept tokens."""
     page_size = draw(st.sampled_from([1, 2, 4]))
     windows = draw(st.sampled_from(WINDOWS))
     align = draw(st.sampled_from([1, 1, 2, 3, 4, 8]))
@@ -41,6 +49,9 @@ def benches(draw: st.DrawFn) -> Bench:
         last, sinks = window if isinstance(window, tuple) else (window, 0)
         least = window_pages(last, align, page_size, sinks) if last else 3
         pages.append(draw(st.integers(least, least + 12)))
+    kept = draw(st.sampled_from(KEPT))
+    if kept:
+        pages.append(draw(st.integers(2, 12)))
     return Bench(
         pages,
         windows,
@@ -50,6 +61,7 @@ def benches(draw: st.DrawFn) -> Bench:
         length=draw(st.integers(12, 40)),
         share=draw(st.sampled_from([0.1, 0.5, 1.0])),
         align=align,
+        kept=kept,
         prefix_caching=draw(st.sampled_from([True, True, True, False])),
         tail=draw(st.sampled_from([None, lambda size: size, lambda size: max(0, size - 5)])),
     )
@@ -144,12 +156,22 @@ def test_every_request_gets_the_tokens_it_would_get_alone(
         event(f"miss: {reason}")
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(14))
 def test_a_crowd_with_common_prompts_and_siblings(seed: int) -> None:
     """More at a time than hypothesis draws: preemption, forks, copies and eviction all together."""
     rng = random.Random(seed)
     windows: tuple[Window, ...] = CROWDED[seed % len(CROWDED)]
-    bench = Bench(12, windows, 4, seqs=6, budget=24, length=48, share=0.4, align=1 + seed % 3)
+    bench = Bench(
+        12,
+        windows,
+        4,
+        seqs=6,
+        budget=24,
+        length=48,
+        share=0.4,
+        align=1 + seed % 3,
+        kept=KEPT[seed % len(KEPT)],
+    )
     common = [rng.randrange(VOCABULARY) for _ in range(24)]
     requests: list[Request] = []
     for clock in range(40):
@@ -176,7 +198,8 @@ def test_a_crowd_with_common_prompts_and_siblings(seed: int) -> None:
     bench.assert_empty()
     assert all(request.output == alone(request) for request in requests)
     stats = bench.scheduler.stats()
-    assert min(stats.forks, stats.copies, stats.evictions, stats.hit_tokens) > 0
+    assert min(stats.copies, stats.evictions, stats.hit_tokens) > 0
+    assert (stats.forks > 0) == bench.scheduler.tables.repeatable
     assert stats.preemptions > 0 or None not in windows
 
 

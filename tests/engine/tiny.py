@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .tiny_asa import write_tiny_asa
+from .tiny_mosa import write_tiny_mosa
 from .tiny_own import OWN, write_tiny_own
 
 BASE: dict[str, Any] = {
@@ -95,6 +96,8 @@ def write_tiny(
     """
     if family.startswith("asa"):
         return write_tiny_asa(path, family, seed=seed, dtype=dtype, **overrides)
+    if family.startswith("mosa"):
+        return write_tiny_mosa(path, family, seed=seed, dtype=dtype, **overrides)
     if family in OWN:
         return write_tiny_own(path, family, seed=seed, dtype=dtype, **overrides)
     import transformers

@@ -78,6 +78,18 @@ def test_offset_zero_clears_the_page(isa, dtype):
 
 
 @every_dtype
+def test_a_page_in_use_is_not_cleared(isa, dtype):
+    """A token that takes another one's place at offset 0 leaves the rest of its page alone."""
+    layout, (k, v) = PageLayout(16), tokens(17, dtype)
+    k_pages, v_pages = fresh(layout, dtype)
+    write_pages(layout, k_pages, v_pages, k[:16], v[:16], torch.arange(16))
+    write_pages(layout, k_pages, v_pages, k[16:], v[16:], torch.tensor([0]), False)
+    got_k, got_v = layout.gather(k_pages, v_pages, torch.tensor([0]))
+    assert torch.equal(got_k, torch.cat([k[16:], k[1:16]]))
+    assert torch.equal(got_v, torch.cat([v[16:], v[1:16]]))
+
+
+@every_dtype
 def test_rows_of_one_page_in_any_order(isa, dtype):
     """Clearing comes before writing, even where the first token of a page comes last."""
     layout, (k, v) = PageLayout(16), tokens(16, dtype)

@@ -46,7 +46,7 @@ void for_runs(const WritePagesParams& p, Fn fn) {
 template <class T, int kU>
 void write_head(const WritePagesParams& p, int64_t head) {
   for_runs(p, [&](int64_t begin, int64_t end) {
-    if (p.slots[begin] % p.page != 0 || end - begin == p.page) return;
+    if (!p.clear || p.slots[begin] % p.page != 0 || end - begin == p.page) return;
     T* v_pages = static_cast<T*>(p.v_pages) +
                  (p.slots[begin] / p.page * p.kv_heads + head) * p.page * p.v_dim;
     std::memset(v_pages, 0, static_cast<size_t>(p.page * p.v_dim) * sizeof(T));

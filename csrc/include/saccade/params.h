@@ -126,6 +126,7 @@ struct WritePagesParams {
   const void* v;
   int64_t v_row, v_head;
   const int64_t* slots;  // [rows], -1: skip
+  bool clear;            // a page of V whose first slot is written is cleared before
 };
 
 // Means of complete blocks or windows of keys, from the pages, in fp32, rounded once.

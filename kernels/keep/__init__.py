@@ -1,0 +1,105 @@
+"""Which tokens expert-choice heads keep, by their router's scores: three rules.
+
+A rule gives slots: int32 [T, E], where in its list a head keeps the token of a row, or -1.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..ops import Op
+from . import reference
+from .room import KeptState, ListRoom
+
+__all__ = [
+    "KEEP_ABOVE",
+    "KEEP_BEST",
+    "KEEP_TOP",
+    "KeptState",
+    "ListRoom",
+    "keep_above",
+    "keep_best",
+    "keep_top",
+]
+
+KEEP_ABOVE = Op("keep_above", reference.keep_above)
+KEEP_BEST = Op("keep_best", reference.keep_best)
+KEEP_TOP = Op("keep_top", reference.keep_top)
+
+
+def keep_above(
+    scores: torch.Tensor, thresholds: torch.Tensor, lengths: torch.Tensor, room: ListRoom
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens whose score is above their head's threshold, as long as the list has room.
+
+    scores: float32 [T, E]; thresholds: float32 [E]; lengths: int32 [S, E], of the lists before the
+    rows. Lists only grow. Returns the slots, and the length of every list after every row, int32
+    [T, E]. A NaN is never kept. Raises ValueError when shapes or dtypes disagree.
+    """
+    _check(scores, room)
+    heads, sequences = scores.shape[1], room.cu_rows.shape[0] - 1
+    if thresholds.shape != (heads,) or thresholds.dtype != torch.float32:
+        raise ValueError(
+            f"keep_above: thresholds must be float32 [{heads}], got {tuple(thresholds.shape)}"
+        )
+    if lengths.shape != (sequences, heads) or lengths.dtype != torch.int32:
+        raise ValueError(
+            f"keep_above: lengths must be int32 [{sequences}, {heads}], got {tuple(lengths.shape)}"
+        )
+    slots, counts = KEEP_ABOVE(scores, thresholds, lengths, room)
+    return slots, counts
+
+
+def keep_best(scores: torch.Tensor, state: KeptState, room: ListRoom) -> torch.Tensor:
+    """The best tokens so far: a token is kept when the list grows, or else if its score is at least
+    the lowest one in the list, whose token it replaces; of equal scores the later token is better.
+
+    scores: float32 [T, E]; a NaN is worse than all. Lists are always as long as they may be.
+    `state` has the lists before the rows, and afterwards those after them. Raises ValueError when
+    shapes or dtypes disagree.
+    """
+    _check(scores, room)
+    shape = state.scores.shape
+    if len(shape) != 3 or shape[1] != scores.shape[1] or state.positions.shape != shape:
+        raise ValueError(
+            f"keep_best: state {tuple(shape)}, {tuple(state.positions.shape)} must be [pages, "
+            f"{scores.shape[1]}, page size]"
+        )
+    if state.scores.dtype != torch.float32 or state.positions.dtype != torch.int32:
+        raise ValueError("keep_best: the state's scores must be float32 and its positions int32")
+    if state.table.dtype != torch.int32 or state.table.shape[0] != room.cu_rows.shape[0] - 1:
+        raise ValueError("keep_best: the state's table must be int32 [S, max pages]")
+    slots: torch.Tensor = KEEP_BEST(scores, state, room)
+    return slots
+
+
+def keep_top(scores: torch.Tensor, room: ListRoom) -> torch.Tensor:
+    """The best tokens of whole texts, as many as a list may have at their ends, in their order.
+
+    scores: float32 [T, E], of equal ones the later is better, and a NaN is worse than all. Not
+    causal. Raises ValueError when shapes or dtypes disagree, or a sequence does not begin at 0.
+    """
+    _check(scores, room)
+    starts = room.positions[room.cu_rows[:-1].long()]
+    if starts.any():
+        raise ValueError(f"keep_top: sequences must be whole, they begin at {starts.tolist()}")
+    slots: torch.Tensor = KEEP_TOP(scores, room)
+    return slots
+
+
+def _check(scores: torch.Tensor, room: ListRoom) -> None:
+    rows = scores.shape[:1]
+    if scores.ndim != 2 or scores.dtype != torch.float32:
+        raise ValueError(f"keep: scores must be float32 [T, E], got {tuple(scores.shape)}")
+    if room.cu_rows.dtype != torch.int32 or room.cu_rows.ndim != 1:
+        raise ValueError("keep: cu_rows must be int32 [S + 1]")
+    bounds = room.cu_rows.tolist()
+    if bounds[0] != 0 or bounds[-1] != rows[0] or any(a >= b for a, b in room.sequences):
+        raise ValueError(f"keep: cu_rows must rise from 0 to {rows[0]}, got {bounds[:8]}")
+    for name, each, dtype in (
+        ("positions", room.positions, torch.int64),
+        ("before", room.before, torch.int32),
+        ("after", room.after, torch.int32),
+    ):
+        if each.shape != rows or each.dtype != dtype:
+            raise ValueError(f"keep: {name} must be {dtype} [{rows[0]}], got {tuple(each.shape)}")
