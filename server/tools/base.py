@@ -64,12 +64,10 @@ class ToolParser(ABC):
     needs_special_tokens = False
     new_id: Callable[[], str] = staticmethod(call_id)
 
-    def __init__(self, tools: Collection[str] = (), forced: bool = False) -> None:
-        """tools: the names that may be called; empty: any. forced: the answer was made by this
-        format's grammar (server/tools/choice.py)."""
+    def __init__(self, tools: Collection[str] = ()) -> None:
+        """tools: the names that may be called; empty: any."""
         self.num_calls = 0
         self._tools = frozenset(tools)
-        self._forced = forced
         self._held = ""  # not consumed yet
         self._last = False  # no more text will come
         self._piece = Piece()

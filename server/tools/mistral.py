@@ -12,18 +12,15 @@ _SPACES = " \t\r\n"
 
 
 class MistralParser(ToolParser):
-    """Content up to the marker, calls after it; a forced answer begins without the marker."""
+    """Content up to the marker, calls after it."""
 
     needs_special_tokens = True
     new_id = staticmethod(short_id)
 
     _state = "content"  # content, form (list or name), list, name, arguments
     _value: ValueScanner
-    _begun = False  # whether the forced answer's beginning has been seen
 
     def _advance(self) -> bool:
-        if self._forced and not self._begun:
-            self._begun, self._state = True, "form"
         return {
             "content": self._content,
             "form": self._form,

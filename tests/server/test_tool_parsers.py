@@ -222,10 +222,6 @@ def test_ids() -> None:
     assert own == "abc123def"
 
 
-def test_a_forced_mistral_answer_has_no_marker() -> None:
-    assert parsed("mistral", f"[{A}]", forced=True) == ("", [("f", '{"x": 1}')])
-
-
 def test_the_format_is_read_off_the_template() -> None:
     hermes = FAMILIES["hermes"]
     assert isinstance(hermes, dict)
