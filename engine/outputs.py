@@ -67,8 +67,12 @@ class RequestOutput:
     prompt_logprobs: one entry per prompt token (the first is None), None when not asked for; in a
         stream they come once, with the first output after the prompt has been read.
     num_cached_tokens: prompt tokens whose K/V came from the prefix cache.
-    stats: "preemptions", and under "attention" per phase what stats.ReadCounts counts, with
-        `share`, the keys read of those that dense attention would have read.
+    stats: "preemptions", and under "attention" for "prefill" and "decode" apart, summed over the
+        request's rows and all layers, mean over heads: `rows`; `keys_read`; `keys_visible`, what
+        dense attention would have read; `share`, the one of the other, None without rows;
+        `blocks_selected`, by methods that choose blocks; `dense_fallbacks`, how often a layer read
+        more than its method allows: 0 unless something is wrong. What the prefix cache had is not
+        read again and not counted; what is computed again after preemption counts again.
     error: what went wrong, when a completion finished with "error".
     """
 
