@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ..kernels.store import PageLayout
+from ..kernels.store import PageLayout, zeroed
 from .attention.base import (
     EvictingMethod,
     LatentMethod,
@@ -177,8 +177,7 @@ def _allocate_fields(
     pages: int, fields: dict[str, PageField], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     return {
-        name: torch.zeros((pages, *field.shape), dtype=field.dtype or dtype)
-        for name, field in fields.items()
+        name: zeroed((pages, *field.shape), field.dtype or dtype) for name, field in fields.items()
     }
 
 

@@ -26,6 +26,7 @@ class _Text(Protocol):
     def feed(self, token: int) -> str: ...
     def flush(self) -> str: ...
     def begin_after(self, prompt: Sequence[int]) -> None: ...
+    def bytes_of(self, token: int) -> bytes: ...
 
 
 class IncrementalDetokenizer:
@@ -74,12 +75,14 @@ class _ByteLevelText:
             self.feed(token)
 
     def feed(self, token: int) -> str:
+        return self._utf8.decode(self.bytes_of(token))
+
+    def bytes_of(self, token: int) -> bytes:
         piece = self._tokenizer.piece(token) or ""
         try:
-            content = bytes(self._bytes[letter] for letter in piece)
+            return bytes(self._bytes[letter] for letter in piece)
         except KeyError:  # an added token with other letters stands for itself
-            content = piece.encode("utf-8")
-        return self._utf8.decode(content)
+            return piece.encode("utf-8")
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -121,6 +124,12 @@ class _PieceText:
         self._started = True
         return self._decode(pending)
 
+    def bytes_of(self, token: int) -> bytes:
+        byte = self._byte_of(token)
+        if byte is not None:
+            return bytes([byte])
+        return self._decode([self._anchor, token])[self._skip :].encode("utf-8")
+
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
@@ -145,6 +154,9 @@ class _WholeText:
     def flush(self) -> str:
         ids, self._ids = self._ids, []
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def bytes_of(self, token: int) -> bytes:
+        return self._tokenizer.text_of(token).encode("utf-8")
 
 
 def byte_level_alphabet() -> dict[str, int]:
@@ -207,3 +219,19 @@ def find_anchor(tokenizer: Tokenizer) -> int | None:
             if token is not None and tokenizer.decode([token]) == letter:
                 return token
     return None
+
+
+class TokenBytes:
+    """What single tokens add in the middle of a text, in UTF-8; perhaps a part of a character.
+
+    Joined over a completion they are its text (special tokens included), for vocabularies that
+    decode byte by byte or piece by piece.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text = _text_for(tokenizer)
+
+    def of(self, token: int) -> bytes:
+        """The bytes; empty for an id without a token."""
+        return b"" if self._tokenizer.piece(token) is None else self._text.bytes_of(token)

@@ -132,6 +132,10 @@ class Generation:
         logprobs = self.prompt_logprobs
         return logprobs.result() if logprobs is not None and logprobs.complete else None
 
+    def ending(self) -> RequestOutput:
+        """The whole output without its completions: for who has had those by `delta`."""
+        return self._output([])
+
     def _output(self, outputs: list[CompletionOutput]) -> RequestOutput:
         parent = self.branches[0].request
         return RequestOutput(

@@ -29,7 +29,7 @@ MAX_STOP_CHARS = 1024
 MAX_STOP_TOKENS = 256
 MAX_LOGIT_BIAS = 100.0
 
-_RULES = (
+RULES = (
     NumberRule("n", 1, 128),
     NumberRule("max_tokens", 1, INT32_MAX, optional=True),
     NumberRule("min_tokens", 0, INT32_MAX),
@@ -156,7 +156,7 @@ def _check_finite(params: SamplingParams) -> None:
 
 
 def _check_types(params: SamplingParams) -> None:
-    for rule in _RULES:
+    for rule in RULES:
         rule.check_type(getattr(params, rule.name))
     for name in _FLAGS:
         if not isinstance(getattr(params, name), bool):
@@ -177,7 +177,7 @@ def _check_types(params: SamplingParams) -> None:
 
 
 def _check_ranges(params: SamplingParams) -> None:
-    for rule in _RULES:
+    for rule in RULES:
         rule.check_range(getattr(params, rule.name))
     strings, ids = params.stop_strings, params.stop_token_ids
     if len(strings) > MAX_STOP_STRINGS or not all(

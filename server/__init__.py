@@ -1,1 +1,1 @@
-"""The command line and, later, the HTTP server: everything a person calls."""
+"""The command line and the HTTP server: everything a person calls."""

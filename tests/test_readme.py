@@ -6,6 +6,7 @@ that answers is run; installs by pip are run by test_packaging.py.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -24,7 +25,12 @@ SACCADE = [sys.executable, "-m", "saccade.server.cli"]
 RUN_ELSEWHERE = {
     "pip install .": ("tests/test_packaging.py", "test_install_with_a_compiler"),
     "python -m build": ("tests/test_packaging.py", "test_wheel_by_way_of_the_source_distribution"),
+    "saccade serve demo --port 8000 --max-model-len 4096": (
+        "tests/test_readme.py",
+        "test_python_example_with_a_server",
+    ),
 }
+NEEDS_SERVER = "http://127.0.0.1:8000"
 
 
 def blocks(language: str) -> list[str]:
@@ -83,7 +89,29 @@ def test_make_demo_answers_the_prompt() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", blocks("python"))
+@pytest.mark.parametrize("program", [p for p in blocks("python") if NEEDS_SERVER in p])
+def test_python_example_with_a_server(program: str, tmp_path: Path) -> None:
+    """The server of the README's command, at a port that is free."""
+    (line,) = [line for line in commands() if line.startswith("saccade serve")]
+    argv = [*SACCADE, *shlex.split(line.replace("--port 8000", "--port 0"))[1:]]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            url = ""
+            for logged in server.stderr or ():
+                if '"event":"listening"' in logged:
+                    url = json.loads(logged)["url"]
+                if '"event":"the engine is ready"' in logged:
+                    break
+            assert url and "keys_read" in run(
+                [sys.executable, "-c", program.replace(NEEDS_SERVER, url)], tmp_path
+            )
+        finally:
+            server.terminate()
+            assert server.wait(20) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [p for p in blocks("python") if NEEDS_SERVER not in p])
 def test_python_example(program: str, tmp_path: Path) -> None:
     assert len(program.splitlines()) <= 10
     assert run([sys.executable, "-c", program], tmp_path)

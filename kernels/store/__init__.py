@@ -7,8 +7,9 @@ import torch
 from ..ops import Implementation, Op
 from . import cpu, reference
 from .layout import PageLayout
+from .memory import zeroed
 
-__all__ = ["WRITE_PAGES", "PageLayout", "write_pages"]
+__all__ = ["WRITE_PAGES", "PageLayout", "write_pages", "zeroed"]
 
 WRITE_PAGES = Op(
     "write_pages", reference.write_pages, (Implementation("cpu", cpu.write_pages, cpu.supports),)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .memory import zeroed
+
 
 @dataclass(frozen=True)
 class PageLayout:
@@ -38,8 +40,8 @@ class PageLayout:
         if head_dim % unit:
             raise ValueError(f"head_dim must be even for {dtype} pages, not {head_dim}")
         return (
-            torch.zeros((pages, kv_heads, head_dim // unit, self.page_size, unit), dtype=dtype),
-            torch.zeros((pages, kv_heads, self.page_size // unit, v_head_dim, unit), dtype=dtype),
+            zeroed((pages, kv_heads, head_dim // unit, self.page_size, unit), dtype),
+            zeroed((pages, kv_heads, self.page_size // unit, v_head_dim, unit), dtype),
         )
 
     def bytes_per_page(

@@ -1,24 +1,208 @@
-"""`saccade serve`: reserved for the HTTP server, which this version does not have."""
+"""`saccade serve`: the HTTP server."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..errors import EXIT_FAILED, EXIT_OK, UsageError
+from ..options import ENGINE, add_group, given, parse_size
+
+if TYPE_CHECKING:
+    from ..config import ServerConfig
+    from ..limits import Limits
+
+KEY_VARIABLE = "SACCADE_API_KEY"
+
+NETWORK: dict[str, dict[str, Any]] = {
+    "--host": {"help": "address to listen on (default 127.0.0.1: this machine only)"},
+    "--port": {"type": int, "metavar": "N", "help": "default 8000; 0: any free one"},
+    "--ssl-certfile": {"metavar": "PATH", "help": "TLS certificate chain"},
+    "--ssl-keyfile": {"metavar": "PATH", "help": "its private key"},
+    "--ssl-ca-certs": {"metavar": "PATH", "help": "ask clients for certificates of these"},
+    "--cors-origin": {"action": "append", "metavar": "URL", "help": "let pages of this origin ask"},
+    "--api-key": {
+        "action": "append",
+        "metavar": "KEY",
+        "help": f"ask for a key (repeatable; also in ${KEY_VARIABLE}, split at spaces)",
+    },
+    "--api-key-file": {"metavar": "PATH", "help": "keys, one a line"},
+}
+SERVICE: dict[str, dict[str, Any]] = {
+    "--served-model-name": {"nargs": "+", "metavar": "NAME", "help": "names that clients may use"},
+    "--chat-template": {"metavar": "PATH", "help": "jinja file instead of the checkpoint's own"},
+    "--generation-config": {
+        "choices": ("auto", "none"),
+        "help": "sampling defaults of the checkpoint (default auto)",
+    },
+    "--drain-timeout": {"type": float, "metavar": "S", "help": "after SIGTERM (default 30)"},
+    "--engine-timeout": {
+        "type": float,
+        "metavar": "S",
+        "help": "restart an engine that stands still for so long (default 8)",
+    },
+    "--metrics-compat": {"choices": ("vllm",), "action": "append", "help": "metrics' other names"},
+    "--log-level": {"choices": ("debug", "info", "warning", "error"), "help": "default info"},
+    "--log-prompts": {"action": "store_true", "help": "write prompts into the log"},
+}
+LIMITS: dict[str, dict[str, Any]] = {
+    "--max-body-size": {"metavar": "SIZE", "help": "of a request (default 16MiB)"},
+    "--body-timeout": {"type": float, "metavar": "S", "help": "to send a request (default 60)"},
+    "--max-prompts": {"type": int, "metavar": "N", "help": "of one request (default 256)"},
+    "--max-sequences": {"type": int, "metavar": "N", "help": "prompts x n (default 256)"},
+    "--max-output-tokens": {
+        "type": int,
+        "metavar": "N",
+        "help": "prompts x n x max_tokens (default 1000000)",
+    },
+    "--max-queued-requests": {"type": int, "metavar": "N", "help": "waiting (default 256)"},
+    "--max-queued-tokens": {
+        "type": int,
+        "metavar": "N",
+        "help": "of waiting prompts (default: four times the pages)",
+    },
+}
 
 
 def add_parser(commands: Any) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
-        "serve", help="the HTTP server (not in this version)", add_help=False, prefix_chars="\0"
+        "serve",
+        help="an OpenAI-compatible HTTP server",
+        description="Serve a model over HTTP, for clients of OpenAI or vLLM.",
     )
-    parser.add_argument("arguments", nargs="*")
+    parser.add_argument("model", help="a checkpoint folder, or `demo` for the shipped one")
+    add_group(parser, "network", NETWORK)
+    add_group(parser, "service", SERVICE)
+    add_group(parser, "limits", LIMITS)
+    add_group(parser, "engine", ENGINE)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Say so, and what to use instead."""
-    raise UsageError(
-        "the HTTP server is not in this version; use `saccade generate` or Engine.generate"
-    )
+    """Check everything cheap, take the address, then load and serve until a signal comes."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OK))  # until the server has its own
+    config = server_config(args)
+    from ..logs import configure_logs
+    from ..run import Listen, serve
+    from ..service import Service
+
+    configure_logs(getattr(args, "log_level", "info"))
+    service = Service(config)
+    listen = Listen(**listen_options(args))
+    try:
+        sock = listen.open()
+    except OSError as error:
+        message = f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}"
+        raise UsageError(message) from error
+    if asyncio.run(serve(service, listen, sock)):
+        return EXIT_OK
+    failure = service.client.failure
+    print(f"saccade: {failure.message if failure else 'the engine failed'}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def server_config(args: argparse.Namespace) -> ServerConfig:
+    """The options as settings. UsageError for one that cannot be."""
+    from ..config import ServerConfig
+
+    found = given(args, SERVICE)
+    names = tuple(found.get("served_model_name", ()))
+    if not all(names):
+        raise UsageError("--served-model-name must not be empty")
+    settings: dict[str, Any] = {
+        "engine": engine_options(args),
+        "names": names,
+        "api_keys": tuple(api_keys(args)),
+        "cors_origins": tuple(getattr(args, "cors_origin", ())),
+        "limits": limits(args),
+        "model_defaults": found.get("generation_config", "auto") == "auto",
+        "metrics_compat": tuple(found.get("metrics_compat", ())),
+        "log_prompts": found.get("log_prompts", False),
+    }
+    if "chat_template" in found:
+        settings["chat_template"] = read_text(found["chat_template"], "--chat-template")
+    for option, name in (("drain_timeout", "drain_s"), ("engine_timeout", "silence_s")):
+        if option in found:
+            settings[name] = positive(found[option], option)
+    return ServerConfig(args.model, **settings)
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of Engine, checked as far as that is possible without the model."""
+    from ...engine.config import EngineConfig
+
+    options = given(args, ENGINE)
+    try:
+        if "kv_cache_memory" in options:
+            options["kv_cache_memory"] = parse_size(options["kv_cache_memory"])
+        EngineConfig(args.model, **options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return options
+
+
+def limits(args: argparse.Namespace) -> Limits:
+    """The limits that were given, in place of the defaults."""
+    from ..limits import Limits
+
+    found = given(args, LIMITS)
+    fields: dict[str, Any] = {}
+    if "max_body_size" in found:
+        try:
+            fields["body_bytes"] = positive(parse_size(found.pop("max_body_size")), "max_body_size")
+        except ValueError as error:
+            raise UsageError(f"--max-body-size: {error}") from error
+    if "body_timeout" in found:
+        fields["body_s"] = positive(found.pop("body_timeout"), "body_timeout")
+    fields |= {name.removeprefix("max_"): positive(n, name) for name, n in found.items()}
+    return Limits(**fields)
+
+
+def api_keys(args: argparse.Namespace) -> list[str]:
+    """Keys from the options, the file and the environment. UsageError for an empty one."""
+    keys = [*getattr(args, "api_key", ()), *os.environ.get(KEY_VARIABLE, "").split()]
+    if (path := getattr(args, "api_key_file", None)) is not None:
+        lines = [line.strip() for line in read_text(path, "--api-key-file").splitlines()]
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise UsageError(f"--api-key-file {path} holds no key")
+        keys += found
+    if not all(key.strip() for key in keys):
+        raise UsageError("--api-key must not be empty")
+    return [key.strip() for key in keys]
+
+
+def listen_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of Listen. UsageError for files that are missing or half given."""
+    names = {"ssl_certfile": "certificate", "ssl_keyfile": "key", "ssl_ca_certs": "client_ca"}
+    found = {"host": "host", "port": "port", **names}
+    options = {new: getattr(args, old) for old, new in found.items() if hasattr(args, old)}
+    for old, new in names.items():
+        if new in options and not Path(options[new]).is_file():
+            raise UsageError(f"--{old.replace('_', '-')}: no such file: {options[new]}")
+    if "certificate" not in options and ("key" in options or "client_ca" in options):
+        raise UsageError("--ssl-keyfile and --ssl-ca-certs need --ssl-certfile")
+    if not 0 <= options.get("port", 0) < 1 << 16:
+        raise UsageError("--port must be from 0 to 65535")
+    return options
+
+
+def read_text(path: str, option: str) -> str:
+    """A small text file. UsageError naming the option when it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option}: {error}") from error
+
+
+def positive(value: float, name: str) -> Any:
+    """The value. UsageError unless it is above zero and finite."""
+    if not 0 < value < float("inf"):
+        raise UsageError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    return value

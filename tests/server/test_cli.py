@@ -103,9 +103,28 @@ def test_usage_errors_exit_2(argv: list[str], capsys: pytest.CaptureFixture[str]
     assert "usage: saccade" in capsys.readouterr().err
 
 
-def test_serve_says_that_it_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("serve", "--port", "8000") == 2
-    assert "not in this version" in error_line(capsys)
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--port", "70000"), "--port must be from 0 to 65535"),
+        (("--api-key", ""), "--api-key must not be empty"),
+        (("--api-key-file", "/nowhere"), "--api-key-file"),
+        (("--ssl-keyfile", __file__), "need --ssl-certfile"),
+        (("--ssl-certfile", "/nowhere"), "--ssl-certfile: no such file"),
+        (("--max-body-size", "many"), "'many' is not a size"),
+        (("--max-queued-requests", "0"), "--max-queued-requests must be above 0"),
+        (("--drain-timeout", "nan"), "--drain-timeout must be above 0"),
+        (("--page-size", "5"), "page_size must be one of"),
+        (("--chat-template", "/nowhere"), "--chat-template"),
+        (("--served-model-name", ""), "--served-model-name"),
+        (("--host", "256.0.0.1", "--port", "0"), "cannot listen on 256.0.0.1:0"),
+    ],
+)
+def test_serve_refuses_what_cannot_be(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], words: str
+) -> None:
+    assert run("serve", "demo", *argv) == 2
+    assert words in error_line(capsys)
 
 
 def test_generate_prints_text_and_figures(
@@ -326,5 +345,5 @@ def test_methods_lists_what_works(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_has_help() -> None:
     parser = cli.build_parser()
     (actions,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    assert set(actions.choices) == {"generate", "doctor", "methods", "bench", "serve"}
+    assert set(actions.choices) == {*("generate", "look", "doctor", "methods", "bench", "serve")}
     assert all(action.help for action in actions._choices_actions)

@@ -1,0 +1,91 @@
+"""The application: the table of routes, and the gate in front of them."""
+
+from __future__ import annotations
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp
+
+from .endpoints import Endpoint
+from .gate import Gate
+from .openapi import specification
+from .protocol.chat import ChatChunk, ChatCompletion, ChatRequest
+from .protocol.completions import Completion, CompletionRequest
+from .protocol.other import (
+    AbortReply,
+    AbortRequest,
+    DetokenizeReply,
+    DetokenizeRequest,
+    HealthReply,
+    Model,
+    ModelList,
+    TokenizeReply,
+    TokenizeRequest,
+    VersionReply,
+)
+from .routes import about, other
+from .routes.chat import chat_completions
+from .routes.completions import completions
+from .service import Service
+
+
+def endpoints() -> list[Endpoint]:
+    """Every route of the specification."""
+    post, get = "POST", "GET"
+    return [
+        Endpoint(
+            post,
+            "/v1/completions",
+            completions,
+            CompletionRequest,
+            Completion,
+            streams=Completion,
+            generates=True,
+        ),
+        Endpoint(
+            post,
+            "/v1/chat/completions",
+            chat_completions,
+            ChatRequest,
+            ChatCompletion,
+            streams=ChatChunk,
+            generates=True,
+        ),
+        Endpoint(get, "/v1/models", other.models, None, ModelList),
+        Endpoint(get, "/v1/models/{model:path}", other.model, None, Model),
+        Endpoint(post, "/tokenize", other.tokenize, TokenizeRequest, TokenizeReply, generates=True),
+        Endpoint(
+            post,
+            "/detokenize",
+            other.detokenize,
+            DetokenizeRequest,
+            DetokenizeReply,
+            generates=True,
+        ),
+        Endpoint(post, "/abort", other.abort, AbortRequest, AbortReply),
+        Endpoint(get, "/live", other.live, None, HealthReply, public=True),
+        Endpoint(get, "/health", other.health, None, HealthReply, reports=True, public=True),
+        Endpoint(get, "/ready", other.ready, None, HealthReply, reports=True, public=True),
+        Endpoint(get, "/version", other.version, None, VersionReply, public=True),
+        Endpoint(get, "/metrics", about.metrics, media="text/plain", public=True),
+    ]
+
+
+def build_app(service: Service) -> ASGIApp:
+    """All routes behind the gate."""
+    table = endpoints()
+    document = specification(service, table)
+    routes = [Route(each.path, each.handler, methods=[each.method]) for each in table]
+    routes.append(Route("/openapi.json", about.openapi(document)))
+    routes.append(Route("/docs", about.docs(document)))
+    app: ASGIApp = Router(routes, redirect_slashes=False)
+    app = Gate(app, service)
+    if service.config.cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=list(service.config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            expose_headers=["X-Request-Id"],
+        )
+    return app

@@ -1,0 +1,72 @@
+"""From the engine's pieces to the choices of a completion: text, log-probabilities, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .protocol.chat import ChatLogprobs, TokenLogprob, TopLogprob
+from .protocol.completions import TextLogprobs
+from .protocol.replies import PromptLogprob, PromptLogprobs
+from .tokens import TokenTexts, finite
+from .wire import LogprobEntry
+
+Position = list[LogprobEntry]  # the alternatives at one place, by rank, the chosen one among them
+
+
+class TextLogprobBuilder:
+    """OpenAI's parallel lists for one choice of /v1/completions, made piece by piece."""
+
+    def __init__(self, texts: TokenTexts, count: int) -> None:
+        """count: alternatives per token that were asked for."""
+        self._texts = texts
+        self._count = count
+        self._offset = 0
+
+    def build(self, tokens: Sequence[int], positions: Sequence[Position | None]) -> TextLogprobs:
+        """The lists for these tokens; None where a token has no log-probability."""
+        built = TextLogprobs([], [], [], [])
+        for token, position in zip(tokens, positions, strict=True):
+            text = self._texts.text_of(token)
+            own = next((entry[1] for entry in position or () if entry[0] == token), None)
+            built.text_offset.append(self._offset)
+            built.tokens.append(text)
+            built.token_logprobs.append(None if own is None else finite(own))
+            built.top_logprobs.append(None if position is None else self._top(position))
+            self._offset += len(text)
+        return built
+
+    def _top(self, position: Position) -> dict[str, float]:
+        top: dict[str, float] = {}
+        for token, logprob, _ in position:  # by rank: of two with the same text the likelier stays
+            top.setdefault(self._texts.text_of(token), finite(logprob))
+        return top
+
+
+def prompt_logprobs(texts: TokenTexts, positions: Sequence[Position | None]) -> PromptLogprobs:
+    """A prompt's log-probabilities as vLLM writes them."""
+    return [
+        None
+        if position is None
+        else {
+            str(token): PromptLogprob(finite(logprob), rank, texts.text_of(token))
+            for token, logprob, rank in position
+        }
+        for position in positions
+    ]
+
+
+def chat_logprobs(
+    texts: TokenTexts, tokens: Sequence[int], positions: Sequence[Position], count: int
+) -> ChatLogprobs:
+    """Log-probabilities of these tokens, each with the `count` likeliest of its place."""
+    content = []
+    for token, position in zip(tokens, positions, strict=True):
+        own = next(logprob for each, logprob, _ in position if each == token)
+        top = [
+            TopLogprob(texts.text_of(each), finite(logprob), list(texts.bytes_of(each)))
+            for each, logprob, rank in position
+            if rank <= count
+        ]
+        text, content_bytes = texts.text_of(token), list(texts.bytes_of(token))
+        content.append(TokenLogprob(text, finite(own), content_bytes, top))
+    return ChatLogprobs(content)

@@ -1,0 +1,77 @@
+"""What is new of a request after a step, as the HTTP process wants it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .wire import Delta, End, LogprobEntry, Piece
+
+if TYPE_CHECKING:
+    from ..engine.generation import Generation
+    from ..engine.outputs import TokenLogprobs
+
+log = logging.getLogger("saccade.engine")
+FAILED = "The engine failed on this request; its log has the cause."
+
+
+class LiveRequest:
+    """A request in the engine, and what of it was reported already."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.id = generation.id
+        self._generation = generation
+        self._open = set(range(len(generation.branches)))
+        self._prompt_told = generation.prompt_logprobs is None
+
+    def delta(self) -> Delta | None:
+        """What is new; None when nothing is."""
+        generation = self._generation
+        pieces = [piece for index in sorted(self._open) if (piece := self._piece(index))]
+        prompt = self._prompt_logprobs()
+        end = self._end() if not self._open else None
+        if not pieces and prompt is None and end is None:
+            return None
+        cached = generation.branches[0].request.num_cached
+        return Delta(self.id, cached, pieces, prompt, end)
+
+    def _piece(self, index: int) -> Piece | None:
+        new = self._generation.branches[index].completion.delta()
+        if new.finished:
+            self._open.discard(index)
+        elif not new.token_ids and not new.text:
+            return None
+        logprobs = None if new.logprobs is None else [entries(each) for each in new.logprobs]
+        error = self._error(index) if new.finish_reason == "error" else None
+        return Piece(
+            index, new.text, new.token_ids, new.finish_reason, new.stop_reason, logprobs, error
+        )
+
+    def _prompt_logprobs(self) -> list[list[LogprobEntry] | None] | None:
+        found = self._generation.prompt_logprobs
+        if self._prompt_told or found is None or not found.complete:
+            return None
+        self._prompt_told = True
+        return [None if each is None else entries(each) for each in found.result()]
+
+    def _end(self) -> End:
+        ending = self._generation.ending()
+        stats = ending.stats
+        return End(asdict(ending.timings), stats["attention"], stats["preemptions"])
+
+    def _error(self, index: int) -> str:
+        """What a client may hear: an error on purpose, else only that there was one."""
+        from ..engine.errors import SaccadeError
+
+        error = self._generation.branches[index].request.error
+        if isinstance(error, SaccadeError | str) and str(error):
+            return str(error)
+        exception = error if isinstance(error, BaseException) else None
+        log.error("a request failed", exc_info=exception, extra={"request": self.id})
+        return FAILED
+
+
+def entries(logprobs: TokenLogprobs) -> list[LogprobEntry]:
+    """One position's log-probabilities for the wire, in their order."""
+    return [(token, each.logprob, each.rank) for token, each in logprobs.items()]

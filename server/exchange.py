@@ -1,0 +1,124 @@
+"""One HTTP exchange: who asks, what is read of the body, and whether the client is still there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .protocol.errors import ApiError, from_msgspec
+
+T = TypeVar("T")
+JSON = "application/json"
+
+
+class ClientGoneError(Exception):
+    """The client has left: whatever is being done for it should stop."""
+
+
+@dataclass
+class Exchange:
+    """What the gate knows of a request. fields: for its line in the log."""
+
+    id: str
+    owner: int = -1  # which API key; -1: there are none
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def exchange_of(request: Request) -> Exchange:
+    """What the gate has put there."""
+    found: Exchange = request.scope["saccade.exchange"]
+    return found
+
+
+async def read_body(request: Request, shape: type[T]) -> T:
+    """The body as `shape`. ApiError 415 for another type, 400 for what cannot be read."""
+    kind = request.headers.get("content-type", "")
+    media, _, parameters = kind.partition(";")
+    charset = parameters.partition("charset=")[2].strip().strip('"').lower()
+    if media.strip().lower() != JSON or charset not in ("", "utf-8", "utf8"):
+        message = f"Send the body as {JSON}, not as {kind[:80]!r}."
+        raise ApiError(415, message, code="unsupported_media_type")
+    try:
+        return msgspec.json.decode(await request.body(), type=shape)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise from_msgspec(error) from None
+
+
+@contextlib.asynccontextmanager
+async def watching(receive: Receive) -> AsyncIterator[None]:
+    """Cancels its body, and raises ClientGoneError, when the client leaves."""
+    body = asyncio.current_task()
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        if body is not None:
+            body.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and body is not None and body.uncancel() == 0:
+            raise ClientGoneError from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
+    """What `work` returns. ClientGoneError when the client leaves before."""
+    async with watching(request.receive):
+        return await work
+
+
+class JsonReply(Response):
+    """A struct as JSON."""
+
+    media_type = JSON
+
+    def __init__(self, content: Any, status: int = 200, headers: dict[str, str] | None = None):
+        super().__init__(msgspec.json.encode(content), status, headers)
+
+
+class EventStream(Response):
+    """Server-sent events. Until the first event is there, an ApiError is an ordinary reply."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-cache"
+        self.headers["x-accel-buffering"] = "no"  # nginx: pass events on as they come
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events, and closes their source however this ends."""
+        started = False
+        try:
+            async with watching(receive):
+                async for event in self._events:
+                    if not started:
+                        await send(self._start())
+                        started = True
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                if not started:
+                    await send(self._start())
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await self._events.aclose()  # type: ignore[attr-defined]
+
+    def _start(self) -> dict[str, Any]:
+        return {"type": "http.response.start", "status": 200, "headers": self.raw_headers}

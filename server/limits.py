@@ -1,0 +1,124 @@
+"""Budgets, checked before any work is done: of a request, and of all that wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .protocol.errors import ApiError, unavailable
+from .wire import EngineInfo
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may cost, and how much may wait.
+
+    body_bytes, header_bytes: of an HTTP request. body_s: until its body has arrived. prompts: of
+    one request; sequences: prompts x n; output_tokens: sequences x max_tokens; logprob_entries:
+    alternatives asked for, over all tokens of prompt and output. queued_requests: sequences beyond
+    those that the engine can run at once. queued_tokens: of prompts that have no first token yet;
+    None: four times what the engine's pages hold.
+    """
+
+    body_bytes: int = 16 * MIB
+    header_bytes: int = 64 * KIB
+    body_s: float = 60.0
+    prompts: int = 256
+    sequences: int = 256
+    output_tokens: int = 1_000_000
+    logprob_entries: int = 1_000_000
+    queued_requests: int = 256
+    queued_tokens: int | None = None
+
+    def check_shape(self, prompts: int, n: int) -> None:
+        """Refuses too many prompts or sequences. ApiError."""
+        if prompts > self.prompts:
+            message = f"prompt may hold at most {self.prompts} prompts, got {prompts}"
+            raise ApiError(400, message, "prompt", "invalid_value")
+        if prompts * n > self.sequences:
+            message = f"prompts x n may be at most {self.sequences}, got {prompts} x {n}"
+            raise ApiError(400, message, "n", "invalid_value")
+
+    def check_output(self, sequences: int, max_tokens: int, logprobs: int | None) -> None:
+        """Refuses an answer that could become too large. ApiError."""
+        tokens = sequences * max_tokens
+        if tokens > self.output_tokens:
+            message = (
+                f"completions x max_tokens may be at most {self.output_tokens}, "
+                f"got {sequences} x {max_tokens}"
+            )
+            raise ApiError(400, message, "max_tokens", "invalid_value")
+        if logprobs is not None and tokens * (logprobs + 1) > self.logprob_entries:
+            message = (
+                f"completions x max_tokens x (logprobs + 1) may be at most "
+                f"{self.logprob_entries}, got {sequences} x {max_tokens} x {logprobs + 1}"
+            )
+            raise ApiError(400, message, "logprobs", "invalid_value")
+
+    def check_prompt_logprobs(self, tokens: int, count: int | None) -> None:
+        """Refuses prompt log-probabilities over too long a prompt. ApiError."""
+        if count is not None and tokens * (count + 1) > self.logprob_entries:
+            message = (
+                f"prompt tokens x (prompt_logprobs + 1) may be at most {self.logprob_entries}, "
+                f"got {tokens} x {count + 1}"
+            )
+            raise ApiError(400, message, "prompt_logprobs", "invalid_value")
+
+
+class Admission:
+    """Counts what is in flight, and refuses at once what would wait too long."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.sequences = 0  # admitted and not ended
+        self.waiting_tokens = 0  # of prompts whose first token has not come
+        self._limits = limits
+        self._token_s = 0.0  # a moving mean of seconds per prompt token
+
+    def check(self, info: EngineInfo, sequences: int) -> None:
+        """Whether so many more sequences may come. ApiError 503."""
+        room = info.max_num_seqs + self._limits.queued_requests
+        if self.sequences and self.sequences + sequences > room:
+            message = f"Too many requests wait: {self.sequences} of at most {room} sequences."
+            raise unavailable(message, self.retry_s(), "overloaded")
+
+    def enter(self, info: EngineInfo, sequences: int, tokens: int) -> Place:
+        """A place in the queue; whoever takes it leaves it. ApiError 503."""
+        self.check(info, sequences)
+        room = self._limits.queued_tokens
+        room = 4 * info.num_tokens if room is None else room
+        if self.waiting_tokens and self.waiting_tokens + tokens > room:
+            message = f"Too many prompt tokens wait: {self.waiting_tokens} of at most {room}."
+            raise unavailable(message, self.retry_s(), "overloaded")
+        return Place(self, sequences, tokens)
+
+    def note_speed(self, tokens: int, seconds: float) -> None:
+        """A prompt was read: `retry_s` learns from it."""
+        if tokens > 0 and seconds >= 0:
+            each = seconds / tokens
+            self._token_s = each if not self._token_s else 0.9 * self._token_s + 0.1 * each
+
+    def retry_s(self) -> float:
+        """When the tokens that wait now should have been read, 1 s to 60 s."""
+        return min(60.0, max(1.0, self.waiting_tokens * self._token_s))
+
+
+class Place:
+    """What one request takes of the queue."""
+
+    def __init__(self, admission: Admission, sequences: int, tokens: int) -> None:
+        self._admission = admission
+        self._sequences, self._tokens = sequences, tokens
+        admission.sequences += sequences
+        admission.waiting_tokens += tokens
+
+    def note_first_token(self, tokens: int) -> None:
+        """A prompt of so many tokens does not wait any more."""
+        self._admission.waiting_tokens -= tokens
+        self._tokens -= tokens
+
+    def leave(self) -> None:
+        """Gives everything back; harmless when done again."""
+        self._admission.sequences -= self._sequences
+        self._admission.waiting_tokens -= self._tokens
+        self._sequences = self._tokens = 0

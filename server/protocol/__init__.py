@@ -1,0 +1,1 @@
+"""The shapes of requests, replies and refusals, as OpenAI and vLLM write them."""

@@ -1,0 +1,215 @@
+"""/v1/chat/completions: the request, the reply and its chunks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ...engine.checks import INT32_MAX
+from ...engine.params import SamplingParams
+from .completions import FinishReason
+from .errors import ApiError
+from .replies import UNSET, Extras, PromptLogprobs, Unset, Usage
+from .sampling import UNSUPPORTED, SamplingFields, bounds
+
+_OUTPUT = Meta(extra_json_schema={"minimum": 1, "maximum": INT32_MAX})
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "audio": (None,),
+    "modalities": (None, ["text"]),
+    "prediction": (None,),
+    "web_search_options": (None,),
+    "chat_template": (None,),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+}
+
+_TEXT = {"type": "string"}
+_PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": _TEXT},
+    "required": ["type", "text"],
+}
+_MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "properties": {
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+            "content": {"anyOf": [_TEXT, {"type": "array", "items": _PART, "minItems": 1}]},
+        },
+        "required": ["role", "content"],
+    },
+}
+
+
+class ChatRequest(SamplingFields, kw_only=True):
+    """A conversation to be continued; null is the same as left out."""
+
+    HIDDEN: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, *_UNSUPPORTED)
+    SCHEMAS: ClassVar[dict[str, Any]] = {"messages": _MESSAGES}
+
+    messages: list[dict[str, Any]]
+    max_tokens: Annotated[int | None, _OUTPUT] = None
+    max_completion_tokens: Annotated[int | None, _OUTPUT] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, bounds("logprobs")] = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    parallel_tool_calls: bool | None = None
+    # Refused unless neutral.
+    functions: Any = None
+    function_call: Any = None
+    audio: Any = None
+    modalities: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    chat_template: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    response_format: Any = None
+
+    def unsupported(self) -> dict[str, tuple[Any, ...]]:
+        """OpenAI's features that no text model here has, besides."""
+        return UNSUPPORTED | _UNSUPPORTED
+
+    def check_fields(self) -> None:
+        """Refuses what no other door checks. ApiError."""
+        super().check_fields()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs to be true", "top_logprobs")
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            message = "max_completion_tokens and max_tokens, its old name, contradict each other"
+            raise ApiError(400, message, "max_completion_tokens", "invalid_value")
+        if self.continue_final_message and self.add_generation_prompt:
+            message = "continue_final_message and add_generation_prompt exclude each other"
+            raise ApiError(400, message, "continue_final_message", "invalid_value")
+
+    @property
+    def output_limit(self) -> int | None:
+        """New tokens at most, under whichever name they were given."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The engine's names of fields -> what this request calls them."""
+        limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return {"logprobs": "top_logprobs", "max_tokens": limit}
+
+    def to_sampling(self, defaults: dict[str, Any]) -> SamplingParams:
+        """How to sample; without a limit, up to the model's. RequestError for a bad value."""
+        count = (self.top_logprobs or 0) if self.logprobs else None
+        return self.sampling(defaults, max_tokens=self.output_limit, logprobs=count)
+
+    def rendering(self) -> dict[str, Any]:
+        """Options of ChatTemplate.render."""
+        goes_on = bool(self.continue_final_message)
+        add = not goes_on if self.add_generation_prompt is None else self.add_generation_prompt
+        return {
+            "add_generation_prompt": add,
+            "continue_final_message": goes_on,
+            "kwargs": self.chat_template_kwargs,
+            "documents": self.documents,
+        }
+
+
+class TopLogprob(msgspec.Struct):
+    """A likely token, and its bytes: a part of a character has no text of its own."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(msgspec.Struct):
+    """The token that was chosen, and the likeliest ones at its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """One entry per token."""
+
+    content: list[TokenLogprob]
+
+
+class ChatMessage(msgspec.Struct, kw_only=True):
+    """The assistant's answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None = None
+    refusal: None = None
+    reasoning_content: str | Unset = UNSET
+    tool_calls: list[dict[str, Any]] | Unset = UNSET
+
+
+class ChatDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a chunk adds to the answer."""
+
+    role: Literal["assistant"] | Unset = UNSET
+    content: str | Unset = UNSET
+    reasoning_content: str | Unset = UNSET
+    tool_calls: list[dict[str, Any]] | Unset = UNSET
+
+
+class ChatChoice(msgspec.Struct, kw_only=True):
+    """One of the n answers."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | Unset = UNSET
+
+
+class ChunkChoice(msgspec.Struct, kw_only=True):
+    """What is new of one of the n answers."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | Unset | None = UNSET
+    token_ids: list[int] | Unset = UNSET
+
+
+class ChatCompletion(msgspec.Struct, kw_only=True):
+    """The reply."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_logprobs: PromptLogprobs | Unset | None = UNSET
+    prompt_token_ids: list[int] | Unset = UNSET
+    saccade: Extras
+
+
+class ChatChunk(msgspec.Struct, kw_only=True):
+    """A part of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | Unset | None = UNSET
+    prompt_logprobs: PromptLogprobs | Unset = UNSET
+    prompt_token_ids: list[int] | Unset = UNSET
+    saccade: Extras | Unset = UNSET

@@ -1,0 +1,99 @@
+"""Refusals: one exception, one shape, one function that writes it."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..inbox import RefusedError, UnavailableError
+
+if TYPE_CHECKING:
+    from ...engine.errors import RequestError
+
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "internal_server_error",
+    503: "service_unavailable",
+}
+_PATH = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
+
+
+class ErrorInfo(msgspec.Struct):
+    """What went wrong; param: the field at fault; code: a word for programs."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(msgspec.Struct):
+    """Every reply with a status of 400 or more."""
+
+    error: ErrorInfo
+
+
+class ApiError(Exception):
+    """A reply that is not what the client hoped for."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.info = ErrorInfo(message, _TYPES.get(status, "invalid_request_error"), param, code)
+        self.headers = headers or {}
+
+    def body(self) -> bytes:
+        """The reply as JSON."""
+        return msgspec.json.encode(ErrorReply(self.info))
+
+
+def unavailable(message: str, retry_s: float, code: str = "engine_unavailable") -> ApiError:
+    """503, and when to come again."""
+    return ApiError(
+        503, message, code=code, headers={"Retry-After": str(max(1, math.ceil(retry_s)))}
+    )
+
+
+def from_request_error(error: RequestError, names: dict[str, str] | None = None) -> ApiError:
+    """400 in the engine's words; names: the engine's field -> what the client calls it."""
+    param, message = error.param, str(error)
+    if param is not None and names and param in names:
+        renamed = names[param]
+        message = re.sub(rf"^{re.escape(param)}\b", renamed, message)
+        param = renamed
+    return ApiError(400, message, param, "invalid_value")
+
+
+def from_engine(error: UnavailableError | RefusedError) -> ApiError:
+    """What the engine process, or the lack of it, means for the client."""
+    if isinstance(error, UnavailableError):
+        return unavailable(str(error), error.retry_s)
+    report = error.report
+    return ApiError(400, report.message, report.param, "invalid_value")
+
+
+def from_msgspec(error: Exception) -> ApiError:
+    """400 for a body that cannot be read, naming the field where there is one."""
+    if isinstance(error, msgspec.ValidationError):
+        found = _PATH.match(str(error))
+        text, path = (found[1], found[2]) if found else (str(error), None)
+        if not path:
+            missing = re.search(r"missing required field `(.*)`", text)
+            path = missing[1] if missing else None
+        where = f"{path}: " if path else ""
+        return ApiError(400, f"{where}{text[:1].lower()}{text[1:]}", path or None, "invalid_type")
+    if isinstance(error, RecursionError):
+        return ApiError(400, "The body is nested too deeply.", code="invalid_json")
+    return ApiError(400, f"The body is not valid JSON: {error!s:.200}", code="invalid_json")

@@ -1,0 +1,132 @@
+"""Running a server: sockets, signals, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import uvicorn
+
+from .app import build_app
+from .client import State
+from .protocol_h11 import protocol_class
+from .service import Service
+
+_TICK_S = 0.05
+_BACKLOG = 2048
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+log = logging.getLogger("saccade.server")
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where to listen, and the TLS files if there are any. port 0: any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
+
+    def open(self) -> socket.socket:
+        """A listening socket. OSError when the address cannot be had."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        sock = socket.socket(family)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((self.host, self.port))
+            sock.listen(_BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def url(self, sock: socket.socket) -> str:
+        """Where clients find it."""
+        host, port = sock.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        return f"http{'s' if self.certificate else ''}://{shown}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with our own way to end: it goes on answering while requests finish."""
+
+    def __init__(self, service: Service, listen: Listen) -> None:
+        self.service = service
+        self._signals = 0
+        self._drainer: asyncio.Task[None] | None = None
+        limits = service.config.limits
+        super().__init__(
+            uvicorn.Config(
+                build_app(service),
+                http=protocol_class(limits.body_s),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                h11_max_incomplete_event_size=limits.header_bytes,
+                timeout_graceful_shutdown=2,
+                ssl_certfile=listen.certificate,
+                ssl_keyfile=listen.key,
+                ssl_ca_certs=listen.client_ca,
+                ssl_cert_reqs=ssl.CERT_REQUIRED if listen.client_ca else ssl.CERT_NONE,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """In place of uvicorn's, which would close the sockets at once."""
+        loop = asyncio.get_running_loop()
+        for name in _SIGNALS:
+            loop.add_signal_handler(name, self.end)
+        yield  # and they stay ours: what is left to do must not be cut short
+
+    def end(self) -> None:
+        """First: take nothing new, let requests finish. Second: let go of them."""
+        self._signals += 1
+        self.service.draining = True
+        if self._signals == 1:
+            log.info("shutting down", extra={"in_flight": self.service.in_flight})
+            self._drainer = asyncio.get_running_loop().create_task(self._drain())
+        else:
+            self.service.abort_all()
+            self.should_exit = True
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.service.config.drain_s
+        while self.service.in_flight and loop.time() < until:
+            await asyncio.sleep(_TICK_S)
+        if self.service.in_flight:
+            log.warning("requests did not finish in time", extra={"left": self.service.in_flight})
+            self.service.abort_all()
+            await asyncio.sleep(_TICK_S)
+        self.should_exit = True
+
+
+async def serve(service: Service, listen: Listen, sock: socket.socket) -> bool:
+    """Serves on `sock` until a signal comes; False when the engine could not be loaded."""
+    server = Server(service, listen)
+    service.client.start()
+    log.info("listening", extra={"url": listen.url(sock), "models": list(service.names)})
+    watcher = asyncio.create_task(_give_up(server))
+    try:
+        await server.serve([sock])
+    finally:
+        watcher.cancel()
+        loaded = service.client.state is not State.FAILED
+        await service.close()
+    return loaded
+
+
+async def _give_up(server: Server) -> None:
+    """Ends the server when the engine can never be loaded."""
+    if await server.service.client.settled() is State.FAILED:
+        server.should_exit = True

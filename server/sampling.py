@@ -1,0 +1,39 @@
+"""What the routes check about a request's numbers before the engine hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..engine.errors import RequestError
+from ..engine.params import SamplingParams
+from .protocol.errors import ApiError, from_request_error
+
+
+def sampling_params(
+    make: Callable[[dict[str, Any]], SamplingParams],
+    defaults: dict[str, Any],
+    names: dict[str, str] | None = None,
+) -> SamplingParams:
+    """What `make` returns; its refusals as ApiError, with the names that the client used."""
+    try:
+        return make(defaults)
+    except RequestError as error:
+        raise from_request_error(error, names) from None
+
+
+def check_lengths(prompt: int, wanted: int | None, limit: int, param: str) -> None:
+    """Refuses what cannot fit into the model's context; both numbers are said. ApiError."""
+    if prompt + 1 > limit:
+        message = (
+            f"This model's context has at most {limit} tokens, but the prompt has {prompt}, and at "
+            f"least one must be left for the answer."
+        )
+    elif wanted is not None and prompt + wanted > limit:
+        message = (
+            f"This model's context has at most {limit} tokens, but {prompt + wanted} were asked "
+            f"for: {prompt} in the prompt and {wanted} for the answer."
+        )
+    else:
+        return
+    raise ApiError(400, message, param, "context_length_exceeded")

@@ -1,0 +1,232 @@
+"""The gate and what it shows: keys, limits, CORS, TLS, logs, metrics, the specification."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from saccade import __version__
+from saccade.server.gate import BoundedBody, digest, request_id
+from saccade.server.limits import Admission, Limits
+from saccade.server.metrics import VLLM_NAMES
+from saccade.server.protocol.errors import ApiError
+
+from .conftest import SMALL, Serve
+from .running import Running, completion, streamed
+
+
+def test_keys_from_everywhere(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# comment\nfrom-file\n\n")
+    monkeypatch.setenv("SACCADE_API_KEY", "from-env other")
+    server = serve("--api-key", "from-flag", "--api-key-file", str(file))
+    for key in ("from-flag", "from-file", "from-env", "other"):
+        headers = {"authorization": f"Bearer {key}"}
+        assert server.http.get("/v1/models", headers=headers).status_code == 200
+    wrong: list[dict[str, str]] = [
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer from-flag2"},
+        {"authorization": "Basic from-flag"},
+        {"authorization": "from-flag"},
+        {"authorization": "Bearer caf\u00e9"},
+    ]
+    for headers in wrong:
+        encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+        for path in ("/v1/models", "/v1/nothing", "/tokenize", "/abort"):
+            reply = server.http.get(path, headers=encoded)
+            assert reply.status_code == 401, (headers, path)
+            assert reply.json()["error"]["code"] == "invalid_api_key"
+            assert reply.headers["www-authenticate"] == "Bearer"
+    for path in ("/health", "/live", "/ready", "/version", "/metrics", "/openapi.json", "/docs"):
+        assert server.http.get(path).status_code == 200
+    document = server.http.get("/openapi.json").json()
+    assert document["security"] == [{"key": []}]
+    assert document["paths"]["/health"]["get"]["security"] == []
+    assert "from-flag" not in server.log.read_text()
+
+
+def test_bodies_have_a_bound(serve: Serve) -> None:
+    server = serve("--max-body-size", "10KiB")
+    body = json.dumps({"prompt": "x" * 20_000}).encode()
+    headers = {"content-type": "application/json"}
+    reply = server.http.post("/v1/completions", content=body, headers=headers)
+    assert reply.status_code == 413 and "10240 bytes" in reply.json()["error"]["message"]
+
+    def chunked() -> Any:
+        yield from (body[at : at + 1000] for at in range(0, len(body), 1000))
+
+    reply = server.http.post("/v1/completions", content=chunked(), headers=headers)
+    assert reply.status_code == 413
+    assert completion(server)["choices"]
+    prompt = {"prompt": "x" * 9_000, "truncate_prompt_tokens": 5, "max_tokens": 1}
+    assert server.http.post("/v1/completions", json=prompt).status_code == 200
+
+
+def test_other_pages_may_ask_only_if_told_so(server: Running, serve: Serve) -> None:
+    ask = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    plain = server.http.options("/v1/completions", headers=ask)
+    assert plain.status_code == 405 and "access-control-allow-origin" not in plain.headers
+    told = serve("--cors-origin", "https://app.example")
+    reply = told.http.options("/v1/completions", headers=ask)
+    assert reply.status_code == 200
+    assert reply.headers["access-control-allow-origin"] == "https://app.example"
+    evil = told.http.options("/v1/completions", headers={**ask, "origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in evil.headers
+
+
+def test_tls(tiny: Path, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run(
+        [*argv, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
+    )
+    server = Running(
+        tmp_path, tiny, *SMALL, "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)
+    )
+    try:
+        assert server.url.startswith("https://")
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(base_url=server.url, verify=trusted) as http:
+            assert http.get("/live").status_code == 200
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(server.url.replace("https", "http") + "/live")
+    finally:
+        server.stop()
+
+
+def test_the_log_has_a_line_for_every_request(server: Running) -> None:
+    headers = {"x-request-id": "log-me"}
+    body = {"prompt": "secret words", "max_tokens": 5, "stream": True}
+    server.http.post("/v1/completions", json=body, headers=headers)
+    (line,) = [line for line in server.events("request") if line["id"] == "log-me"]
+    assert line["status"] == 200 and line["path"] == "/v1/completions" and line["stream"] is True
+    assert line["prompt_tokens"] > 0 and line["completion_tokens"] == 5
+    assert line["finish"] == ["length"] and line["model"] == "tiny"
+    assert 0 < line["ttft_s"] <= line["seconds"] and line["queued_s"] >= 0
+    assert line["prefill_keys_read"] == line["decode_keys_read"] == 1.0
+    assert "secret" not in server.log.read_text()
+
+
+def test_prompts_are_logged_if_asked(serve: Serve) -> None:
+    server = serve("--log-prompts")
+    completion(server, "secret words")
+    assert any("secret words" in str(line.get("prompt")) for line in server.events("request"))
+
+
+def test_metrics(server: Running) -> None:
+    before = server.metrics()
+    completion(server, list(range(40, 80)), max_tokens=9, ignore_eos=True)
+    streamed(server, "/v1/completions", {"prompt": "def", "max_tokens": 4, "ignore_eos": True})
+    after = server.metrics()
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert grown("saccade_generation_tokens_total") == 13
+    assert grown("saccade_prompt_tokens_total") >= 41
+    assert grown("saccade_time_to_first_token_seconds_count") == 2
+    assert grown("saccade_inter_token_latency_seconds_count") >= 3
+    assert grown("saccade_request_seconds_count") == 2
+    assert grown('saccade_http_requests_total{method="POST",status="200"}') == 2
+    assert grown('saccade_requests_finished_total{finished_reason="length"}') == 2
+    assert after["saccade_engine_up"] == 1
+    assert after["saccade_sequences_in_flight"] == after["saccade_queued_prompt_tokens"] == 0
+    assert after['saccade_attention_keys_read_total{phase="decode"}'] > 0
+    text = server.http.get("/metrics").text
+    names = [family.name for family in text_string_to_metric_families(text)]
+    assert len(names) == len(set(names)) and all(n.startswith("saccade_") for n in names)
+
+
+def test_metrics_under_their_other_names(serve: Serve) -> None:
+    server = serve("--metrics-compat", "vllm", "--served-model-name", "some/model")
+    completion(server, "def add", max_tokens=3)
+    text = server.http.get("/metrics").text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    for names in VLLM_NAMES.values():
+        for name in names:
+            family = families[f"vllm:{name}"]
+            labels = family.samples[0].labels
+            assert labels["model_name"] == "some/model" and labels["engine"] == "0", name
+    values = server.metrics()
+    about = '{engine="0",model_name="some/model"}'
+    assert values[f"vllm:generation_tokens_total{about}"] == 3
+    assert values[f"vllm:time_to_first_token_seconds_count{about}"] == 1
+    assert values[f"vllm:num_requests_running{about}"] == 0
+    assert families["vllm:cache_config_info"].samples[0].labels["block_size"] == "16"
+
+
+def test_about_the_server(server: Running) -> None:
+    assert server.http.get("/version").json() == {"version": __version__}
+    assert server.http.get("/live").json()["status"] == "alive"
+    assert server.http.get("/ready").json()["status"] == "ready"
+    page = server.http.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "/v1/completions" in page.text and "CompletionRequest" in page.text
+    for word in ("http://", "https://", "<script", "src="):
+        assert word not in page.text
+
+
+def test_the_http_process_has_no_torch() -> None:
+    program = (
+        "import sys, saccade.server.run, saccade.server.commands.serve;"
+        "print({'torch', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_a_body_that_grows_is_stopped() -> None:
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"x" * 60, "more_body": True}
+
+    async def run() -> None:
+        body = BoundedBody(receive, 100, 5)
+        await body()
+        with pytest.raises(ApiError, match="at most 100 bytes"):
+            await body()
+        for length in ("101", "1" * 30):
+            with pytest.raises(ApiError, match="at most 100 bytes"):
+                BoundedBody(receive, 100, 5).check_length(length)
+        for length in (None, "100", "-5", "abc"):
+            BoundedBody(receive, 100, 5).check_length(length)
+
+    asyncio.run(run())
+    assert request_id("ok") == "ok" and request_id("a\nb") != "a\nb" and len(request_id(None)) == 32
+    assert digest("a") != digest("b") and len(digest("")) == 32
+
+
+def test_places_are_given_back() -> None:
+    admission = Admission(Limits(queued_requests=2, queued_tokens=100))
+    info: Any = type("Info", (), {"max_num_seqs": 1, "num_tokens": 10})
+    first = admission.enter(info, 2, 90)
+    second = admission.enter(info, 1, 10)
+    with pytest.raises(ApiError, match="3 of at most 3 sequences"):
+        admission.enter(info, 1, 1)
+    second.leave()
+    second.leave()
+    with pytest.raises(ApiError, match="90 of at most 100"):
+        admission.enter(info, 1, 11)
+    first.note_first_token(90)
+    third = admission.enter(info, 1, 1000)  # nothing else waits
+    admission.note_speed(100, 1.0)
+    assert admission.retry_s() == 10.0
+    first.leave()
+    third.leave()
+    assert (admission.sequences, admission.waiting_tokens) == (0, 0)
+    assert Admission(Limits()).enter(info, 10**6, 10**9)  # alone, it may

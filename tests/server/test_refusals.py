@@ -1,0 +1,275 @@
+"""What a client may not send, and what it hears: the field's name, and what would be right."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from .running import Running, completion
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def refused(server: Running, status: int, path: str, body: Any, **sent: Any) -> dict[str, Any]:
+    """The error of a reply, whose shape is always the same."""
+    if "content" not in sent:
+        sent["json"] = body
+    reply = server.http.post(path, **sent)
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-request-id"]
+    error = reply.json()["error"]
+    assert set(reply.json()) == {"error"} and set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and error["type"]
+    found: dict[str, Any] = error
+    return found
+
+
+BIG = 10**30
+VALUES: list[tuple[dict[str, Any], str, str]] = [
+    ({"n": 0}, "n", "from 1 to 128"),
+    ({"n": 129}, "n", "from 1 to 128"),
+    ({"n": True}, "n", "int"),
+    ({"n": "2"}, "n", "int"),
+    ({"n": 1.5}, "n", "int"),
+    ({"n": BIG}, "n", "from 1 to 128"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1"),
+    ({"max_tokens": -1}, "max_tokens", "from 1 to 2147483647"),
+    ({"max_tokens": BIG}, "max_tokens", "from 1 to 2147483647"),
+    ({"temperature": -0.1}, "temperature", "from 0 to 100"),
+    ({"temperature": 101}, "temperature", "from 0 to 100"),
+    ({"temperature": "hot"}, "temperature", "float"),
+    ({"top_p": 0}, "top_p", "above 0 and at most 1"),
+    ({"top_p": 1.1}, "top_p", "above 0 and at most 1"),
+    ({"min_p": 2}, "min_p", "from 0 to 1"),
+    ({"top_k": -2}, "top_k", "from -1 to"),
+    ({"presence_penalty": 2.1}, "presence_penalty", "from -2 to 2"),
+    ({"frequency_penalty": -2.1}, "frequency_penalty", "from -2 to 2"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "from 0.01 to 100"),
+    ({"logprobs": 21}, "logprobs", "from 0 to 20"),
+    ({"logprobs": True}, "logprobs", "int"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs", "from 0 to 20"),
+    ({"seed": 2**63}, "seed", "from -9223372036854775808"),
+    ({"stop": ""}, "stop", "1 to 1024 characters"),
+    ({"stop": ["x"] * 17}, "stop", "at most 16 strings"),
+    ({"stop": [1]}, "stop[0]", "str"),
+    ({"stop": {"a": "b"}}, "stop", "array"),
+    ({"stop_token_ids": [320]}, "stop_token_ids", "from 0 to 319"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids", "none of them negative"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", "int"),
+    ({"logit_bias": {"320": 1}}, "logit_bias", "from 0 to 319"),
+    ({"logit_bias": {"3": 101}}, "logit_bias", "-100 to 100"),
+    ({"min_tokens": 20, "max_tokens": 10}, "min_tokens", r"at most max_tokens \(10\)"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "must not be 0"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "at least 1, or -1"),
+    ({"priority": 2**31}, "priority", "32-bit"),
+    ({"cache_salt": ""}, "cache_salt", "1 to 256"),
+    ({"cache_salt": "x" * 257}, "cache_salt", "1 to 256"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "stream to be true"),
+    ({"stream": "yes"}, "stream", "bool"),
+    ({"best_of": 3}, "best_of", "equal n"),
+    ({"suffix": "end"}, "suffix", "not supported"),
+    ({"use_beam_search": True}, "use_beam_search", "not supported"),
+    ({"logits_processors": ["x"]}, "logits_processors", "not supported"),
+    ({"prompt": ""}, "prompt", "at least one token"),
+    ({"prompt": []}, "prompt", "not be empty"),
+    ({"prompt": [[]]}, "prompt", "at least one token"),
+    ({"prompt": [1, "a"]}, "prompt", "must not mix"),
+    ({"prompt": [[1], 2]}, "prompt", "must not mix"),
+    ({"prompt": [320]}, "prompt", "from 0 to 319, got 320 at position 0"),
+    ({"prompt": [-1]}, "prompt", "got -1"),
+    ({"prompt": [1.5]}, "prompt[0]", "int"),
+    ({"prompt": [True]}, "prompt[0]", "int"),
+    ({"prompt": {"text": "x"}}, "prompt", "str"),
+    ({"prompt": ["x"] * 257}, "prompt", "at most 256 prompts, got 257"),
+    ({"prompt": ["x"] * 200, "n": 2}, "n", "at most 256, got 200 x 2"),
+    ({"n": 100, "max_tokens": 10_001}, "max_tokens", "at most 1000000, got 100 x 10001"),
+    ({"n": 100, "max_tokens": 500, "logprobs": 20}, "logprobs", "100 x 500 x 21"),
+]
+
+
+@pytest.mark.parametrize(("more", "param", "words"), VALUES, ids=lambda v: str(v)[:40])
+def test_values_of_a_completion(
+    server: Running, more: dict[str, Any], param: str, words: str
+) -> None:
+    error = refused(server, 400, COMPLETIONS, {"model": "tiny", "prompt": "x", **more})
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert re.search(words, error["message"]), error
+
+
+CHATS: list[tuple[dict[str, Any], str | None, str]] = [
+    ({"messages": []}, "messages", "at least one|empty"),
+    ({"messages": "hi"}, "messages", "array"),
+    ({"messages": [1]}, "messages[0]", "object"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "messages", "no role wizard|role"),
+    ({"messages": [{"role": "user"}]}, "messages", "content"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages", "content"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages",
+        "image",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+        "messages",
+        "audio",
+    ),
+    ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs must be .* 0 to 20"),
+    ({"logprobs": 3}, "logprobs", "bool"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "^max_completion_tokens must be"),
+    ({"max_tokens": 0}, "max_tokens", "^max_tokens must be"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "contradict"),
+    ({"audio": {"voice": "x"}}, "audio", "not supported"),
+    ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
+    ({"functions": [{"name": "f"}]}, "functions", "not supported"),
+    ({"chat_template": "{{ x }}"}, "chat_template", "not supported"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "must not hold"),
+    (
+        {"continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+        "exclude each other",
+    ),
+]
+
+
+@pytest.mark.parametrize(("more", "param", "words"), CHATS, ids=lambda v: str(v)[:40])
+def test_values_of_a_chat(
+    server: Running, more: dict[str, Any], param: str | None, words: str
+) -> None:
+    error = refused(server, 400, CHAT, {"model": "tiny", "messages": MESSAGES, **more})
+    assert (error["param"] or "").startswith(param or "")
+    assert re.search(words, error["message"]), error
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (COMPLETIONS, {"prompt": list(range(100)) * 6}, "prompt"),
+        (COMPLETIONS, {"prompt": list(range(100)) * 5, "max_tokens": 60}, "prompt"),
+        (CHAT, {"messages": [{"role": "user", "content": "word " * 600}]}, "messages"),
+        (CHAT, {"messages": MESSAGES, "max_completion_tokens": 600}, "messages"),
+    ],
+)
+def test_the_context_length_is_said_with_both_numbers(
+    server: Running, path: str, body: dict[str, Any], param: str
+) -> None:
+    error = refused(server, 400, path, {"model": "tiny", **body})
+    assert error["code"] == "context_length_exceeded" and error["param"] == param
+    numbers = [int(word) for word in error["message"].replace(",", " ").split() if word.isdigit()]
+    assert numbers[0] == 512 and len(numbers) >= 2 and max(numbers[1:]) >= 512
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/tokenize", "/detokenize"])
+def test_an_unknown_model(server: Running, path: str) -> None:
+    bodies: dict[str, Any] = {CHAT: {"messages": MESSAGES}, "/detokenize": {"tokens": [5]}}
+    body = bodies.get(path, {"prompt": "x"})
+    error = refused(server, 404, path, {"model": "gpt-9", **body})
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert "tiny" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": NaN}',
+        b'{"prompt": "x", "temperature": 1e999}',
+        b'{"prompt": "x", "temperature": Infinity}',
+        b'{"prompt": "x"} trailing',
+        b'{"prompt": ' + b"[" * 100_000,
+        b'{"prompt": "x", "logits_processors": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b'{"n": ' + b"9" * 5000 + b', "prompt": "x"}',
+        b"{}",
+    ],
+    ids=lambda content: content[:30].decode("latin-1"),
+)
+def test_bodies_that_cannot_be_read(server: Running, content: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    for path in (COMPLETIONS, CHAT):
+        refused(server, 400, path, None, content=content, headers=headers)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin1", ""],
+)
+def test_a_body_of_another_type(server: Running, kind: str) -> None:
+    body = json.dumps({"prompt": "x"}).encode()
+    headers = {"content-type": kind} if kind else {}
+    error = refused(server, 415, COMPLETIONS, None, content=body, headers=headers)
+    assert "application/json" in error["message"]
+
+
+def test_unknown_addresses_and_methods(server: Running) -> None:
+    for path in ("/v2/completions", "/v1/completions/", "/v1", "/../etc/passwd", "/%00"):
+        reply = server.http.get(path)
+        assert reply.status_code == 404 and reply.json()["error"]["code"] == "not_found", path
+    reply = server.http.get(COMPLETIONS)
+    assert reply.status_code == 405 and reply.headers["allow"] == "POST"
+    assert reply.json()["error"]["code"] == "method_not_allowed"
+    assert server.http.delete("/v1/models").status_code == 405
+
+
+def test_nul_and_other_strange_characters_are_text(server: Running) -> None:
+    for text in ("\0", "a\0b", "\u202e", "\ufffe", "😀" * 5, "\r\n\r\n"):
+        assert completion(server, text)["usage"]["prompt_tokens"] > 0
+
+
+def test_fields_that_nobody_knows_are_passed_over(server: Running) -> None:
+    known = completion(server, "def add")
+    more = completion(server, "def add", favourite_colour="blue", metadata={"a": "b"}, user="me")
+    assert more["choices"] == known["choices"]
+    neutral = completion(
+        server, "def add", best_of=1, suffix=None, use_beam_search=False, stop=None
+    )
+    assert neutral["choices"] == known["choices"]
+
+
+def test_request_ids(server: Running) -> None:
+    def echoed(given: str) -> str:
+        return server.http.get("/v1/models", headers={"x-request-id": given}).headers[
+            "x-request-id"
+        ]
+
+    assert echoed("mine-1") == "mine-1"
+    assert echoed("with space") != "with space" and echoed("x" * 129) != "x" * 129
+    reply = server.http.post(
+        COMPLETIONS, json={"prompt": "x", "max_tokens": 1}, headers={"x-request-id": "mine-2"}
+    )
+    assert reply.json()["id"] == "cmpl-mine-2"
+
+
+def test_tokens_there_and_back(server: Running) -> None:
+    text = "def add(first):\n    é\0"
+    reply = server.http.post("/tokenize", json={"prompt": text, "return_token_strs": True}).json()
+    assert reply["count"] == len(reply["tokens"]) == len(reply["token_strs"])
+    assert reply["max_model_len"] == 512
+    back = server.http.post("/detokenize", json={"tokens": reply["tokens"]}).json()
+    assert back == {"prompt": text}
+    chat = server.http.post("/tokenize", json={"messages": MESSAGES}).json()
+    plain = server.http.post("/tokenize", json={"prompt": "[user]hi\n[assistant]"}).json()
+    assert chat["tokens"] == plain["tokens"]
+    assert server.http.post("/tokenize", json={"prompt": ""}).json()["tokens"] == []
+    refused(server, 400, "/tokenize", {})
+    refused(server, 400, "/tokenize", {"prompt": "x", "messages": MESSAGES})
+    error = refused(server, 400, "/detokenize", {"tokens": [10**6]})
+    assert "from 0 to 319" in error["message"]
+    assert server.http.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
+
+
+def test_nothing_of_all_this_disturbed_the_engine(server: Running) -> None:
+    assert server.http.get("/health").json() == {"status": "ready", "restarts": 0}
+    bad = [line for line in server.lines() if line.get("status", 200) >= 500 or "traceback" in line]
+    assert not bad
