@@ -31,11 +31,16 @@ class AttentionMap:
 
 
 class Looker:
-    """A model to be looked into; `config` as for an engine of its own."""
+    """A model to be looked into; `config` as for an engine of its own.
+
+    Raises as Engine does, and RequestError for a model whose heads keep tokens of their choice.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         self._parts = assemble(replace(config, max_num_seqs=1, enable_prefix_caching=False))
         self._shapes = self._parts.runner.shapes
+        if any(shape.experts is not None for shape in self._shapes):
+            raise RequestError("heads that choose which tokens they keep cannot be drawn yet")
         self.policy = self._parts.policies.own
         self.num_layers = len(self._shapes)
         self.num_heads = max(shape.num_heads for shape in self._shapes)

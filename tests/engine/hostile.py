@@ -63,7 +63,8 @@ class Hostile:
         own = set()
         for chunk in chunks:
             first, last = chunk.start // size, (chunk.start + chunk.count - 1) // size
-            for group, table in enumerate(chunk.request.pages):
+            for group in set(self._cache.group_of):  # not that of tokens which heads keep
+                table = chunk.request.pages[group]
                 for page in table[first : last + 1]:
                     assert pools[group].references(page) == 1 and (group, page) not in own
                     own.add((group, page))

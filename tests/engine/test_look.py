@@ -36,6 +36,10 @@ def test_every_method_shows_what_it_says_it_reads(
     checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """By way of `LayerCache.attend` or `Watch.read`: what passes by them is not seen."""
+    if name == "mosa":  # refused, since its lists do not pass by the pages of all tokens
+        with pytest.raises(RequestError, match="cannot be drawn yet"):
+            looker(checkpoint("mosa"), attention=small(name).spec)
+        return
     own = looker(checkpoint(small(name).family), attention=small(name).spec)
     run, steps = own._parts.runner.run, list[StepResult]()
 

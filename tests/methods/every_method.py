@@ -36,6 +36,7 @@ SMALL: dict[str, Small] = {
     "tidal": Small("tidal(budget=48, start=0, correction=2)"),
     "streaming": Small("streaming(sinks=3, window=9, mode=evict)"),
     "infllm": Small("infllm(16, 16, 16, 2, 0, 16, 0)"),
+    "mosa": Small("mosa(tau=0.6)", "mosa"),
     "asa": Small("asa(16, 3, 1, 1, reuse=4)", "asa"),
 }
 NAMES = [info.name for info in describe_methods()]
