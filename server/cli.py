@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from .commands import bench, doctor, generate, look, methods, serve
+from .commands import bench, calibrate, doctor, generate, look, methods, serve
 from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError
 
-COMMANDS = (generate, look, doctor, methods, bench, serve)
+COMMANDS = (generate, look, calibrate, doctor, methods, bench, serve)
 
 
 def build_parser() -> argparse.ArgumentParser:

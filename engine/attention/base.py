@@ -12,7 +12,7 @@ import torch
 
 from ...kernels.attend import Keys, attend
 from ...kernels.store import PageLayout
-from .experts import ExpertShape, KeptCache
+from .experts import Chosen, ExpertShape, KeptCache
 
 # The page field of raw keys, in layers that convolve them.
 KEY_TAIL = "key_tail"
@@ -181,12 +181,14 @@ class Aux:
     """What a trained layer gives to its method besides q, k and v.
 
     `rows` holds what it computed from hidden states, by name, each [T, ...]; the other fields are
-    the same for every row. `up` turns latents into keys and values.
+    the same for every row. `up` turns latents into keys and values. `chosen` is for those who
+    watch: what the layer's expert-choice heads have chosen.
     """
 
     sink_logits: torch.Tensor | None = None  # float32 [H]
     rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
     up: UpMaps | None = None
+    chosen: Chosen | None = None
 
     def of_rows(self, rows: slice) -> Aux:
         """The same for some of the rows."""

@@ -16,7 +16,26 @@ _LIMIT = 16 << 20  # bytes
 
 @runtime_checkable
 class CalibratedVariant(Protocol):
-    """A family whose config leaves figures open that are measured."""
+    """A family whose config leaves figures open that are measured: thresholds of routers."""
+
+    @property
+    def train_length(self) -> int:
+        """Tokens of the texts of training."""
+        ...
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Attention specs: as in training, by thresholds, and other ways to serve."""
+        ...
+
+    @property
+    def always(self) -> int:
+        """First tokens of a text that are kept whatever their score."""
+        ...
+
+    def wanted(self, tokens: int) -> int:
+        """How many others training keeps of a text of so many."""
+        ...
 
     def calibrated(self, figures: Fields) -> Variant:
         """With the figures of a calibration file. CheckpointError if they do not fit."""

@@ -31,6 +31,7 @@ class MosaConfig:
     sparsity: int
     include_first: bool
     rope_dim: int  # channels of a head that turn with the position
+    train_length: int
     thresholds: tuple[tuple[float, ...], ...] | None = None  # per layer and head, on its score
 
     @property
@@ -47,6 +48,20 @@ class MosaConfig:
     def specs(self) -> dict[str, str]:
         """Causal, and the same however a text is cut; it needs thresholds."""
         return {"attention": "mosa(mode=threshold)"}
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """As in training, by thresholds, and by the best so far."""
+        return "mosa(mode=whole)", "mosa(mode=threshold)", "mosa(mode=stream)"
+
+    @property
+    def always(self) -> int:
+        """First tokens of a text that are kept whatever their score."""
+        return int(self.include_first)
+
+    def wanted(self, tokens: int) -> int:
+        """How many others training keeps of a text of so many."""
+        return min(tokens, max(tokens // self.sparsity, 2)) - self.always
 
     def calibrated(self, figures: Fields) -> MosaConfig:
         """With the thresholds of a calibration file. CheckpointError if they do not fit."""
@@ -85,7 +100,6 @@ def read_mosa(config: Fields, num_layers: int) -> MosaConfig:
     if not 2 <= rope_dim <= head_dim:
         message = f"{fraction:g} of {head_dim} channels are {rope_dim}; at least 2 must turn"
         raise mosa.error("rotate_fraction", message)
-    mosa.integer("max_seq_len", 1)
     return MosaConfig(
         num_layers=num_layers,
         mosa_heads=mosa.integer("num_mosa_heads", most=1 << 12),
@@ -94,6 +108,7 @@ def read_mosa(config: Fields, num_layers: int) -> MosaConfig:
         sparsity=mosa.integer("sparsity"),
         include_first=_flag(mosa, "include_first"),
         rope_dim=rope_dim,
+        train_length=mosa.integer("max_seq_len", config.integer("max_position_embeddings")),
     )
 
 

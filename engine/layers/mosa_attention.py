@@ -105,19 +105,19 @@ class MosaAttention:
         q, k, v = self.experts.project(x, chosen)
         apply_rope(q[:, None], k[:, None], step.cos[chosen.rows], step.sin[chosen.rows])
         y = step.attend_chosen(self.layer, chosen, q, k, v) * chosen.scores[:, None]
-        total = self._others(x, step)
+        total = self._others(x, step, Aux(rows={"router": scores}, chosen=chosen))
         self.experts.add_to(total, y.to(x.dtype), chosen)
         return total.to(x.dtype)
 
-    def _others(self, x: torch.Tensor, step: AttentionContext) -> torch.Tensor:
+    def _others(self, x: torch.Tensor, step: AttentionContext, aux: Aux) -> torch.Tensor:
         """float32 [T, hidden]: the dense heads."""
         heads, dim = self.shape.num_heads, self.shape.head_dim
         if self.qkv is None or self.out is None:
             none = x.new_empty((x.shape[0], 0, dim))
-            step.attend(self.layer, none, none, none, Aux())
+            step.attend(self.layer, none, none, none, aux)
             return torch.zeros(x.shape)
         qkv = linear(x, self.qkv).view(x.shape[0], 3 * heads, dim)
         q, k, v = torch.split(qkv, heads, dim=1)
         apply_rope(q, k, step.cos, step.sin)
-        out = step.attend(self.layer, q, k, v, Aux())
+        out = step.attend(self.layer, q, k, v, aux)
         return linear(out.flatten(1), self.out, torch.float32)

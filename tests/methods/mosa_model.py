@@ -26,6 +26,7 @@ class MosaModel:
     tau: float = 0.0
     k: int = 0
     kept: list[list[set[int]]] = field(default_factory=list)  # per layer and head, at the end
+    scores: list[torch.Tensor] = field(default_factory=list)  # per layer, float64 [T, E]
     seen: list[list[list[set[int]]]] = field(default_factory=list)  # and of each row
 
     def __post_init__(self) -> None:
@@ -38,7 +39,7 @@ class MosaModel:
 
     def logits(self, tokens: list[int]) -> torch.Tensor:
         """float64 [T, V]"""
-        self.kept, self.seen = [], []
+        self.kept, self.seen, self.scores = [], [], []
         x = self.weights["model.embed_tokens.weight"][torch.tensor(tokens)]
         for layer in range(self.config["num_hidden_layers"]):
             name = f"model.layers.{layer}."
@@ -76,6 +77,7 @@ class MosaModel:
             everything = [range(t + 1) for t in range(len(x))]
             total += self._softmax(q, k, v, everything) @ out.T
         scores = torch.sigmoid(x @ self.weights[name + "mosa_heads.r.0.weight"].T)
+        self.scores.append(scores)
         self.kept.append([])
         self.seen.append([])
         for head in range(self.mosa["num_mosa_heads"]):

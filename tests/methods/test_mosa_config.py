@@ -39,12 +39,12 @@ def read(folder: Path, calibration: Path | None = None, **overrides: Any) -> Mos
 
 def test_the_papers_names_and_defaults(tmp_path: Path) -> None:
     found = read(tmp_path, mosa={"h": 64, "rope_base": 10000})
-    assert found == MosaConfig(3, 3, 2, 16, 4, False, 8)
+    assert found == MosaConfig(3, 3, 2, 16, 4, False, 8, 128)
     assert found.specs == {"attention": "mosa(mode=threshold)"}
     config = mosa_config()
     config["mosa"] = {"h_prim": 10, "num_mosa_heads": 2, "num_other_heads": 0, "sparsity": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert read_config(tmp_path).variant == MosaConfig(3, 2, 0, 10, 8, False, 4)
+    assert read_config(tmp_path).variant == MosaConfig(3, 2, 0, 10, 8, False, 4, 128)
 
 
 @pytest.mark.parametrize(
