@@ -291,6 +291,54 @@ void select_bounded(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int
                                                                 pointer<int32_t>(ids)});
 }
 
+void key_moments(Kernels& kernels, int dtype, int64_t seqs, int64_t kv_heads, int64_t dim,
+                 int64_t page, int64_t pages, int64_t block, int64_t slots, int64_t kind,
+                 int64_t entry_rows, int64_t spread, int64_t sinks, uintptr_t k_pages,
+                 uintptr_t table, int64_t table_row, int64_t table_width, uintptr_t first,
+                 uintptr_t last, uintptr_t moments) {
+  kernels.run(&KernelTable::key_moments,
+              KeyMomentsParams{static_cast<DType>(dtype), seqs, kv_heads, dim, page, pages, block,
+                               slots, kind, entry_rows, spread, sinks, pointer<const void>(k_pages),
+                               pointer<const int32_t>(table), table_row, table_width,
+                               pointer<const int64_t>(first), pointer<const int64_t>(last),
+                               pointer<float>(moments)});
+}
+
+void far_mass(Kernels& kernels, int dtype, int entry_dtype, int64_t seqs, int64_t rows,
+              int64_t heads, int64_t kv_heads, int64_t dim, int64_t page, int64_t pages,
+              int64_t block, int64_t slots, int64_t kind, int64_t entry_rows, int64_t spread,
+              int64_t window, int64_t sinks, uintptr_t q, int64_t q_row, int64_t q_head,
+              uintptr_t entries, uintptr_t table, int64_t table_row, int64_t table_width,
+              uintptr_t cu_rows, uintptr_t positions, float scale, uintptr_t mass) {
+  kernels.run(&KernelTable::far_mass, FarMassParams{static_cast<DType>(dtype),
+                                                    static_cast<DType>(entry_dtype),
+                                                    seqs,
+                                                    rows,
+                                                    heads,
+                                                    kv_heads,
+                                                    dim,
+                                                    page,
+                                                    pages,
+                                                    block,
+                                                    slots,
+                                                    kind,
+                                                    entry_rows,
+                                                    spread,
+                                                    window,
+                                                    sinks,
+                                                    pointer<const void>(q),
+                                                    q_row,
+                                                    q_head,
+                                                    pointer<const void>(entries),
+                                                    pointer<const int32_t>(table),
+                                                    table_row,
+                                                    table_width,
+                                                    pointer<const int32_t>(cu_rows),
+                                                    pointer<const int64_t>(positions),
+                                                    scale,
+                                                    pointer<float>(mass)});
+}
+
 void select_keys(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
                  int64_t kv_heads, int64_t dim, int64_t page, int64_t pages, int64_t block,
                  int64_t listed, int64_t first, int64_t recent, int64_t unite, uintptr_t q,
@@ -406,5 +454,7 @@ PYBIND11_MODULE(_native, m) {
       .def("select_keys", &select_keys)
       .def("select_pooled", &select_pooled)
       .def("gated_sum", &gated_sum)
+      .def("key_moments", &key_moments)
+      .def("far_mass", &far_mass)
       .def("stream_read", &Kernels::stream_read);
 }

@@ -137,6 +137,15 @@ _METHODS = (
         _CPU,
     ),
     MethodInfo(
+        "adaptive",
+        "Adaptive",
+        ("window=1024", "sinks=16", "tau=0.9", "moments=blocks", "block=64", "bound=0"),
+        _BOTH,
+        "8 d / block bytes per KV head (full: about d / 2); bound: 1/block of K and V more",
+        "arXiv 2502.09647",
+        _CPU,
+    ),
+    MethodInfo(
         "asa",
         "Asa",
         ("block=16", "topk=16", "init=1", "local=2", "reuse=1", "form=absorbed"),

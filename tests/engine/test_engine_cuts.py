@@ -151,6 +151,16 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
             "decode_attention": "infllm(16, 16, 16, 2, 0, 16, 60)",
         },
     ),
+    "adaptive": ("llama", {"attention": "adaptive(16, 3, tau=0.5, block=16)"}),
+    "adaptive_full": ("qwen3", {"attention": "adaptive(20, 2, 0.4, full, 16, bound=1)"}),
+    "adaptive_phases": (
+        "smollm",
+        {
+            "dtype": "bfloat16",
+            "prefill_attention": "adaptive(32, 5, 0.6, diagonal, 32)",
+            "decode_attention": "adaptive(16, 0, 0.6, blocks, 16)",
+        },
+    ),
     "asa": ("asa", {"attention": "asa(16, 3, 1, 1, reuse=4)"}),
     "asa_wide": ("asa_wide", {"attention": "asa(32, 2, 0, 1, form=expanded)"}),
     "asa_phases": (

@@ -35,6 +35,7 @@ SMALL: dict[str, Small] = {
     "lessismore": Small("lessismore(budget=48, start=0, correction=2)"),
     "tidal": Small("tidal(budget=48, start=0, correction=2)"),
     "streaming": Small("streaming(sinks=3, window=9, mode=evict)"),
+    "adaptive": Small("adaptive(window=16, sinks=3, tau=0.4, block=16)"),
     "infllm": Small("infllm(16, 16, 16, 2, 0, 16, 0)"),
     "mosa": Small("mosa(tau=0.6)", "mosa"),
     "asa": Small("asa(16, 3, 1, 1, reuse=4)", "asa"),

@@ -23,6 +23,8 @@ struct KernelTable {
   void (*select_keys)(const SelectKeysParams&, ThreadPool&);
   void (*select_pooled)(const SelectPooledParams&, ThreadPool&);
   void (*gated_sum)(const GatedSumParams&, ThreadPool&);
+  void (*key_moments)(const KeyMomentsParams&, ThreadPool&);
+  void (*far_mass)(const FarMassParams&, ThreadPool&);
   double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
 };
 

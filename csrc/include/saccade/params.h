@@ -260,4 +260,38 @@ struct SelectPooledParams {
   int32_t* ids;  // [rows, owners, listed], ascending, -1 padded
 };
 
+// First and second moments of keys by blocks, without those of the first `sinks` positions.
+struct KeyMomentsParams {
+  DType dtype;
+  int64_t seqs, kv_heads, dim, page, pages, block, slots;
+  int64_t kind;        // 0 of each block alone; of all keys up to its end: 1 variances, 2 a
+                       // covariance, entry_rows - 1 rows of it, the rest in `spread` - 1 blocks
+  int64_t entry_rows;  // the mean, and what else
+  int64_t spread;
+  int64_t sinks;
+  const void* k_pages;   // as AttendParams
+  const int32_t* table;  // as AttendParams
+  int64_t table_row, table_width;
+  const int64_t *first, *last;  // [S]: blocks [first, last) are to be written
+  float* moments;               // [pages, slots, Hkv, entry_rows, dim]
+};
+
+// The logarithm of what a row's keys between sinks and window weigh, by moments or by bounds.
+struct FarMassParams {
+  DType dtype, entry_dtype;
+  int64_t seqs, rows, heads, kv_heads, dim, page, pages, block, slots;
+  int64_t kind;  // as KeyMomentsParams, or 3: from above, by bounds as KeyBoundsParams
+  int64_t entry_rows, spread;
+  int64_t window, sinks;  // window >= block
+  const void* q;          // [rows, heads, dim], strides below
+  int64_t q_row, q_head;
+  const void* entries;   // [pages, slots, Hkv, entry_rows, dim]
+  const int32_t* table;  // as AttendParams
+  int64_t table_row, table_width;
+  const int32_t* cu_rows;
+  const int64_t* positions;
+  float scale;
+  float* mass;  // [rows, heads], natural logarithm
+};
+
 }  // namespace saccade
