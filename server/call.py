@@ -70,6 +70,7 @@ class Call:
         params: SamplingParams,
         priority: int = 0,
         cache_salt: str = "",
+        attention: str | None = None,
     ) -> None:
         """Hands everything to the engine. ApiError when it cannot be taken."""
         info = self._service.engine_info()
@@ -88,6 +89,7 @@ class Call:
                     params,
                     priority=priority,
                     cache_salt=cache_salt,
+                    attention=attention,
                 )
         except (UnavailableError, RefusedError) as error:
             raise from_engine(error) from None

@@ -164,6 +164,7 @@ class EngineClient:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        attention: str | None = None,
     ) -> None:
         """Hands a prompt to the engine; its news come to `inbox` under this number.
 
@@ -171,7 +172,8 @@ class EngineClient:
         """
         self.check_ready()
         id = f"r{next(self._ids)}"
-        self._send(Add(id, wire.pack_ids(prompt), given(params), priority, cache_salt))
+        packed = wire.pack_ids(prompt)
+        self._send(Add(id, packed, given(params), priority, cache_salt, attention))
         inbox.open[id] = number
         self._inboxes[id] = inbox
 

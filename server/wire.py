@@ -39,6 +39,7 @@ class Add(Message, tag="add"):
     params: dict[str, Any]
     priority: int = 0
     cache_salt: str = ""
+    attention: str | None = None
 
 
 class Abort(Message, tag="abort"):

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import zmq
 
@@ -84,10 +84,11 @@ class Worker:
         try:
             generation = self._engine.add(
                 wire.unpack_ids(order.prompt),
-                SamplingParams(**order.params),
+                SamplingParams(**unpack(order.params)),
                 request_id=order.id,
                 priority=order.priority,
                 cache_salt=order.cache_salt,
+                attention=order.attention,
             )
         except SaccadeError as error:
             param = getattr(error, "param", None)
@@ -164,6 +165,16 @@ class Worker:
 
     def _report(self, report: wire.Report) -> None:
         self._reports.send(wire.encode(report))
+
+
+def unpack(params: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of SamplingParams as they were before the wire."""
+    from ..engine.structure import Structure
+
+    found = params.get("structure")
+    if found is None:
+        return params
+    return params | {"structure": Structure(**{**found, "markers": tuple(found["markers"])})}
 
 
 class Pulse(threading.Thread):

@@ -20,10 +20,14 @@ from ...engine.params import (
     RULES,
     SamplingParams,
 )
+from ...engine.structure import Structure
 from .errors import ApiError
+from .structures import ResponseFormat, StructuredOutputs
 
 _BOUNDS = {rule.name: rule for rule in RULES}
 _MAX_SALT = 256
+# What a client calls the engine's field.
+STRUCTURE = {"structure": "response_format"}
 # Fields that OpenAI, or vLLM, knows, and their values that change nothing: any other is refused.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (None,),
@@ -107,6 +111,9 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     cache_salt: Annotated[
         str | None, Meta(extra_json_schema={"minLength": 1, "maxLength": _MAX_SALT})
     ] = None
+    attention: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: str | None = None
     # Refused unless neutral: see UNSUPPORTED.
     allowed_token_ids: Any = None
@@ -156,7 +163,21 @@ class SamplingFields(msgspec.Struct, kw_only=True):
         """SamplingParams of the fields that were given; `own`: those that each API names its own
         way. RequestError for a value out of range.
         """
-        return SamplingParams(**{**defaults, **dict(self._given()), **own})
+        return SamplingParams(
+            **{**defaults, **dict(self._given()), "structure": self._structure(), **own}
+        )
+
+    def _structure(self) -> Structure | None:
+        forms = [
+            form.structure()
+            for form in (self.response_format, self.structured_outputs)
+            if form is not None
+        ]
+        found = [form for form in forms if form is not None]
+        if len(found) > 1:
+            message = "response_format and structured_outputs exclude each other"
+            raise ApiError(400, message, "structured_outputs", "invalid_value")
+        return found[0] if found else None
 
     def _given(self) -> Iterator[tuple[str, Any]]:
         for name in _SAMPLING:

@@ -1,0 +1,99 @@
+"""Answers that are held to a form, and attention of a request's own, over HTTP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saccade.engine.tokenizer import Tokenizer
+
+from .running import Running, completion, streamed
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 60}
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}},
+    "required": ["ok", "kind"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tight(tiny: Path) -> dict[str, float]:
+    """A bias against white space, which this model would go on writing between two keys."""
+    tokenizer = Tokenizer.from_folder(tiny)
+    return {
+        str(token): -100.0
+        for token in range(tokenizer.vocab_size)
+        if not tokenizer.text_of(token).strip()
+    }
+
+
+def chat(server: Running, **more: Any) -> str:
+    reply = server.http.post("/v1/chat/completions", json={**CHAT, **more})
+    assert reply.status_code == 200, reply.text
+    content: str = reply.json()["choices"][0]["message"]["content"]
+    return content
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_schema_is_kept_to(server: Running, seed: int, tight: dict[str, float]) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+    more = {"response_format": form, "seed": seed, "logit_bias": tight}
+    found = json.loads(chat(server, **more))
+    assert set(found) == {"ok", "kind"} and found["kind"] in ("a", "b")
+    chunks = streamed(server, "/v1/chat/completions", {**CHAT, **more})
+    text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+    assert json.loads(text) == found
+
+
+def test_other_forms(server: Running, tight: dict[str, float]) -> None:
+    def text(**form: Any) -> str:
+        reply = completion(server, max_tokens=60, structured_outputs=form, logit_bias=tight)
+        found: str = reply["choices"][0]["text"]
+        return found
+
+    assert text(choice=["yes", "no"]) in ("yes", "no")
+    assert text(regex="[0-9]{4}").isdecimal()
+    assert text(grammar='start: "a" "b"') == "ab"
+    assert set(json.loads(text(json=json.dumps(SCHEMA)))) == {"ok", "kind"}
+    plain = {"type": "text"}
+    assert chat(server, response_format=plain, seed=1) == chat(server, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"response_format": {"type": "yaml"}}, "one of text, json_object, json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "belongs to the type json_schema"),
+        ({"structured_outputs": {"regex": "(", "choice": None}}, ""),
+        ({"structured_outputs": {"grammar": "not a grammar"}}, ""),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "one form"),
+        ({"structured_outputs": {"choice": []}}, ""),
+        ({"structured_outputs": {"json": {"type": "no such type"}}}, ""),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            "exclude each other",
+        ),
+        ({"attention": "no-such-method"}, "no-such-method"),
+        ({"attention": "window(size=0)"}, ""),
+    ],
+)
+def test_forms_that_cannot_be(server: Running, more: dict[str, Any], words: str) -> None:
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "x"})):
+        for stream in (False, True):
+            reply = server.http.post(path, json={**body, **more, "stream": stream})
+            assert reply.status_code == 400, reply.text
+            assert words in reply.json()["error"]["message"]
+
+
+def test_attention_of_ones_own(server: Running) -> None:
+    prompt = list(range(40, 140))
+    dense = completion(server, prompt)
+    narrow = completion(server, prompt, attention="window(size=16)")
+    share = narrow["saccade"]["attention"]["decode"]["share"]
+    assert dense["saccade"]["attention"]["decode"]["share"] == 1.0 and share < 0.3
+    assert completion(server, prompt)["choices"] == dense["choices"]
