@@ -120,9 +120,9 @@ def _read_message(where: str, message: Mapping[str, Any]) -> Message:
 def _read_content(where: str, content: Any) -> str | list[Message]:
     if isinstance(content, str):
         return content
-    if not isinstance(content, list | tuple):
-        got = shown(content)
-        raise RequestError(f"{where} must be a text or a list of text parts, got {got}", where)
+    if not isinstance(content, list | tuple) or not content:
+        allowed = "a text or a list of at least one text part"
+        raise RequestError(f"{where} must be {allowed}, got {shown(content)}", where)
     return [_read_part(f"{where}[{i}]", part) for i, part in enumerate(content)]
 
 
