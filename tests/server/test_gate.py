@@ -7,6 +7,7 @@ import json
 import shutil
 import ssl
 import subprocess
+import time
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,12 @@ def test_the_log_has_a_line_for_every_request(server: Running) -> None:
     headers = {"x-request-id": "log-me"}
     body = {"prompt": "secret words", "max_tokens": 5, "stream": True}
     server.http.post("/v1/completions", json=body, headers=headers)
-    (line,) = [line for line in server.events("request") if line["id"] == "log-me"]
+    found: list[dict] = []
+    deadline = time.monotonic() + 10
+    while not found and time.monotonic() < deadline:  # written after the last byte has been sent
+        found = [line for line in server.events("request") if line["id"] == "log-me"]
+        time.sleep(0.05)
+    (line,) = found
     assert line["status"] == 200 and line["path"] == "/v1/completions" and line["stream"] is True
     assert line["prompt_tokens"] > 0 and line["completion_tokens"] == 5
     assert line["finish"] == ["length"] and line["model"] == "tiny"
