@@ -75,7 +75,9 @@ def test_an_unknown_key_and_yarn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="asa: window: unknown; the keys are layer_types"):
         read_config(tmp_path)
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
-    with pytest.raises(CheckpointError, match="yarn and longrope are not supported with latent attention"):
+    with pytest.raises(
+        CheckpointError, match="yarn and longrope are not supported with latent attention"
+    ):
         read_config(written(tmp_path, rope_parameters=yarn))
 
 

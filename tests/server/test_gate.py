@@ -7,8 +7,8 @@ import json
 import shutil
 import ssl
 import subprocess
-import time
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
