@@ -180,6 +180,18 @@ void block_means(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, i
                                pointer<const int64_t>(begin), pointer<void>(means)});
 }
 
+void window_means(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, int64_t page_heads,
+                  int64_t dim, int64_t v_dim, int64_t page, int64_t pages, int64_t length,
+                  int64_t spread, uintptr_t k_pages, uintptr_t v_pages, uintptr_t members,
+                  uintptr_t home, uintptr_t begin, uintptr_t means) {
+  kernels.run(&KernelTable::window_means,
+              WindowMeansParams{static_cast<DType>(dtype), count, kv_heads, page_heads, dim, v_dim,
+                                page, pages, length, spread, pointer<const void>(k_pages),
+                                pointer<const void>(v_pages), pointer<const int64_t>(members),
+                                pointer<const int64_t>(home), pointer<const int64_t>(begin),
+                                pointer<void>(means)});
+}
+
 void select_blocks(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
                    int64_t kv_heads, int64_t dim, int64_t page, int64_t pages, int64_t block,
                    int64_t slots, int64_t topk, uintptr_t q, int64_t q_row, int64_t q_head,
@@ -447,6 +459,7 @@ PYBIND11_MODULE(_native, m) {
       .def("merge", &merge)
       .def("write_pages", &write_pages)
       .def("block_means", &block_means)
+      .def("window_means", &window_means)
       .def("select_blocks", &select_blocks)
       .def("compressed", &compressed)
       .def("key_bounds", &key_bounds)

@@ -88,6 +88,8 @@ def _policy(config: EngineConfig, model: ModelConfig, folder: Path) -> Attention
     """The user's specs; phases that these leave open follow the checkpoint's own, else dense."""
     prefill, decode = config.prefill_attention, config.decode_attention
     if config.attention is not None or model.attention is None:
+        if config.attention is None and model.undecided and None in (prefill, decode):
+            raise CheckpointError(f"{folder / 'config.json'}: {model.undecided}")
         return parse_policy(config.attention, prefill, decode, model.num_layers)
     both, own_prefill, own_decode = _own_specs(model.attention, folder)
     try:

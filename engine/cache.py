@@ -8,6 +8,7 @@ import torch
 
 from ..kernels.store import PageLayout, zeroed
 from .attention.base import (
+    BranchMethod,
     EvictingMethod,
     LatentMethod,
     LayerCache,
@@ -89,6 +90,12 @@ def layer_fields(
         raise ValueError(f"layer {layer} keeps latents, which only the method asa reads")
     if shape.experts is not None and not all(isinstance(each, ExpertMethod) for each in methods):
         raise ValueError(f"layer {layer} has heads that choose tokens; only mosa serves these")
+    for each in methods:
+        if shape.branches and not (isinstance(each, BranchMethod) and each.gates(shape)):
+            raise ValueError(
+                f"layer {layer} gates the branches of native sparse attention, which only the "
+                f"method nsa adds up, not {method_text(each)}"
+            )
     return shape.fields | {
         name: field for method in methods for name, field in method.fields(shape, page_size).items()
     }
@@ -106,7 +113,7 @@ def bytes_per_page(
     total = 0
     for layer, shape in enumerate(shapes):
         if group_of[layer] == group:
-            total += layout.bytes_per_page(shape.num_kv_heads, *shape.kept, dtype)
+            total += layout.bytes_per_page(shape.kept_heads, *shape.kept, dtype)
             for field in layer_fields(shape, policy, layer, layout.page_size).values():
                 total += torch.Size(field.shape).numel() * (field.dtype or dtype).itemsize
     return total
@@ -147,7 +154,7 @@ class KVCache:
             LayerCache(
                 i,
                 layout,
-                *layout.allocate(pages_per_group[g], shape.num_kv_heads, *shape.kept, dtype),
+                *layout.allocate(pages_per_group[g], shape.kept_heads, *shape.kept, dtype),
                 _allocate_fields(
                     pages_per_group[g], layer_fields(shape, policy, i, layout.page_size), dtype
                 ),

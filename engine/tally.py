@@ -81,6 +81,8 @@ def _counts(shape: LayerShape, part: Part) -> torch.Tensor:
         blocks = method.blocks_selected(shape, step, plan)
     most = method.most_keys(shape) if isinstance(method, BoundedMethod) else None
     if most is not None:
+        branches = most if isinstance(most, tuple) else (most,)
+        allowed = sum(per_sequence(step, seen.clamp(max=each)) for each in branches)
         # Means over heads are rounded: half a key is none.
-        dense = (read > per_sequence(step, seen.clamp(max=most)) + 0.5).double()
+        dense = (read > allowed + 0.5).double()
     return torch.stack([read, visible, blocks, dense])

@@ -12,6 +12,7 @@ import torch
 
 from ...kernels.attend import Keys, attend
 from ...kernels.store import PageLayout
+from ..branches import BranchShape, Compressor
 from .experts import Chosen, ExpertShape, KeptCache
 
 # The page field of raw keys, in layers that convolve them.
@@ -47,6 +48,12 @@ class LayerShape:
     rotates: bool = True  # its queries and keys turn with the position
     key_taps: int = 0  # tokens over which keys are convolved; 0: they are not
     experts: ExpertShape | None = None  # further heads, which keep tokens of their choice
+    branches: BranchShape | None = None  # it computes gates for several branches
+
+    @property
+    def kept_heads(self) -> int:
+        """KV heads that a page holds."""
+        return self.num_kv_heads * (self.branches.sets if self.branches else 1)
 
     @property
     def kept(self) -> tuple[int, int]:
@@ -80,6 +87,10 @@ TABLE_STRIDE = 4096
 
 class Angles(Protocol):
     """The model's rotary embedding, for methods that move a query to another position."""
+
+    def cos_sin(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos, sin, float32 [T, r/2], of any positions."""
+        ...
 
     def turn(self, positions: torch.Tensor, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos, sin, float32 [T, r/2]: what takes a query at each position, if it lies beyond
@@ -181,14 +192,15 @@ class Aux:
     """What a trained layer gives to its method besides q, k and v.
 
     `rows` holds what it computed from hidden states, by name, each [T, ...]; the other fields are
-    the same for every row. `up` turns latents into keys and values. `chosen` is for those who
-    watch: what the layer's expert-choice heads have chosen.
+    the same for every row. `up` turns latents into keys and values, `compress` windows of tokens
+    into entries. `chosen` is for those who watch: what the layer's expert-choice heads have chosen.
     """
 
     sink_logits: torch.Tensor | None = None  # float32 [H]
     rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
     up: UpMaps | None = None
     chosen: Chosen | None = None
+    compress: Compressor | None = None
 
     def of_rows(self, rows: slice) -> Aux:
         """The same for some of the rows."""
@@ -284,8 +296,9 @@ class PhasedMethod(Protocol):
 class BoundedMethod(Protocol):
     """A method that reads no more than so many keys however long the context is."""
 
-    def most_keys(self, shape: LayerShape) -> int | None:
-        """The most keys of a row, of the mean over its heads; None: these options have no bound.
+    def most_keys(self, shape: LayerShape) -> int | tuple[int, ...] | None:
+        """The most keys of a row, of the mean over its heads; one number for each of several
+        branches that read apart from each other; None: these options have no bound.
 
         A layer that reads more has fallen back to dense attention, and is counted as such.
         """
@@ -320,6 +333,17 @@ class LatentMethod(Protocol):
 
     def expands(self, shape: LayerShape) -> bool:
         """Whether it makes keys and values of the latents, or else attends over the latents."""
+        ...
+
+
+@runtime_checkable
+class BranchMethod(Protocol):
+    """A method that adds up the branches of layers that gate them; others would leave out the
+    gates.
+    """
+
+    def gates(self, shape: LayerShape) -> int:
+        """How many of a layer's gates it uses; 0: it leaves the output as it is."""
         ...
 
 

@@ -7,10 +7,10 @@ do not override earlier ones: a layer takes the first entry that names it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .spec import describe_methods, find_method, info_of, method_class
+from .spec import MethodInfo, describe_methods, find_method, info_of, method_class
 
 if TYPE_CHECKING:
     from .base import AttentionMethod
@@ -56,7 +56,7 @@ def parse_method(text: str) -> AttentionMethod:
             f"attention method {text.strip()!r} is unknown; "
             f"write name(option=value, ...) with one of {names}"
         )
-    options = _options(info.name, match[2] or "", info.defaults)
+    options = _options(info, match[2] or "")
     method: AttentionMethod = method_class(info)(**options)
     return method
 
@@ -64,29 +64,53 @@ def parse_method(text: str) -> AttentionMethod:
 def method_text(method: AttentionMethod) -> str:
     """A method as the shortest spec that means it: options at their defaults are left out."""
     info = info_of(method)
-    options = [
-        f"{name}={getattr(method, name)}"
-        for name, default in info.defaults.items()
-        if str(getattr(method, name)) != default
+    bases = {"": info.defaults} | {
+        f"preset={word}": info.defaults | _written(options) for word, options in info.presets
+    }
+    texts = [
+        [preset] * bool(preset)
+        + [f"{k}={getattr(method, k)}" for k, v in base.items() if str(getattr(method, k)) != v]
+        for preset, base in bases.items()
     ]
+    options = min(texts, key=len)
     return f"{info.name}({', '.join(options)})" if options else info.name
 
 
-def _options(name: str, text: str, defaults: Mapping[str, str]) -> dict[str, int | float | str]:
-    allowed, found = list(defaults), dict[str, int | float | str]()
+def _written(options: str) -> dict[str, str]:
+    """The options of a preset, as they are written."""
+    return dict(each.strip().split("=") for each in options.split(",") if each.strip())
+
+
+def _options(info: MethodInfo, text: str) -> dict[str, int | float | str]:
+    defaults, found = info.defaults, dict[str, int | float | str]()
+    allowed, base = list(defaults), dict[str, int | float | str]()
     for index, part in enumerate(filter(None, (piece.strip() for piece in text.split(",")))):
         key, equals, value = (each.strip() for each in part.partition("="))
         if not equals:
             key, value = (allowed[index] if index < len(allowed) else "?"), part
+        if key in found or (key == "preset" and base):
+            raise ValueError(f"attention: {info.name} is given {key} twice")
+        if key == "preset" and info.presets:
+            base = _preset(info, value)
+            continue
         if key not in allowed:
-            options = ", ".join(allowed) or "none"
+            options = ", ".join([*["preset"] * bool(info.presets), *allowed]) or "none"
             raise ValueError(
-                f"attention: {name} has no option for {part!r}; its options are: {options}"
+                f"attention: {info.name} has no option for {part!r}; its options are: {options}"
             )
-        if key in found:
-            raise ValueError(f"attention: {name} is given {key} twice")
-        found[key] = _value(f"attention: {name}({key}=...)", defaults[key], value)
-    return found
+        found[key] = _value(f"attention: {info.name}({key}=...)", defaults[key], value)
+    return base | found
+
+
+def _preset(info: MethodInfo, word: str) -> dict[str, int | float | str]:
+    """The options that a preset stands for, defaults among them."""
+    presets = dict(info.presets)
+    if word not in presets:
+        raise ValueError(
+            f"attention: {info.name} has no preset {word!r}; its presets are: {', '.join(presets)}"
+        )
+    written = info.defaults | _written(presets[word])
+    return {key: _value(key, info.defaults[key], value) for key, value in written.items()}
 
 
 def _value(option: str, default: str, text: str) -> int | float | str:

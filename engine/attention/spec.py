@@ -18,6 +18,8 @@ class MethodInfo:
     state: str  # bytes kept per token beyond K and V
     source: str
     backends: tuple[str, ...]
+    # (word, options): what preset=word stands for; other options come on top.
+    presets: tuple[tuple[str, str], ...] = ()
 
     @property
     def defaults(self) -> dict[str, str]:
@@ -27,6 +29,8 @@ class MethodInfo:
 
 _BOTH = ("prefill", "decode")
 _CPU = ("torch reference", "compiled CPU")
+# flash-linear-attention: entries are blocks. Its first version forced the row's own block alone.
+_FLA_NSA = "length=64, stride=64, phi=mean, block=64, map=identity, kv=shared"
 _METHODS = (
     MethodInfo("dense", "Dense", (), _BOTH, "none", "Vaswani et al. 2017, arXiv 1706.03762", _CPU),
     MethodInfo(
@@ -144,6 +148,37 @@ _METHODS = (
         "8 d / block bytes per KV head (full: about d / 2); bound: 1/block of K and V more",
         "arXiv 2502.09647",
         _CPU,
+    ),
+    MethodInfo(
+        "nsa",
+        "Nsa",
+        (
+            "length=32",
+            "stride=16",
+            "phi=mlp",
+            "rope=post",
+            "block=64",
+            "topk=16",
+            "init=1",
+            "local=2",
+            "forced=counted",
+            "map=overlap",
+            "window=512",
+            "window_plus=0",
+            "kv=separate",
+            "branches=all",
+        ),
+        _BOTH,
+        "1/stride of K and V; kv=separate: K and V three times; branches=selected: 1/(2 stride)",
+        "Yuan et al. 2025, arXiv 2502.11089",
+        _CPU,
+        (
+            ("paper", ""),
+            ("fla_2025_03", f"{_FLA_NSA}, init=0, local=1"),
+            ("fla_main", _FLA_NSA),
+            ("xunhao", "phi=linear, rope=block, window_plus=1, kv=shared"),
+            ("flash_nsa", "phi=mean, window_plus=1, kv=shared"),
+        ),
     ),
     MethodInfo(
         "asa",

@@ -49,6 +49,7 @@ class ModelConfig:
     features: Features  # what its layers have beyond the Llama shape
     tensor_names: tuple[tuple[str, str], ...]  # (part of a tensor's name, what the files have)
     variant: Variant | None = None  # what takes another class of attention layers
+    undecided: str | None = None  # what the config leaves open about how to attend; None: nothing
 
     @property
     def rope_dim(self) -> int:
@@ -105,6 +106,7 @@ def read_config(folder: Path, calibration: Path | None = None) -> ModelConfig:
         features=features,
         tensor_names=family.tensors,
         variant=variant,
+        undecided=family.undecided(config) if family.undecided else None,
     )
     if model.rope_dim % 2 or not model.rope_dim:
         message = f"makes {model.rope_dim} rotary channels of {head_dim}, not an even number"

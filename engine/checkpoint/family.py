@@ -17,6 +17,15 @@ from .latent_config import read_latent
 from .minicpm_config import read_minicpm, read_minicpm_specs
 from .moba_config import read_fla_moba
 from .mosa_config import read_mosa
+from .nsa_config import (
+    read_fla_nsa,
+    read_llama_nsa,
+    read_llama_nsa_features,
+    read_llama_nsa_specs,
+    read_native,
+    undecided_fla_nsa,
+    undecided_llama_nsa,
+)
 from .variant import Variant
 
 
@@ -35,10 +44,12 @@ class Family:
     # layer), "switch" (where use_sliding_window and max_window_layers say so).
     window: str = "nowhere"
     # Reads what the family has beyond the Llama shape, from the config and its number of layers.
-    variant: Callable[[Fields, int], Variant] | None = None
+    variant: Callable[[Fields, int], Variant | None] | None = None
     features: Callable[[Fields, int], Features] | None = None
     # How its own keys say that it attends, as users name the specs; None: they do not.
     specs: Callable[[Fields], Mapping[str, str] | None] | None = None
+    # What they leave open about it, and what would settle it; None: nothing.
+    undecided: Callable[[Fields], str | None] | None = None
     own_keys: tuple[str, ...] = ()  # those of _FOREIGN that mean something to it
     rotary_share: float | None = None  # default of partial_rotary_factor; None: the whole head
     rotary_keys: tuple[str, ...] = ()  # rotary settings that say nothing for text
@@ -157,6 +168,39 @@ _ALL = (
     ),
     Family("AsaForCausalLM", "asa", variant=read_latent),
     Family("MosaForCausalLM", "mosa", variant=read_mosa),
+    Family(
+        "NSAForCausalLM",
+        "nsa",
+        qkv_bias="qkv_bias",
+        variant=read_fla_nsa,
+        undecided=undecided_fla_nsa,
+        all_kv_heads=True,
+        activation="swish",
+        hidden_ratio=True,
+        keys=_FLA_KEYS,
+        tensors=_FLA_TENSORS,
+    ),
+    Family(
+        "LlamaNSAForCausalLM",
+        "llama-nsa",
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        variant=read_llama_nsa,
+        features=read_llama_nsa_features,
+        specs=read_llama_nsa_specs,
+        undecided=undecided_llama_nsa,
+        all_kv_heads=True,
+        brings_code=True,
+    ),
+    Family(
+        "NativeSparseForCausalLM",
+        "native_sparse",
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        variant=read_native,
+    ),
 )
 
 # Settings of other architectures, which would change the mathematics if they said anything.

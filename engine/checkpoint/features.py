@@ -1,7 +1,7 @@
 """What attention layers, and the residual stream around them, may have beyond the Llama shape.
 
 Any of these may be combined; each family's config.json says which it has (`family_features.py`,
-`moba_config.py`).
+`moba_config.py`, `nsa_config.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ class Gate:
 
     per_channel: as many gates as a head has channels, else one. packing: where their rows lie.
     "head": in q_proj, after each head's query rows; "group": in q_proj, after the query rows of all
-    the heads of a KV head; "low_rank": apart, in g_proj, a product of two by way of head_dim.
+    the heads of a KV head; "low_rank": apart, in g_proj, a product of two by way of head_dim;
+    "branch": the second of three that g_proj has for every head.
     """
 
     per_channel: bool

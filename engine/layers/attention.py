@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from ...kernels.activation import sigmoid_mul
-from ...kernels.linear import linear
+from ...kernels.linear import PackedWeight, linear
 from ...kernels.rope import apply_rope
 from ..attention.base import Aux, LayerShape
 from ..attention.experts import Chosen
@@ -89,8 +89,7 @@ class Attention:
         self.aux = Aux(weights.tensor(name + "sinks").float() if features.sinks else None)
         if features.output_norm_eps is not None:
             self.out_norm = Norm(weights.tensor(name + "o_norm.weight"), features.output_norm_eps)
-        low_rank = features.gate is not None and features.gate.packing == "low_rank"
-        self.gate = [weights.projection(name + f"g_proj.{i}") for i in (0, 1)] if low_rank else []
+        self.gate = gate_projections(config, name, weights)
         self.out = weights.projection(name + "o_proj", bias=config.output_bias)
 
     @staticmethod
@@ -146,8 +145,24 @@ class Attention:
         return linear(self._gated(out.flatten(1), x, rows[:, width * dim :]), self.out)
 
     def _gated(self, out: torch.Tensor, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        """The output [T, H * d] of all heads by their gates, which `gates` holds if it has any."""
+        """The output [T, H * d] of all heads by their gates: those of projections of their own, or
+        else those that `gates` holds, if any.
+        """
         if self.gate:
-            down, up = self.gate
-            gates = linear(linear(x, down), up)
+            gates = x
+            for projection in self.gate:
+                gates = linear(gates, projection)
         return sigmoid_mul(out, gates) if gates.shape[1] else out
+
+
+def gate_projections(config: ModelConfig, name: str, weights: Weights) -> list[PackedWeight]:
+    """What makes the gates of a layer's input, one projection after the other; none: the product of
+    the queries has them, or there are none.
+    """
+    packing = config.features.gate.packing if config.features.gate else ""
+    if packing == "low_rank":
+        return [weights.projection(name + f"g_proj.{i}") for i in (0, 1)]
+    if packing == "branch":
+        selected = torch.arange(1, 3 * config.num_heads, 3)
+        return [weights.projection(name + "g_proj", order=selected)]
+    return []

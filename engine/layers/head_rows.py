@@ -22,7 +22,7 @@ def gates_per_head(config: ModelConfig) -> int:
 def gate_rows(config: ModelConfig) -> int:
     """Gates of all heads that q_proj gives beside the queries."""
     gate = config.features.gate
-    in_queries = gate is not None and gate.packing != "low_rank"
+    in_queries = gate is not None and gate.packing in ("head", "group")
     return config.num_heads * gates_per_head(config) if in_queries else 0
 
 
@@ -62,6 +62,8 @@ def attention_tensors(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
         shapes["sinks"] = (config.num_heads,)
     if features.output_norm_eps is not None:
         shapes["o_norm.weight"] = (dim,)
+    if features.gate == Gate(False, "branch"):
+        shapes["g_proj.weight"] = (3 * config.num_heads, hidden)
     if features.gate == Gate(True, "low_rank"):
         shapes |= {"g_proj.0.weight": (dim, hidden), "g_proj.1.weight": (queries, dim)}
     return shapes

@@ -10,9 +10,11 @@ from ..attention.base import LayerShape
 from ..checkpoint.config_json import ModelConfig
 from ..checkpoint.latent_config import LatentConfig
 from ..checkpoint.mosa_config import MosaConfig
+from ..checkpoint.nsa_config import NsaConfig
 from .attention import Attention, AttentionContext
 from .latent_attention import LatentAttention
 from .mosa_attention import MosaAttention
+from .nsa_attention import NsaAttention
 from .weights import Weights
 
 
@@ -50,7 +52,11 @@ class AttentionKind(Protocol):
         ...
 
 
-_KINDS: dict[type, AttentionKind] = {LatentConfig: LatentAttention, MosaConfig: MosaAttention}
+_KINDS: dict[type, AttentionKind] = {
+    LatentConfig: LatentAttention,
+    MosaConfig: MosaAttention,
+    NsaConfig: NsaAttention,
+}
 
 
 def attention_kind(config: ModelConfig) -> AttentionKind:

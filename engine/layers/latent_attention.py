@@ -12,6 +12,7 @@ from ..checkpoint.config_json import ModelConfig
 from ..checkpoint.latent_config import LatentConfig
 from ..config import PAGE_SIZES
 from .attention import AttentionContext
+from .gates import sigmoid_gates
 from .up_projection import UpProjection
 from .weights import Weights
 
@@ -116,7 +117,7 @@ class LatentAttention:
         rotary = kept[:, :1, self.rank :]  # one key for all groups
         apply_rope(q[..., self.nope :], rotary, step.cos, step.sin)
         kept[:, 1:, self.rank :] = rotary
-        gates = self._gates(x)
+        gates = sigmoid_gates(x, self.gate, self.gates) if self.gate else None
         aux = Aux(rows={} if gates is None else {"gates": gates}, up=self.up)
         none = kept.new_empty((*kept.shape[:2], 0))
         out = step.attend(self.layer, q, kept, none, aux)
@@ -140,12 +141,3 @@ class LatentAttention:
             )
         kept[:, 0, self.rank :] = down[:, -self.rope :]
         return kept
-
-    def _gates(self, x: torch.Tensor) -> torch.Tensor | None:
-        """float32 [T, H, gates]. In fp64, whose last bit, which a vector routine may round by the
-        element's place, does not survive the rounding to fp32.
-        """
-        if self.gate is None:
-            return None
-        logits = linear(x, self.gate, torch.float32).view(x.shape[0], -1, self.gates)
-        return logits.double().sigmoid().float()

@@ -24,24 +24,7 @@ def supports(
     """None when the kernel can serve this call, otherwise the reason."""
     if out_dtype not in (q.dtype, torch.float32):
         return f"output {out_dtype} for input {q.dtype}"
-    if not (_whole_heads(k_pages) and _whole_heads(v_pages)):
-        return "the heads of a page are not contiguous"
-    if v_pages.shape[3] and k_pages.shape[0] and _page_heads(k_pages) != _page_heads(v_pages):
-        return "pages of K and V hold different numbers of heads"
-    return native.unsupported(q, k_pages, v_pages)
-
-
-def _whole_heads(pages: torch.Tensor) -> bool:
-    """Whether they are pages, or some of the heads of pages, one behind the other."""
-    head = pages[0].numel() // max(pages.shape[1], 1) if pages.shape[0] else 0
-    return pages.is_contiguous() or (
-        head > 0 and pages[0].is_contiguous() and pages.stride(0) % head == 0
-    )
-
-
-def _page_heads(pages: torch.Tensor) -> int:
-    """How many heads a page holds, of which `pages` may have some only."""
-    return pages.stride(0) // max(pages.stride(1), 1)
+    return layout.mixed_heads(k_pages, v_pages) or native.unsupported(q, k_pages, v_pages)
 
 
 INT32_MAX = 2**31 - 1  # the kernel's positions; a wider window or more sinks mean every key
@@ -96,7 +79,7 @@ def attend(
         q.data_ptr(),
         q.stride(0),
         q.stride(1),
-        _page_heads(k_pages),
+        layout.page_heads(k_pages),
         k_pages.data_ptr(),
         0 if value_dim else v_pages.data_ptr(),  # null: the values are in the keys
         table.data_ptr(),

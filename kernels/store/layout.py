@@ -67,6 +67,24 @@ class PageLayout:
             )
         return k[2] * unit, v[3]
 
+    @staticmethod
+    def page_heads(pages: torch.Tensor) -> int:
+        """How many heads a page holds, of which `pages` may be some, one behind the other."""
+        return pages.stride(0) // max(pages.stride(1), 1)
+
+    def mixed_heads(self, k_pages: torch.Tensor, v_pages: torch.Tensor) -> str | None:
+        """Why kernels cannot take these heads of pages; None: they can."""
+        for pages in (k_pages, v_pages):
+            if pages.is_contiguous():
+                continue
+            if not pages.shape[0] or not pages[0].is_contiguous():
+                return "the heads of a page are not contiguous"
+            if pages.stride(0) % pages.stride(1):
+                return "pages are not a whole number of heads apart"
+        if v_pages.numel() and self.page_heads(k_pages) != self.page_heads(v_pages):
+            return "pages of K and V hold different numbers of heads"
+        return None
+
     def gather(
         self, k_pages: torch.Tensor, v_pages: torch.Tensor, page_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,6 +94,14 @@ class PageLayout:
         k = self.gather_keys(k_pages, page_ids)
         v = v_pages[page_ids].permute(0, 2, 4, 1, 3).flatten(0, 2)
         return k, v
+
+    def gather_tokens(
+        self, k_pages: torch.Tensor, v_pages: torch.Tensor, page_ids: torch.Tensor, at: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """K [..., Hkv, d] and V [..., Hkv, dv] of tokens: int64 [...] page ids and offsets."""
+        unit = self.unit(k_pages.dtype)
+        k = k_pages[page_ids, :, :, at].flatten(-2)
+        return k, v_pages[page_ids, :, at // unit, :, at % unit]
 
     @staticmethod
     def gather_keys(k_pages: torch.Tensor, page_ids: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,23 @@ from ..store import PageLayout
 from . import cpu, reference
 from .blocks import CompletedBlocks, completed_blocks, slots_per_page
 
-__all__ = ["BLOCK_MEANS", "CompletedBlocks", "block_means", "completed_blocks", "slots_per_page"]
+__all__ = [
+    "BLOCK_MEANS",
+    "WINDOW_MEANS",
+    "CompletedBlocks",
+    "block_means",
+    "completed_blocks",
+    "slots_per_page",
+    "window_means",
+]
 
 BLOCK_MEANS = Op(
     "block_means", reference.block_means, (Implementation("cpu", cpu.block_means, cpu.supports),)
+)
+WINDOW_MEANS = Op(
+    "window_means",
+    reference.window_means,
+    (Implementation("cpu", cpu.window_means, cpu.supports_windows),),
 )
 
 
@@ -35,3 +48,30 @@ def block_means(
         )
     if done.home.shape[0]:  # most decode steps complete none
         BLOCK_MEANS(layout, k_pages, means, done)
+
+
+def window_means(
+    layout: PageLayout,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    means: torch.Tensor,
+    done: CompletedBlocks,
+) -> None:
+    """Writes the mean key of every window in `done`, and behind it its mean value, to the page of
+    the window's last token.
+
+    means: [pages, slots, Hkv, d + dv] of the keys' dtype, or [pages, slots, Hkv, d], which takes no
+    values. Unlike in `block_means`, windows may begin at any token, and pages may hold more heads
+    than these (see `attend`). In fp32 and a fixed order, rounded once. Raises ValueError when
+    shapes or dtypes disagree.
+    """
+    slots = slots_per_page(done.stride, layout.page_size, least=1)
+    dim, v_dim = layout.dims(k_pages, v_pages)
+    found, heads = tuple(means.shape), (k_pages.shape[0], slots, k_pages.shape[1])
+    if found not in ((*heads, dim), (*heads, dim + v_dim)) or means.dtype != k_pages.dtype:
+        raise ValueError(
+            f"window_means: means must be {k_pages.dtype} {(*heads, dim + v_dim)} or {dim} "
+            f"channels wide, got {means.dtype} {found}"
+        )
+    if done.home.shape[0]:  # most decode steps complete none
+        WINDOW_MEANS(layout, k_pages, v_pages, means, done)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 
-def slots_per_page(block: int, page_size: int) -> int:
+def slots_per_page(block: int, page_size: int, least: int = 16) -> int:
     """Summaries per page; one where a block spans several pages. ValueError unless they nest."""
-    if block < 16 or (block % page_size and page_size % block):
+    if block < least or (block % page_size and page_size % block):
         raise ValueError(
-            f"a block of {block} tokens must be at least 16 and divide or be divided by the page "
-            f"size of {page_size}"
+            f"a block of {block} tokens must be at least {least} and divide or be divided by the "
+            f"page size of {page_size}"
         )
     return max(1, page_size // block)
 
@@ -44,11 +44,11 @@ def completed_blocks(
 ) -> CompletedBlocks:
     """The blocks that end at one of these rows; arguments as in `attend.Keys`.
 
-    stride: of windows, which divides their size; blocks do not overlap. ValueError for sizes that
-    do not nest.
+    stride: of windows, which divides their size, and may be less than the 16 tokens that a block
+    has at least; blocks do not overlap. ValueError for sizes that do not nest.
     """
+    slots = slots_per_page(stride or block, page_size, least=1 if stride else 16)
     stride = stride or block
-    slots = slots_per_page(stride, page_size)
     if block % stride:
         raise ValueError(f"windows of {block} tokens must be a multiple of their stride {stride}")
     rows = torch.nonzero(((positions + 1) % stride == 0) & (positions + 1 >= block)).flatten()

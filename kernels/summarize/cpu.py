@@ -39,3 +39,46 @@ def block_means(
         done.begin.data_ptr(),
         means.data_ptr(),
     )
+
+
+def supports_windows(
+    layout: PageLayout,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    means: torch.Tensor,
+    done: CompletedBlocks,
+) -> str | None:
+    """None when the kernel can serve this call, otherwise the reason."""
+    if not means.is_contiguous():
+        return "means are not contiguous"
+    return layout.mixed_heads(k_pages, v_pages) or native.unsupported(k_pages, v_pages, means)
+
+
+def window_means(
+    layout: PageLayout,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    means: torch.Tensor,
+    done: CompletedBlocks,
+) -> None:
+    """See `saccade.kernels.summarize.window_means`."""
+    pages, _, kv_heads, width = means.shape
+    dim, _ = layout.dims(k_pages, v_pages)
+    native.kernels().window_means(
+        native.DTYPES[means.dtype],
+        done.home.numel(),
+        kv_heads,
+        layout.page_heads(k_pages),
+        dim,
+        width - dim,
+        layout.page_size,
+        pages,
+        done.block,
+        done.members.shape[1],
+        k_pages.data_ptr(),
+        v_pages.data_ptr(),
+        done.members.data_ptr(),
+        done.home.data_ptr(),
+        done.begin.data_ptr(),
+        means.data_ptr(),
+    )

@@ -161,6 +161,14 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
             "decode_attention": "adaptive(16, 0, 0.6, blocks, 16)",
         },
     ),
+    "nsa": ("nsa_fla", {}),
+    "nsa_paper": ("nsa_paper", {"dtype": "bfloat16"}),
+    "nsa_linear": ("nsa_linear", {}),
+    "nsa_weighted": ("nsa_weighted", {"dtype": "float16"}),
+    "nsa_selected": (
+        "qwen3",
+        {"attention": "nsa(32, 16, mean, topk=3, block=32, kv=shared, branches=selected)"},
+    ),
     "asa": ("asa", {"attention": "asa(16, 3, 1, 1, reuse=4)"}),
     "asa_wide": ("asa_wide", {"attention": "asa(32, 2, 0, 1, form=expanded)"}),
     "asa_phases": (

@@ -52,7 +52,11 @@ def test_every_method_shows_what_it_says_it_reads(
     read, visible = maps(found, "read"), maps(found, "visible")
     assert set(read.unique().tolist()) <= {0.0, 1.0}
     counts = [counts for step in steps for _, counts in step.reads]
-    assert float(read.sum()) / own.num_heads == pytest.approx(sum(c.keys_read for c in counts))
+    expected = sum(each.keys_read for each in counts)
+    if name == "nsa":  # its window of 9 lies within its latest two blocks, and is read once more
+        rows = sum(each.rows for each in counts)
+        expected -= 2 * sum(min(position + 1, 9) for position in range(rows))
+    assert float(read.sum()) / own.num_heads == pytest.approx(expected)
     assert float(visible.sum()) / own.num_heads == sum(c.keys_visible for c in counts)
     assert (read <= visible).all()
     sparse = name not in ("dense", "chunked")

@@ -12,6 +12,7 @@ from saccade import RequestOutput
 from .conftest import Checkpoints, Engines
 from .engine_probe import Recorder, greedy, small_pool, some_tokens, tokens_of
 from .minicpm_oracle import MiniCPMOracle
+from .nsa_oracle import NsaOracle
 from .own_oracle import Oracle
 from .tiny_own import OWN
 
@@ -22,7 +23,8 @@ LENGTHS = (70, 33, 16, 1)  # prompts of a batch; 33 and 16 lie at page borders
 def check(folder: Path, recorder: Recorder, prompt: list[int], output: RequestOutput) -> None:
     """Every row that was computed, and the greedy tokens."""
     tokens = tokens_of(output)[0]
-    oracle = MiniCPMOracle if folder.name.startswith("minicpm") else Oracle
+    own = {"minicpm": MiniCPMOracle, "nsa": NsaOracle}
+    oracle = own.get(folder.name.rstrip("0123456789").split("_")[0], Oracle)
     truth = oracle(folder).logits([*prompt, *tokens][:-1], len(prompt))
     rows = recorder.rows[f"{output.request_id}-0"]
     assert max(rows) == truth.shape[0] - 1

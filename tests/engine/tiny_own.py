@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .tiny_nsa import NSA
 from .tiny_weights import write_random
 
 _COMMON: dict[str, Any] = {
@@ -69,6 +70,7 @@ _SPARSE: dict[str, Any] = {
     "dense_len": 40,
 }
 OWN: dict[str, dict[str, Any]] = {
+    **NSA,
     "minicpm": {**_MINICPM, "sparse_config": _SPARSE},
     "minicpm_long": {
         **_MINICPM,

@@ -15,6 +15,7 @@ void key_conv(const KeyConvParams&, ThreadPool&);
 void merge(const MergeParams&, ThreadPool&);
 void write_pages(const WritePagesParams&, ThreadPool&);
 void block_means(const BlockMeansParams&, ThreadPool&);
+void window_means(const WindowMeansParams&, ThreadPool&);
 void select_blocks(const SelectBlocksParams&, ThreadPool&);
 void compressed(const CompressedParams&, ThreadPool&);
 void key_bounds(const KeyBoundsParams&, ThreadPool&);

@@ -140,6 +140,17 @@ struct BlockMeansParams {
   void* means;             // [pages, slots, Hkv, dim]
 };
 
+// Means of windows of keys and values, which may begin at any token.
+struct WindowMeansParams {
+  DType dtype;
+  int64_t count, kv_heads, page_heads, dim, v_dim, page, pages, length, spread;
+  const void *k_pages, *v_pages;  // as AttendParams
+  const int64_t* members;         // [count, spread], page ids of each window, by position
+  const int64_t* home;            // [count], page id * slots + slot of each window's mean
+  const int64_t* begin;           // [count], where its first key lies in the first of its pages
+  void* means;                    // [pages, slots, Hkv, dim + v_dim]; v_dim 0: keys alone
+};
+
 // The best complete blocks of each row by <q, mean>, and the row's own block.
 struct SelectBlocksParams {
   DType dtype;
