@@ -10,6 +10,7 @@ import torch
 from ..engine.attention.base import AttentionMethod, Aux, LayerCache, LayerShape, Step
 from ..engine.attention.parse import parse_method
 from ..engine.attention.spec import describe_methods
+from ..engine.branches import BranchShape
 from ..kernels.store import PageLayout, write_pages
 from .cases import Sizes
 from .timing import Rotation, Run
@@ -18,6 +19,8 @@ HEADS, KV_HEADS, DIM = 8, 2, 128
 # A step that happens to complete a block has more to do than most: decode stops short of one.
 SHORT = 40
 DENSE = "dense"
+# The paper's sizes, by means and with one K and V, as public implementations have them.
+NSA = "nsa(preset=paper, phi=mean, kv=shared)"
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,10 @@ CASES = (
     MethodCase("moba(block=128, topk=8)", "prefill", 6.0),
     MethodCase("moba(block=512, topk=8)", "prefill", 3.0),
     MethodCase("delta(window=2048, sinks=64, gamma=64)", "prefill", 5.0),
+    MethodCase(NSA, "prefill", 3.5),
     MethodCase("moba(block=128, topk=8)", "decode", 8.0),
     MethodCase("quest(budget=2048)", "decode", 8.0),
+    MethodCase(NSA, "decode", 8.0),
 )
 
 
@@ -53,7 +58,7 @@ class Memory:
     """`copies` sequences of `tokens` random keys and values in shuffled pages of one layer."""
 
     def __init__(self, tokens: int, copies: int, specs: Sequence[str]) -> None:
-        self.shape = LayerShape(HEADS, KV_HEADS, DIM, DIM, DIM**-0.5)
+        self.shape = LayerShape(HEADS, KV_HEADS, DIM, DIM, DIM**-0.5, branches=BranchShape())
         self.tokens, self.layout = tokens, PageLayout()
         size = self.layout.page_size
         order = torch.randperm(copies * -(-tokens // size)).int()
@@ -96,10 +101,12 @@ class Memory:
         """One layer of the method over these rows; the plan, made once a step, is made here."""
         method, step = self.methods[spec], self.step(copy, start)
         plan = method.plan(self.shape, step)
+        # Gates as a layer would compute them, for the method that uses them.
+        aux = Aux(rows={"gates": torch.rand(q.shape[0], HEADS, 3)})
 
         def layer() -> torch.Tensor:
-            method.summarize(self.cache, step, plan, Aux())
-            return method.attend(self.shape, self.cache, step, plan, q, Aux())
+            method.summarize(self.cache, step, plan, aux)
+            return method.attend(self.shape, self.cache, step, plan, q, aux)
 
         return layer
 

@@ -12,12 +12,12 @@ from ..engine.errors import SaccadeError
 from . import method_cases
 from .cases import Sizes
 from .method_cases import DENSE, DIM, HEADS, KV_HEADS, PHASES, Problem
-from .op_times import op_times
+from .op_times import WITHIN, op_times
 from .report import SHARED, Table, duration
 from .timing import Figure, Run, interleave, ratio
 
 # Whatever else a method does counts as choosing: its own code between the ops, too.
-_ATTENDING = ("attend", "merge")
+_ATTENDING = ("attend", "merge", "gated_sum", WITHIN)
 SPLIT_TIME = 0.1  # seconds
 
 
@@ -50,7 +50,8 @@ def choosing(run: Run, seconds: float) -> float:
     with op_times() as spent:
         for _ in range(max(1, round(SPLIT_TIME / seconds))):
             run()
-    return 1 - sum(spent[name] for name in _ATTENDING) / (time.perf_counter() - start)
+    total = time.perf_counter() - start - spent[WITHIN]
+    return 1 - sum(spent[name] for name in _ATTENDING) / total
 
 
 def measure(

@@ -38,6 +38,8 @@ class NsaPlan:
     done: CompletedBlocks
     first: torch.Tensor  # int64 [n]
     candidates: Candidates
+    rule: ListRule
+    spans: Spans
 
 
 @dataclass(frozen=True)
@@ -164,15 +166,19 @@ class Nsa:
             completed_blocks(*rows, self.length, size, self.stride),
             last - self.length,
             Candidates(*rows, self.block, size),
+            ListRule(self.listed, self.init, self.local),
+            Spans(self.length, self.stride, "max" if self.map == "maxpool" else "sum"),
         )
 
     def summarize(self, cache: LayerCache, step: Step, plan: NsaPlan, aux: Aux) -> None:
         """The entries that are complete now."""
         entries, done = cache.fields[self._field], plan.done
+        if not done.home.shape[0]:
+            return
         own = self._sets(cache, entries.shape[2])[0]
         if aux.compress is None:
             window_means(own.layout, own.k, own.v, entries, done)
-        elif done.home.shape[0]:
+        else:
             at = done.begin[:, None] + torch.arange(self.length)
             size = step.page_size
             pages = done.members.gather(1, at // size)
@@ -190,17 +196,20 @@ class Nsa:
         aux: Aux,
     ) -> torch.Tensor:
         """Compressed, selected and window attention, added under gates: [T, H, dv]."""
-        scale, entries = shape.scale, cache.fields[self._field]
-        rule = ListRule(self.listed, self.init, self.local)
-        pool = "max" if self.map == "maxpool" else "sum"
-        spans = Spans(self.length, self.stride, pool)
-        value_dim, dim = self._value_dim(shape), shape.head_dim
-        first = dim if value_dim else 0
+        scale, value_dim = shape.scale, self._value_dim(shape)
         coarse, _, ids = compressed(
-            q, entries, plan.candidates, rule, scale, value_dim, spans, first
+            q,
+            cache.fields[self._field],
+            plan.candidates,
+            plan.rule,
+            scale,
+            value_dim,
+            plan.spans,
+            shape.head_dim if value_dim else 0,
         )
-        sets = self._sets(cache, shape.num_kv_heads)
-        keys = replace(plan.keys, blocks=BlockLists(ids, None, self.block))
+        sets, rows = self._sets(cache, shape.num_kv_heads), plan.keys
+        lists = BlockLists(ids, None, self.block)
+        keys = Keys(rows.cu_rows, rows.positions, rows.page_table, blocks=lists)
         fine, _ = sets[1].attend(q, keys, scale, shape.softcap, aux.sink_logits)
         if self.branches == "selected":
             return fine

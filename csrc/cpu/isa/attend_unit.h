@@ -148,7 +148,7 @@ struct UnitRun {
   // A decode step is a stream of pages: while K is scored, V of the same keys is asked for, and
   // while V is summed, K of the next pass. (Units of many rows compute longer than memory takes.)
   SACCADE_INLINE Ahead ahead_of(const B* from, int64_t elements, int64_t steps) const {
-    if (from == nullptr || rows > kStreamRows) return {};
+    if (kGathers || from == nullptr || rows > kStreamRows) return {};
     return Ahead::over(from, elements * static_cast<int64_t>(sizeof(B)), steps);
   }
 

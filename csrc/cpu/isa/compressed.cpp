@@ -136,6 +136,7 @@ struct EntryKeys {
     pass.v[0] = v;
     constexpr int64_t kGroup = 32;  // as many as a step of tiles takes
     const int64_t known = u.hi - first < kPass ? u.hi - first : kPass;
+    const bool streams = u.tokens * u.heads <= kStreamRows;  // memory is slower than arithmetic
     for (int64_t at = 0; at < known; at += kGroup) {
       const B* from[kGroup];
       for (int64_t i = 0; i < kGroup; ++i) {
@@ -145,25 +146,18 @@ struct EntryKeys {
         from[i] = nothing;
         is_whole = false;
       }
+      if (streams) ask_for(c, u, first + kPass + at, kGroup);
       gather_keys(from, p.dim, at, kGroup);
       for (int64_t i = 0; i < kGroup; i += kU)
         gather_value(from + i, c.value_first, p.v_dim, v + (at + i) * p.v_dim);
     }
   }
 
-  // Nothing to look up before its time; where memory is slower than arithmetic, it is asked for.
-  void expect(Pass<B>& next, const AttendParams& p, const Unit& u, int64_t first) {
-    const CompressedParams& c = *static_cast<const EntryCall&>(p).c;
+  // The next pass is asked for while this one is gathered; see locate.
+  void expect(Pass<B>& next, const AttendParams&, const Unit&, int64_t) {
     next.chunk = kPass;
     next.chunks = 1;
     next.k[0] = next.v[0] = nullptr;
-    if (u.tokens * u.heads > kStreamRows) return;
-    const int64_t end = first + kPass < u.hi ? first + kPass : u.hi;
-    for (int64_t i = first; i < end; ++i) {
-      const char* from = reinterpret_cast<const char*>(entry(c, u, i));
-      for (int64_t at = 0; from != nullptr && at < c.width * int64_t{sizeof(B)}; at += 64)
-        __builtin_prefetch(from + at, 0, 1);
-    }
   }
 
   SACCADE_INLINE void hide(float* scores, const Span& span) const {
@@ -210,6 +204,15 @@ struct EntryKeys {
     const int64_t slot = stride < page ? (last & (c.page - 1)) >> stride : 0;
     return static_cast<const B*>(c.entries) +
            ((id * c.slots + slot) * c.kv_heads + u.kv_head) * c.width;
+  }
+
+  SACCADE_INLINE static void ask_for(const CompressedParams& c, const Unit& u, int64_t first,
+                                     int64_t count) {
+    for (int64_t i = first; i < first + count && i < u.hi; ++i) {
+      const B* from = entry(c, u, i);
+      for (int64_t at = 0; from != nullptr && at < c.width; at += 64 / int64_t{sizeof(B)})
+        __builtin_prefetch(from + at, 0, 1);
+    }
   }
 
   // Entries as columns of the panel, from column `at` on.
