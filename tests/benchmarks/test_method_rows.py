@@ -60,7 +60,9 @@ def test_every_method_is_measured_in_its_phase() -> None:
               for case in method_cases.cases(phase)}  # fmt: skip
     assert {(row.spec, row.phase) for row in rows if row.spec != "dense"} == wanted
     assert all(row.ratio == 1 for row in rows if row.spec == "dense")
-    assert all(row.seconds > 0 and 0 <= row.choosing < 1 and 0 < row.keys <= 1 for row in rows)
+    assert all(row.seconds > 0 and 0 <= row.choosing < 1 for row in rows)
+    # In a short text most keys of NSA's window lie in its blocks too, and are read twice.
+    assert all(0 < row.keys <= (2 if row.spec == method_cases.NSA else 1) for row in rows)
     assert len(told) == 2
     assert all(row.spec in method_rows.table(rows).plain() for row in rows)
 

@@ -148,7 +148,7 @@ struct UnitRun {
   // A decode step is a stream of pages: while K is scored, V of the same keys is asked for, and
   // while V is summed, K of the next pass. (Units of many rows compute longer than memory takes.)
   SACCADE_INLINE Ahead ahead_of(const B* from, int64_t elements, int64_t steps) const {
-    if (kGathers || from == nullptr || rows > kStreamRows) return {};
+    if (from == nullptr || rows > kStreamRows) return {};
     return Ahead::over(from, elements * static_cast<int64_t>(sizeof(B)), steps);
   }
 
@@ -254,10 +254,15 @@ struct UnitRun {
     SACCADE_INLINE void tile(int64_t r, int64_t at) {
       const AttendParams& p = run.p;
       const int64_t steps = p.dim / kU;
-      const B* wanted = v == nullptr || r > 0 ? nullptr : v + at * p.v_dim;
+      Ahead ahead;
+      if constexpr (kGathers) {
+        if (r == 0) ahead = run.source.ahead_of_scores(at, NV * W, steps);
+      } else {
+        const B* wanted = v == nullptr || r > 0 ? nullptr : v + at * p.v_dim;
+        ahead = run.ahead_of(wanted, NV * W * p.v_dim, steps);
+      }
       F<W> acc[M][NV] = {};
-      product<S, W, NV, M>(acc, q + r * p.dim, p.dim, k + at * kU, p.page * kU, steps,
-                           run.ahead_of(wanted, NV * W * p.v_dim, steps));
+      product<S, W, NV, M>(acc, q + r * p.dim, p.dim, k + at * kU, p.page * kU, steps, ahead);
       for (int m = 0; m < M; ++m)
         for (int n = 0; n < NV; ++n) store(to + (r + m) * kPass + at + n * W, acc[m][n]);
     }
@@ -310,8 +315,14 @@ struct UnitRun {
         Span some;
         for (int64_t from = keys.begin; run.next_run(c, keys.end, from, some); k = nullptr) {
           const int64_t steps = (some.end - some.begin) / kU;
+          Ahead ahead;
+          if constexpr (kGathers) {
+            if (r == 0) ahead = run.source.ahead_of_values(channel, NV * W, steps);
+          } else {
+            ahead = run.ahead_of(k, NV * W * share, steps);
+          }
           product<S, W, NV, M>(acc, weights + some.begin, kPass, v + some.begin * p.v_dim,
-                               p.v_dim * kU, steps, run.ahead_of(k, NV * W * share, steps));
+                               p.v_dim * kU, steps, ahead);
         }
       }
       for (int m = 0; m < M; ++m)

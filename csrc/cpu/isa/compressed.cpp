@@ -127,37 +127,53 @@ struct EntryKeys {
   // Panels of the entries first .. first + kPass - 1; those that nobody sees are zeros.
   void locate(Pass<B>& pass, const AttendParams& p, const Unit& u, int64_t first) {
     const CompressedParams& c = *static_cast<const EntryCall&>(p).c;
-    if (!ready)
+    if (!ready) {
       std::memset(static_cast<void*>(nothing), 0, static_cast<size_t>(c.width) * sizeof(B));
+      v_dim_ = p.v_dim;
+      streams_ = u.tokens * u.heads <= kStreamRows;
+      bytes_ = c.width * int64_t{sizeof(B)};
+    }
+    if (!ready || next_first_ != first) find(c, u, first);
+    const B* now[kPass];
+    std::memcpy(now, next_, sizeof(now));
+    find(c, u, first + kPass);
     ready = is_whole = true;
     pass.chunk = kPass;
     pass.chunks = 1;
     pass.k[0] = k;
     pass.v[0] = v;
     constexpr int64_t kGroup = 32;  // as many as a step of tiles takes
-    const int64_t known = u.hi - first < kPass ? u.hi - first : kPass;
-    const bool streams = u.tokens * u.heads <= kStreamRows;  // memory is slower than arithmetic
-    for (int64_t at = 0; at < known; at += kGroup) {
-      const B* from[kGroup];
-      for (int64_t i = 0; i < kGroup; ++i) {
-        from[i] = at + i < known ? entry(c, u, first + at + i) : nothing;
-        absent[at + i] = from[i] == nullptr ? -INFINITY : 0.0f;
-        if (from[i] != nullptr) continue;
-        from[i] = nothing;
-        is_whole = false;
+    for (int64_t at = 0; at < u.hi - first && at < kPass; at += kGroup) {
+      for (int64_t i = at; i < at + kGroup; ++i) {
+        const bool gone = now[i] == nothing && first + i < u.hi;
+        absent[i] = gone ? -INFINITY : 0.0f;
+        is_whole = is_whole && !gone;
       }
-      if (streams) ask_for(c, u, first + kPass + at, kGroup);
-      gather_keys(from, p.dim, at, kGroup);
-      for (int64_t i = 0; i < kGroup; i += kU)
-        gather_value(from + i, c.value_first, p.v_dim, v + (at + i) * p.v_dim);
+      for (int64_t i = at; i < at + kGroup; i += W) {
+        ask_for(i / 2, W / 2);
+        gather_keys(now + i, p.dim, i);
+      }
+      for (int64_t i = at; i < at + kGroup; i += kU)
+        gather_value(now + i, c.value_first, p.v_dim, v + i * p.v_dim);
     }
   }
 
-  // The next pass is asked for while this one is gathered; see locate.
+  // The entries of the next pass are known already, see locate: nothing of pages is to be fetched.
   void expect(Pass<B>& next, const AttendParams&, const Unit&, int64_t) {
     next.chunk = kPass;
     next.chunks = 1;
     next.k[0] = next.v[0] = nullptr;
+  }
+
+  // Where memory is slower than arithmetic, the next pass is asked for evenly: half of it while
+  // this one is gathered, a quarter while scores are computed, a quarter while values are summed.
+  SACCADE_INLINE Ahead ahead_of_scores(int64_t at, int64_t columns, int64_t steps) const {
+    const int64_t part = v_dim_ > 0 ? 4 : 2;
+    return ahead(kPass / 2 + at / part, columns / part, steps);
+  }
+  SACCADE_INLINE Ahead ahead_of_values(int64_t channel, int64_t channels, int64_t steps) const {
+    const int64_t part = kPass / 4;
+    return ahead(3 * part + channel * part / v_dim_, channels * part / v_dim_, steps);
   }
 
   SACCADE_INLINE void hide(float* scores, const Span& span) const {
@@ -191,7 +207,35 @@ struct EntryKeys {
   }
 
  private:
-  int64_t most_, passes_;
+  int64_t most_, passes_, v_dim_, bytes_, next_first_, next_count_;
+  bool streams_;
+  const B* next_[kPass];  // the entries of the next pass
+
+  void find(const CompressedParams& c, const Unit& u, int64_t first) {
+    next_first_ = first;
+    next_count_ = 0;
+    for (int64_t i = 0; i < kPass; ++i) {
+      const B* from = first + i < u.hi ? entry(c, u, first + i) : nullptr;
+      if (first + i < u.hi) next_count_ = i + 1;
+      next_[i] = from == nullptr ? nothing : from;
+    }
+  }
+
+  SACCADE_INLINE void ask_for(int64_t first, int64_t count) const {
+    for (int64_t i = first; streams_ && i < first + count && i < next_count_; ++i)
+      for (int64_t at = 0; at < bytes_; at += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(next_[i]) + at, 0, 1);
+  }
+
+  SACCADE_INLINE Ahead ahead(int64_t first, int64_t count, int64_t steps) const {
+    if (!streams_ || first >= next_count_ || steps == 0) return {};
+    Ahead found;
+    found.rows = reinterpret_cast<const char* const*>(next_ + first);
+    found.count = first + count < next_count_ ? count : next_count_ - first;
+    found.bytes = bytes_;
+    found.lines = (found.count * ((bytes_ + 63) / 64) + steps - 1) / steps;
+    return found;
+  }
 
   // Where an entry lies, null: nowhere. Lengths of pages and strides are powers of two.
   SACCADE_INLINE static const B* entry(const CompressedParams& c, const Unit& u, int64_t index) {
@@ -206,29 +250,19 @@ struct EntryKeys {
            ((id * c.slots + slot) * c.kv_heads + u.kv_head) * c.width;
   }
 
-  SACCADE_INLINE static void ask_for(const CompressedParams& c, const Unit& u, int64_t first,
-                                     int64_t count) {
-    for (int64_t i = first; i < first + count && i < u.hi; ++i) {
-      const B* from = entry(c, u, i);
-      for (int64_t at = 0; from != nullptr && at < c.width; at += 64 / int64_t{sizeof(B)})
-        __builtin_prefetch(from + at, 0, 1);
-    }
-  }
-
-  // Entries as columns of the panel, from column `at` on.
-  void gather_keys(const B* const* from, int64_t dim, int64_t at, int64_t count) {
+  // W entries as columns of the panel, from column `at` on.
+  void gather_keys(const B* const* from, int64_t dim, int64_t at) {
     int64_t c = 0;
     if constexpr (sizeof(B) * kU == 4) {  // what lies together in a column is 32 bits wide
-      for (; c + W * kU <= dim; c += W * kU)
-        for (int64_t i = 0; i < count; i += W) {
-          I<W> rows[W];
-          for (int n = 0; n < W; ++n) rows[n] = load<I<W>>(from[i + n] + c);
-          transpose<W>(rows);
-          for (int n = 0; n < W; ++n) store(k + (c + n * kU) * kPass + (at + i) * kU, rows[n]);
-        }
+      for (; c + W * kU <= dim; c += W * kU) {
+        I<W> rows[W];
+        for (int n = 0; n < W; ++n) rows[n] = load<I<W>>(from[n] + c);
+        transpose<W>(rows);
+        for (int n = 0; n < W; ++n) store(k + (c + n * kU) * kPass + at * kU, rows[n]);
+      }
     }
     for (; c < dim; c += kU)
-      for (int64_t i = 0; i < count; ++i)
+      for (int64_t i = 0; i < W; ++i)
         for (int e = 0; e < kU; ++e) k[c * kPass + (at + i) * kU + e] = from[i][c + e];
   }
 

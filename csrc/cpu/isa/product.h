@@ -101,6 +101,9 @@ struct StepBF16 {  // bf16 pairs * bf16 pairs by the machine's dot product
 struct Ahead {
   const char* at = nullptr;
   int64_t lines = 0, gap = 0;
+  // Or scattered memory: `count` rows of `bytes` bytes, one behind the other.
+  const char* const* rows = nullptr;
+  int64_t count = 0, bytes = 0;
 
   // `bytes` from `from` on, over `steps` steps.
   static Ahead over(const void* from, int64_t bytes, int64_t steps) {
@@ -113,9 +116,16 @@ struct Ahead {
 template <class S, int W, int NV, int M>
 SACCADE_INLINE void product(F<W> (&c)[M][NV], const typename S::A* a, int64_t lda,
                             const typename S::B* b, int64_t ldb, int64_t steps, Ahead ahead = {}) {
+  int64_t row = 0, offset = 0;
   for (int64_t k = 0; k < steps; ++k) {
     for (int64_t line = 0; line < ahead.lines; ++line) {
-      __builtin_prefetch(ahead.at + line * ahead.gap + k * 64, 0, 1);
+      if (ahead.rows == nullptr) {
+        __builtin_prefetch(ahead.at + line * ahead.gap + k * 64, 0, 1);
+        continue;
+      }
+      if (row < ahead.count) __builtin_prefetch(ahead.rows[row] + offset, 0, 1);
+      offset += 64;
+      if (offset >= ahead.bytes) offset = 0, ++row;
     }
     typename S::template Wide<W> wide[NV];
 #pragma GCC unroll 4
