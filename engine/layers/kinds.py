@@ -8,9 +8,11 @@ import torch
 
 from ..attention.base import LayerShape
 from ..checkpoint.config_json import ModelConfig
+from ..checkpoint.index_config import IndexConfig
 from ..checkpoint.latent_config import LatentConfig
 from ..checkpoint.mosa_config import MosaConfig
 from .attention import Attention, AttentionContext
+from .indexed_attention import IndexedAttention
 from .latent_attention import LatentAttention
 from .mosa_attention import MosaAttention
 from .weights import Weights
@@ -50,7 +52,11 @@ class AttentionKind(Protocol):
         ...
 
 
-_KINDS: dict[type, AttentionKind] = {LatentConfig: LatentAttention, MosaConfig: MosaAttention}
+_KINDS: dict[type, AttentionKind] = {
+    IndexConfig: IndexedAttention,
+    LatentConfig: LatentAttention,
+    MosaConfig: MosaAttention,
+}
 
 
 def attention_kind(config: ModelConfig) -> AttentionKind:

@@ -38,6 +38,7 @@ SMALL: dict[str, Small] = {
     "adaptive": Small("adaptive(window=16, sinks=3, tau=0.4, block=16)"),
     "infllm": Small("infllm(16, 16, 16, 2, 0, 16, 0)"),
     "mosa": Small("mosa(tau=0.6)", "mosa"),
+    "msa": Small("0:dense; *:msa(16, 2, 1)", "minimax_m3"),
     "asa": Small("asa(16, 3, 1, 1, reuse=4)", "asa"),
 }
 NAMES = [info.name for info in describe_methods()]
