@@ -129,10 +129,10 @@ void rope(Kernels& kernels, int dtype, int64_t rows, int64_t heads, int64_t half
 }
 
 void silu_mul(Kernels& kernels, int dtype, int64_t rows, int64_t width, uintptr_t x, int64_t x_row,
-              uintptr_t out) {
+              float alpha, float limit, float shift, uintptr_t out) {
   kernels.run(&KernelTable::silu_mul,
               SiluMulParams{static_cast<DType>(dtype), rows, width, pointer<const void>(x), x_row,
-                            pointer<void>(out)});
+                            alpha, limit, shift, pointer<void>(out)});
 }
 
 void sigmoid_mul(Kernels& kernels, int dtype, int64_t rows, int64_t width, int64_t span,

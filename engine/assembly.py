@@ -19,6 +19,7 @@ from .checkpoint.loader import Checkpoint
 from .config import EngineConfig
 from .errors import CheckpointError
 from .layers.kinds import attention_kind
+from .layers.mlp import mlp_scratch_bytes
 from .memory import GroupPages, MemoryPlan, MemoryRequest, available_memory, plan_memory
 from .models import layer_shapes, load_model, model_nbytes
 from .policies import Policies, read_specs
@@ -183,10 +184,11 @@ def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int
     twice, and of one piece of prompt rows; then a fixed arena per thread for the kernels.
     """
     heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    row = (3 * model.hidden_size + heads + 3 * model.intermediate_size) * dtype.itemsize
+    row = (3 * model.hidden_size + heads) * dtype.itemsize
     partial = 3 * model.num_heads * model.head_dim * 4 + 4 * model.head_dim
     logits = (2 * seqs + 256) * model.vocab_size * 4
     own = attention_kind(model).scratch_bytes(model, dtype, tokens, seqs)
+    own += mlp_scratch_bytes(model, dtype, tokens)
     return tokens * (row + partial) + logits + own + (32 << 20)
 
 

@@ -31,6 +31,14 @@ class LatentShape:
 
 
 @dataclass(frozen=True)
+class IndexShape:
+    """An indexer: query heads and their channels; it has one key per token."""
+
+    heads: int
+    dim: int
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """The attention geometry of one layer, as its checkpoint defines it."""
 
@@ -45,6 +53,7 @@ class LayerShape:
     softcap: float | None = None
     sinks: bool = False  # the layer has a learned sink logit per head
     latent: LatentShape | None = None  # pages hold latents (num_kv_heads: groups), no K and V
+    index: IndexShape | None = None  # an indexer beside queries and keys
     rotates: bool = True  # its queries and keys turn with the position
     key_taps: int = 0  # tokens over which keys are convolved; 0: they are not
     experts: ExpertShape | None = None  # further heads, which keep tokens of their choice

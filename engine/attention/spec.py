@@ -181,6 +181,15 @@ _METHODS = (
         ),
     ),
     MethodInfo(
+        "msa",
+        "Msa",
+        ("block=128", "topk=16", "local=1"),
+        _BOTH,
+        "an index key",
+        "MiniMax-M3, as in transformers 5.23",
+        _CPU,
+    ),
+    MethodInfo(
         "asa",
         "Asa",
         ("block=16", "topk=16", "init=1", "local=2", "reuse=1", "form=absorbed"),

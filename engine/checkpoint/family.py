@@ -12,6 +12,7 @@ from .family_features import (
     read_smollm3,
 )
 from .features import Features
+from .index_config import read_minimax, read_minimax_features
 from .json_object import Fields
 from .latent_config import read_latent
 from .minicpm_config import read_minicpm, read_minicpm_specs
@@ -165,6 +166,15 @@ _ALL = (
         specs=read_minicpm_specs,
         brings_code=True,
         tied=True,
+    ),
+    Family(
+        "MiniMaxM3VLForCausalLM",
+        "minimax_m3_vl_text",
+        qk_norm=True,
+        variant=read_minimax,
+        features=read_minimax_features,
+        own_keys=("num_local_experts",),
+        rotary_share=1.0,
     ),
     Family("AsaForCausalLM", "asa", variant=read_latent),
     Family("MosaForCausalLM", "mosa", variant=read_mosa),

@@ -24,6 +24,30 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class SwiGLU:
+    """gate * sigmoid(alpha * gate) * (1 + up), the gate at most `limit` and up within +-limit."""
+
+    alpha: float = 1.702
+    limit: float = 7.0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Feed-forward layers of routed experts and a shared one.
+
+    Routed by sigmoid scores; a learned correction takes part in the choice alone, and the shares of
+    the chosen ones add up to `scale`.
+    """
+
+    layers: frozenset[int]
+    count: int
+    per_token: int
+    inner: int  # width of each
+    shared_inner: int
+    scale: float
+
+
+@dataclass(frozen=True)
 class Features:
     """What the layers have besides projections, rotary embedding and query-key norms."""
 
@@ -42,3 +66,6 @@ class Features:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # of what each layer adds to the residual stream
     logits_divisor: float = 1.0
+    swiglu: SwiGLU | None = None  # of feed-forward layers with one gate_up_proj; None: SiLU
+    dense_inner: int | None = None  # width of feed-forward layers; None: intermediate_size
+    experts: Experts | None = None

@@ -139,10 +139,14 @@ class Attention:
             k = step.convolve(self.layer, k, self.conv)
         if self.shape.rotates:
             apply_rope(q, k, step.cos, step.sin)
-        out = step.attend(self.layer, q, k, v, self.aux)
+        out = step.attend(self.layer, q, k, v, self.aux_of(x, step))
         if self.out_norm is not None:
             out = self.out_norm.each_head(out)
         return linear(self._gated(out.flatten(1), x, rows[:, width * dim :]), self.out)
+
+    def aux_of(self, x: torch.Tensor, step: AttentionContext) -> Aux:
+        """What the method gets besides queries, keys and values."""
+        return self.aux
 
     def _gated(self, out: torch.Tensor, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
         """The output [T, H * d] of all heads by their gates: those of projections of their own, or

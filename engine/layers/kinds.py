@@ -8,10 +8,12 @@ import torch
 
 from ..attention.base import LayerShape
 from ..checkpoint.config_json import ModelConfig
+from ..checkpoint.index_config import IndexConfig
 from ..checkpoint.latent_config import LatentConfig
 from ..checkpoint.mosa_config import MosaConfig
 from ..checkpoint.nsa_config import NsaConfig
 from .attention import Attention, AttentionContext
+from .indexed_attention import IndexedAttention
 from .latent_attention import LatentAttention
 from .mosa_attention import MosaAttention
 from .nsa_attention import NsaAttention
@@ -53,6 +55,7 @@ class AttentionKind(Protocol):
 
 
 _KINDS: dict[type, AttentionKind] = {
+    IndexConfig: IndexedAttention,
     LatentConfig: LatentAttention,
     MosaConfig: MosaAttention,
     NsaConfig: NsaAttention,

@@ -26,6 +26,14 @@ class Weights:
         """The tensor as it is."""
         return self.checkpoint.tensor(name, self.dtype)
 
+    def exact(self, name: str) -> torch.Tensor:
+        """The tensor in float32, whatever the type of the others."""
+        return self.checkpoint.tensor(name, torch.float32)
+
+    def stacked(self, name: str) -> list[PackedWeight]:
+        """The linear layers of a tensor [n, out, in], each packed on its own."""
+        return [pack(each) for each in self.checkpoint.rows([name], self.dtype)]
+
     def projection(
         self, *names: str, bias: bool = False, order: torch.Tensor | None = None
     ) -> PackedWeight:

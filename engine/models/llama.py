@@ -11,7 +11,7 @@ from ..attention.base import LayerShape
 from ..checkpoint.config_json import ModelConfig
 from ..layers.attention import AttentionContext
 from ..layers.kinds import attention_kind
-from ..layers.mlp import MLP
+from ..layers.mlp import feed_forward
 from ..layers.norm import Norm
 from ..layers.rope import RotaryEmbedding
 from ..layers.weights import Weights
@@ -72,7 +72,7 @@ class DecoderLayer:
         self.attention_norm = _norm(config, weights, name + "input_layernorm.weight")
         self.attention = attention_kind(config)(config, index, weights)
         self.mlp_norm = _norm(config, weights, name + "post_attention_layernorm.weight")
-        self.mlp = MLP(config, index, weights)
+        self.mlp = feed_forward(config, index, weights)
 
     def forward(
         self, update: torch.Tensor | None, residual: torch.Tensor, step: ModelContext

@@ -8,7 +8,7 @@ import torch
 
 from ..checkpoint.config_json import ModelConfig
 from ..layers.kinds import attention_kind
-from ..layers.weights import linear_tensors
+from ..layers.mlp import mlp_tensors
 
 EMBEDDING, FINAL_NORM, LM_HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
@@ -25,7 +25,8 @@ def expected_tensors(config: ModelConfig) -> Shapes:
         attention = attention_kind(config).tensors(config, layer)
         shapes |= {f"{prefix}self_attn.{name}": shape for name, shape in attention.items()}
         shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
-        shapes |= _mlp(config, prefix + "mlp.")
+        mlp = mlp_tensors(config, layer)
+        shapes |= {f"{prefix}mlp.{name}": shape for name, shape in mlp.items()}
     shapes[FINAL_NORM] = (hidden,)
     if not config.tied_embeddings:
         shapes[LM_HEAD] = (config.vocab_size, hidden)
@@ -43,12 +44,3 @@ def model_nbytes(config: ModelConfig, dtype: torch.dtype, max_model_len: int) ->
         elements += config.vocab_size * config.hidden_size
     elements += attention_kind(config).spare_elements(config)
     return elements * dtype.itemsize + max_model_len * config.rope_dim * torch.float32.itemsize
-
-
-def _mlp(config: ModelConfig, prefix: str) -> Shapes:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    return {
-        **linear_tensors(prefix + "gate_proj", inner, hidden, config.mlp_bias),
-        **linear_tensors(prefix + "up_proj", inner, hidden, config.mlp_bias),
-        **linear_tensors(prefix + "down_proj", hidden, inner, config.mlp_bias),
-    }

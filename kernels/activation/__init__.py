@@ -8,6 +8,7 @@ from ..ops import Implementation, Op
 from . import cpu, reference
 
 SILU_MUL = Op("silu_mul", reference.silu_mul, (Implementation("cpu", cpu.silu_mul, cpu.supports),))
+SWIGLU = Op("swiglu", reference.swiglu, (Implementation("cpu", cpu.swiglu, cpu.supports_swiglu),))
 SIGMOID_MUL = Op(
     "sigmoid_mul",
     reference.sigmoid_mul,
@@ -22,6 +23,18 @@ def silu_mul(x: torch.Tensor) -> torch.Tensor:
     if x.ndim != 2 or x.shape[1] % 2:
         raise ValueError(f"silu_mul needs x [T, 2n], got {tuple(x.shape)}")
     out: torch.Tensor = SILU_MUL(x)
+    return out
+
+
+def swiglu(x: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
+    """g * sigmoid(alpha * g) * (1 + u) for x [T, 2n] -> [T, n], in fp32, rounded once.
+
+    g: x[:, :n], at most `limit`; u: x[:, n:], within +-limit. ValueError for an odd width, or a
+    limit that is not positive.
+    """
+    if x.ndim != 2 or x.shape[1] % 2 or not limit > 0:
+        raise ValueError(f"swiglu needs x [T, 2n] and limit > 0, got {tuple(x.shape)}, {limit}")
+    out: torch.Tensor = SWIGLU(x, alpha, limit)
     return out
 
 

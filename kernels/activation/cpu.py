@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 
 from .. import native
@@ -14,10 +16,32 @@ def supports(*tensors: torch.Tensor) -> str | None:
 
 def silu_mul(x: torch.Tensor) -> torch.Tensor:
     """See `saccade.kernels.activation.silu_mul`."""
+    return _gated(x, 1.0, inf, 0.0)
+
+
+def supports_swiglu(x: torch.Tensor, alpha: float, limit: float) -> str | None:
+    """None when the kernel can serve this call, otherwise the reason."""
+    return native.unsupported(x)
+
+
+def swiglu(x: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
+    """See `saccade.kernels.activation.swiglu`."""
+    return _gated(x, alpha, limit, 1.0)
+
+
+def _gated(x: torch.Tensor, alpha: float, limit: float, shift: float) -> torch.Tensor:
     rows, width = x.shape[0], x.shape[1] // 2
     out = torch.empty((rows, width), dtype=x.dtype)
     native.kernels().silu_mul(
-        native.DTYPES[x.dtype], rows, width, x.data_ptr(), x.stride(0), out.data_ptr()
+        native.DTYPES[x.dtype],
+        rows,
+        width,
+        x.data_ptr(),
+        x.stride(0),
+        alpha,
+        limit,
+        shift,
+        out.data_ptr(),
     )
     return out
 

@@ -11,6 +11,14 @@ def silu_mul(x: torch.Tensor) -> torch.Tensor:
     return (torch.nn.functional.silu(gate) * up).to(x.dtype)
 
 
+def swiglu(x: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
+    """See `saccade.kernels.activation.swiglu`. The sigmoid as in `sigmoid_mul`."""
+    gate, up = x.float().chunk(2, dim=-1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    share = (gate * alpha).double().sigmoid().float()
+    return (gate * share * (up + 1.0)).to(x.dtype)
+
+
 def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """See `saccade.kernels.activation.sigmoid_mul`.
 

@@ -143,6 +143,8 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
         "qwen3",
         {"dtype": "bfloat16", "attention": "infllm(16, 16, 32, 2, 0, 0, 48, exact)"},
     ),
+    "minimax": ("minimax_m3", {}),
+    "minimax_bf16": ("minimax_m3", {"dtype": "bfloat16"}),
     "minicpm": ("minicpm", {"dtype": "bfloat16"}),
     "infllm_phases": (
         "llama",

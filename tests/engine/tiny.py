@@ -75,7 +75,30 @@ FAMILIES |= {
         )
     },
 }
-AROUND_ZERO = {"qwen3_next", "qwen3_5"}  # families whose norms add 1 to their weights
+FAMILIES["minimax_m3"] = (
+    "MiniMaxM3VL",
+    {
+        "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+        "mlp_layer_types": ["sparse", "dense", "sparse"],
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 500.0,
+            "partial_rotary_factor": 0.5,
+        },
+        "intermediate_size": 24,
+        "dense_intermediate_size": 96,
+        "shared_intermediate_size": 40,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "index_n_heads": 2,
+        "index_head_dim": 12,
+        "index_block_size": 16,
+        "index_topk_blocks": 3,
+    },
+)
+TEXT_CONFIGS = {"Qwen3_5", "MiniMaxM3VL"}  # their config classes are called so
+AROUND_ZERO = {"qwen3_next", "qwen3_5", "minimax_m3"}  # families whose norms add 1 to their weights
 _TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n" * 4
 
 
@@ -106,7 +129,7 @@ def write_tiny(
 
     stem, own = FAMILIES[family]
     vocabulary = {"vocab_size": 320} if tokenizer else {}
-    kind = "Qwen3_5TextConfig" if stem == "Qwen3_5" else f"{stem}Config"
+    kind = f"{stem}TextConfig" if stem in TEXT_CONFIGS else f"{stem}Config"
     config = getattr(transformers, kind)(**{**BASE, **own, **vocabulary, **overrides})
     model = getattr(transformers, f"{stem}ForCausalLM")(config).to(getattr(torch, dtype))
     _randomise(model, seed, norm=0.0 if family in AROUND_ZERO else 1.0)
@@ -142,4 +165,7 @@ def _randomise(model: torch.nn.Module, seed: int, norm: float) -> None:
             elif parameter.ndim == 1 or "embed" in name:
                 parameter.copy_(0.5 * noise)
             else:
-                parameter.copy_(noise * 1.5 / parameter.shape[1] ** 0.5)
+                parameter.copy_(noise * 1.5 / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))

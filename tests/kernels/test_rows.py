@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saccade.kernels.activation import SIGMOID_MUL, sigmoid_mul, silu_mul
+from saccade.kernels.activation import SIGMOID_MUL, sigmoid_mul, silu_mul, swiglu
 from saccade.kernels.merge import merge
 from saccade.kernels.norm import rms_norm
 from saccade.kernels.rope import apply_rope
@@ -140,6 +140,25 @@ def test_silu_mul_at_the_ends(isa, dtype):
     out, gate = silu_mul(x)[0], x[0, :40]
     assert torch.equal(out[gate >= 0], gate[gate >= 0]) and (out[gate < 0].abs() <= 1e-30).all()
     assert torch.equal(out.isnan(), gate.isnan())
+
+
+@every_dtype
+@every_width
+def test_swiglu(isa, dtype, width):
+    """Clamped on the way; most of these numbers are beyond the limit somewhere."""
+    x = numbers(3, 2 * width, dtype=dtype) * 3
+    results = []
+    for wide in (x.float(), x.double()):
+        gate, up = wide.chunk(2, dim=-1)
+        gate, up = gate.clamp(max=2.5), up.clamp(-2.5, 2.5)
+        results.append(gate * torch.sigmoid(1.702 * gate) * (up + 1))
+    out = swiglu(x, 1.702, 2.5)
+    within_budget(out, results[0].to(dtype), results[1], factor=2.0)
+    assert torch.equal(swiglu(strided(x), 1.702, 2.5), out)
+    x[1, 0] = torch.nan
+    assert swiglu(x, 1.702, 2.5).isnan().nonzero().tolist() == [[1, 0]]
+    with pytest.raises(ValueError, match="limit > 0"):
+        swiglu(x, 1.702, 0.0)
 
 
 @every_dtype

@@ -39,6 +39,7 @@ SMALL: dict[str, Small] = {
     "infllm": Small("infllm(16, 16, 16, 2, 0, 16, 0)"),
     "mosa": Small("mosa(tau=0.6)", "mosa"),
     "nsa": Small("nsa(8, 4, topk=4, block=16, window=9)", "nsa_paper"),
+    "msa": Small("0:dense; *:msa(16, 2, 1)", "minimax_m3"),
     "asa": Small("asa(16, 3, 1, 1, reuse=4)", "asa"),
 }
 NAMES = [info.name for info in describe_methods()]

@@ -25,7 +25,7 @@ def expected(spec: str, position: int, prompt: int) -> int:
     keys = range(position + 1)
     if spec.startswith("window"):
         return sum(position - j < 9 or j < 3 for j in keys)
-    if spec.startswith(("moba", "asa")):
+    if spec.startswith(("moba", "asa", "msa")):
         return position % 16 + 1 + 16 * min(2, position // 16)
     if spec.startswith(("lessismore", "tidal")):  # before any layer has chosen: dense
         return position + 1
@@ -49,6 +49,7 @@ def expected(spec: str, position: int, prompt: int) -> int:
         "chunked(5, 7)",
         "moba(block=16, topk=3)",
         "asa(block=16, topk=3, local=1)",
+        "msa(block=16, topk=3)",
         "quest(budget=64, block=16)",
         "infllm(kernel=16, block=16, topk=3, window=16, dense_len=100)",
         "lessismore(budget=64)",

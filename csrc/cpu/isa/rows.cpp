@@ -91,9 +91,15 @@ void rope_rows(const RopeParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// A NaN passes through the clamps.
 template <int V>
-SACCADE_INLINE F<V> gated(F<V> gate, F<V> up) {
-  return gate / (splat<V>(1.0f) + exp_any<V>(-gate)) * up;
+SACCADE_INLINE F<V> gated(const SiluMulParams& p, F<V> gate, F<V> up) {
+  const F<V> limit = splat<V>(p.limit);
+  gate = gate > limit ? limit : gate;
+  up = up > limit ? limit : up;
+  up = up < -limit ? -limit : up;
+  const F<V> power = exp_any<V>(-gate * splat<V>(p.alpha));
+  return gate / (splat<V>(1.0f) + power) * (up + splat<V>(p.shift));
 }
 
 template <class E>
@@ -107,11 +113,11 @@ void silu_mul_rows(const SiluMulParams& p, int64_t begin, int64_t end) {
         p.width,
         [&](int64_t i) {
           E::template put<W>(out + i,
-                             gated<W>(E::template get<W>(gate + i), E::template get<W>(up + i)));
+                             gated<W>(p, E::template get<W>(gate + i), E::template get<W>(up + i)));
         },
         [&](int64_t i) {
           const F<4> g = splat<4>(get_one<E>(gate + i)), u = splat<4>(get_one<E>(up + i));
-          put_one<E>(out + i, gated<4>(g, u)[0]);
+          put_one<E>(out + i, gated<4>(p, g, u)[0]);
         });
   }
 }

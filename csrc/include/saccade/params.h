@@ -75,11 +75,13 @@ struct RopeParams {
   const float *cos, *sin;  // [rows, half]
 };
 
+// g * sigmoid(alpha g) * (shift + u), the gate g at most `limit` and u within +-limit.
 struct SiluMulParams {
   DType dtype;
   int64_t rows, width;
   const void* x;  // [rows, 2 width]
   int64_t x_row;
+  float alpha, limit, shift;
   void* out;  // [rows, width] contiguous
 };
 
