@@ -169,6 +169,20 @@ void write_pages(Kernels& kernels, int dtype, int64_t rows, int64_t kv_heads, in
                                v_head, pointer<const int64_t>(slots), clear});
 }
 
+void keep_best(Kernels& kernels, int64_t seqs, int64_t rows, int64_t heads, int64_t page,
+               int64_t pages, uintptr_t scores, uintptr_t scores_kept, uintptr_t positions_kept,
+               uintptr_t table, int64_t table_row, int64_t table_width, uintptr_t cu_rows,
+               uintptr_t positions, uintptr_t before, uintptr_t after, bool first,
+               uintptr_t slots) {
+  kernels.run(&KernelTable::keep_best,
+              KeepBestParams{seqs, rows, heads, page, pages, pointer<const float>(scores),
+                             pointer<float>(scores_kept), pointer<int32_t>(positions_kept),
+                             pointer<const int32_t>(table), table_row, table_width,
+                             pointer<const int32_t>(cu_rows), pointer<const int64_t>(positions),
+                             pointer<const int32_t>(before), pointer<const int32_t>(after), first,
+                             pointer<int32_t>(slots)});
+}
+
 void block_means(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, int64_t dim,
                  int64_t page, int64_t pages, int64_t block, int64_t slots, int64_t spread,
                  uintptr_t k_pages, uintptr_t members, uintptr_t home, uintptr_t begin,
@@ -458,6 +472,7 @@ PYBIND11_MODULE(_native, m) {
       .def("key_conv", &key_conv)
       .def("merge", &merge)
       .def("write_pages", &write_pages)
+      .def("keep_best", &keep_best)
       .def("block_means", &block_means)
       .def("window_means", &window_means)
       .def("select_blocks", &select_blocks)

@@ -200,6 +200,6 @@ def _allocate_kept(
     slots = (pages, experts.heads, layout.page_size)
     return KeptCache(
         *layout.allocate(pages, experts.heads, shape.head_dim, shape.v_head_dim, dtype),
-        torch.zeros(slots, dtype=torch.int32),
-        torch.zeros(slots),
+        zeroed(slots, torch.int32),
+        zeroed(slots, torch.float32),
     )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from ..ops import Op
-from . import reference
+from ..ops import Implementation, Op
+from . import cpu, reference
 from .room import KeptState, ListRoom
 
 __all__ = [
@@ -23,7 +23,9 @@ __all__ = [
 ]
 
 KEEP_ABOVE = Op("keep_above", reference.keep_above)
-KEEP_BEST = Op("keep_best", reference.keep_best)
+KEEP_BEST = Op(
+    "keep_best", reference.keep_best, (Implementation("cpu", cpu.keep_best, cpu.supports),)
+)
 KEEP_TOP = Op("keep_top", reference.keep_top)
 
 

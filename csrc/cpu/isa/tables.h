@@ -25,6 +25,7 @@ void select_pooled(const SelectPooledParams&, ThreadPool&);
 void gated_sum(const GatedSumParams&, ThreadPool&);
 void key_moments(const KeyMomentsParams&, ThreadPool&);
 void far_mass(const FarMassParams&, ThreadPool&);
+void keep_best(const KeepBestParams&, ThreadPool&);
 double stream_read(const void* data, int64_t bytes, ThreadPool&);
 const KernelTable& table();
 

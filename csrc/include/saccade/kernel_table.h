@@ -26,6 +26,7 @@ struct KernelTable {
   void (*gated_sum)(const GatedSumParams&, ThreadPool&);
   void (*key_moments)(const KeyMomentsParams&, ThreadPool&);
   void (*far_mass)(const FarMassParams&, ThreadPool&);
+  void (*keep_best)(const KeepBestParams&, ThreadPool&);
   double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
 };
 

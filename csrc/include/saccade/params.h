@@ -131,6 +131,22 @@ struct WritePagesParams {
   bool clear;            // a page of V whose first slot is written is cleared before
 };
 
+// The best tokens so far of every head's list (E heads that choose their tokens), one row after the
+// other; lists are as long as they may be. Slots count within a list.
+struct KeepBestParams {
+  int64_t seqs, rows, heads, page, pages;
+  const float* scores;      // [rows, E]
+  float* scores_kept;       // [pages, E, page], of the tokens in the lists, as
+  int32_t* positions_kept;  // their positions
+  const int32_t* table;     // [seqs, table_width], row stride table_row: pages of the lists
+  int64_t table_row, table_width;
+  const int32_t* cu_rows;         // [seqs + 1]
+  const int64_t* positions;       // [rows]
+  const int32_t *before, *after;  // [rows], lengths of the lists before and with a row
+  bool first;                     // the token at position 0 stays
+  int32_t* slots;                 // [rows, E], where a row's token is kept, or -1
+};
+
 // Means of complete blocks or windows of keys, from the pages, in fp32, rounded once.
 struct BlockMeansParams {
   DType dtype;
