@@ -91,8 +91,9 @@ def test_phases(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bad_option_is_named_with_the_right_ones(name: str) -> None:
-    options = list(parameters(name))
-    listed = re.escape(", ".join(options) or "none")
+    info, options = find_method(name), list(parameters(name))
+    presets = ["preset"] if info is not None and info.presets else []
+    listed = re.escape(", ".join([*presets, *options]) or "none")
     for bad in (f"{name}(nonsense=1)", f"{name}({'1, ' * len(options)}1)"):
         with pytest.raises(ValueError, match=f"{name} has no option for .*: {listed}$"):
             parse_method(bad)
