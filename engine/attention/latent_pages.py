@@ -50,7 +50,7 @@ def expanded_pages(
     layout = cache.layout
     k, v = up.expand(layout.gather_keys(cache.k, pages.ids))
     k_pages, v_pages = layout.allocate(
-        pages.ids.shape[0], k.shape[1], k.shape[2], v.shape[2], k.dtype
+        pages.ids.shape[0], k.shape[1], k.shape[2], v.shape[2], k.dtype, k.device
     )
     write_pages(layout, k_pages, v_pages, k, v, pages.slots)
     return k_pages, v_pages

@@ -78,9 +78,7 @@ class Msa:
     def summarize(self, cache: LayerCache, step: Step, plan: MsaPlan, aux: Aux) -> None:
         """Stores the index keys of the step's tokens."""
         keys = aux.rows["index_k"]
-        pages = _pages_of(cache, keys.shape[2])
-        size, unit = cache.layout.page_size, cache.layout.unit(keys.dtype)
-        none = pages.new_empty((pages.shape[0], 1, size // unit, 0, unit))
+        pages, none = cache.layout.key_pages(cache.fields[_FIELD], keys.shape[2])
         write_pages(cache.layout, pages, none, keys, keys[..., :0], step.slots)
 
     def attend(
@@ -97,7 +95,7 @@ class Msa:
         ids = select_keys(
             cache.layout,
             index_q,
-            _pages_of(cache, index_q.shape[2]),
+            cache.layout.key_pages(cache.fields[_FIELD], index_q.shape[2])[0],
             plan.candidates,
             KeyRule(self.topk, 0, self.local, "per_head"),
             1.0,
@@ -126,10 +124,3 @@ def _index_of(shape: LayerShape) -> IndexShape:
     if shape.index is None:
         raise ValueError("msa: a layer of this model has no indexer; use dense there")
     return shape.index
-
-
-def _pages_of(cache: LayerCache, dim: int) -> torch.Tensor:
-    """The field as pages of keys with one head: [pages, 1, dim / unit, page size, unit]."""
-    field, size = cache.fields[_FIELD], cache.layout.page_size
-    unit = cache.layout.unit(field.dtype)
-    return field.view(field.shape[0], 1, dim // unit, size, unit)

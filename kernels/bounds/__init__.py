@@ -35,7 +35,7 @@ def key_bounds(
     ValueError when shapes or dtypes disagree.
     """
     slots = slots_per_page(done.block, layout.page_size)
-    want = (k_pages.shape[0], slots, k_pages.shape[1], 2, k_pages.shape[2] * k_pages.shape[4])
+    want = (k_pages.shape[0], slots, k_pages.shape[1], 2, layout.key_dim(k_pages))
     if bounds.shape != want or bounds.dtype != k_pages.dtype:
         raise ValueError(
             f"key_bounds: bounds must be {k_pages.dtype} {want}, "

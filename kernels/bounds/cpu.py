@@ -17,7 +17,7 @@ def supports(
     """None when the kernel can write these bounds, otherwise the reason."""
     if not (k_pages.is_contiguous() and bounds.is_contiguous()):
         return "pages are not contiguous"
-    return native.unsupported(k_pages, bounds)
+    return layout.cpu_refusal() or native.unsupported(k_pages, bounds)
 
 
 def selects(

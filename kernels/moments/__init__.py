@@ -44,7 +44,7 @@ def key_moments(
     the entry rule.spread(d) blocks before, in a fixed order, so that they are the same however the
     prompt was cut. Raises ValueError when shapes or dtypes disagree.
     """
-    dim = k_pages.shape[2] * k_pages.shape[4]
+    dim = layout.key_dim(k_pages)
     slots = slots_per_page(rule.block, layout.page_size)
     want = (k_pages.shape[0], slots, k_pages.shape[1], rule.entry_rows(dim), dim)
     if moments.shape != want or moments.dtype != torch.float32:

@@ -20,7 +20,7 @@ def supports(
     """None when the kernel can write these moments, otherwise the reason."""
     if not (k_pages.is_contiguous() and moments.is_contiguous()):
         return "pages are not contiguous"
-    return native.unsupported(k_pages, moments)
+    return layout.cpu_refusal() or native.unsupported(k_pages, moments)
 
 
 def weighs(

@@ -37,7 +37,7 @@ def select_keys(
     per_head and else 1. Equal scores: the later block wins; equal ranks: the earlier head. NaN is
     never chosen. Raises ValueError when shapes or dtypes disagree.
     """
-    dim = k_pages.shape[2] * k_pages.shape[4]
+    dim = layout.key_dim(k_pages)
     if q.ndim != 3 or q.shape[2] != dim or q.shape[1] % k_pages.shape[1]:
         raise ValueError(f"select_keys: q {tuple(q.shape)} does not fit {tuple(k_pages.shape)}")
     if q.dtype != k_pages.dtype or lse.shape != q.shape[:2] or lse.dtype != torch.float32:

@@ -22,7 +22,7 @@ def supports(
     """None when the kernel can serve this call, otherwise the reason."""
     if not (k_pages.is_contiguous() and lse.is_contiguous()):
         return "pages or lse are not contiguous"
-    return native.unsupported(q, k_pages)
+    return layout.cpu_refusal() or native.unsupported(q, k_pages)
 
 
 def select_keys(

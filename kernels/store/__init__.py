@@ -8,8 +8,9 @@ from ..ops import Implementation, Op
 from . import cpu, reference
 from .layout import PageLayout
 from .memory import zeroed
+from .rows import RowLayout
 
-__all__ = ["WRITE_PAGES", "PageLayout", "write_pages", "zeroed"]
+__all__ = ["WRITE_PAGES", "PageLayout", "RowLayout", "write_pages", "zeroed"]
 
 WRITE_PAGES = Op(
     "write_pages", reference.write_pages, (Implementation("cpu", cpu.write_pages, cpu.supports),)

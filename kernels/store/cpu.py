@@ -22,7 +22,7 @@ def supports(
         return "pages or slots are not contiguous"
     if k.dtype != v.dtype:
         return "K and V of different dtypes"
-    return native.unsupported(k, v, k_pages, v_pages)
+    return layout.cpu_refusal() or native.unsupported(k, v, k_pages, v_pages)
 
 
 def write_pages(

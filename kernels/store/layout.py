@@ -32,17 +32,54 @@ class PageLayout:
         """Consecutive elements of the summed index that lie together."""
         return 2 if dtype == torch.bfloat16 else 1
 
-    def allocate(
+    def cpu_refusal(self) -> str | None:
+        """Why the compiled CPU kernels cannot read pages of this layout; None: they can."""
+        return None
+
+    def shapes(
         self, pages: int, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Zeroed K and V pages; the system commits their memory when it is first written."""
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of K and of V pages. Raises ValueError for an odd head_dim where it cannot be
+        one.
+        """
         unit = self.unit(dtype)
         if head_dim % unit:
             raise ValueError(f"head_dim must be even for {dtype} pages, not {head_dim}")
         return (
-            zeroed((pages, kv_heads, head_dim // unit, self.page_size, unit), dtype),
-            zeroed((pages, kv_heads, self.page_size // unit, v_head_dim, unit), dtype),
+            (pages, kv_heads, head_dim // unit, self.page_size, unit),
+            (pages, kv_heads, self.page_size // unit, v_head_dim, unit),
         )
+
+    def allocate(
+        self,
+        pages: int,
+        kv_heads: int,
+        head_dim: int,
+        v_head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Zeroed K and V pages; the system commits host memory when it is first written."""
+        k, v = self.shapes(pages, kv_heads, head_dim, v_head_dim, dtype)
+        return zeroed(k, dtype, device), zeroed(v, dtype, device)
+
+    def key_pages(self, flat: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A page field [pages, dim * page_size] as K pages of one head, and V pages of none."""
+        k, v = self.shapes(flat.shape[0], 1, dim, 0, flat.dtype)
+        return flat.view(k), flat.new_empty(v)
+
+    def put(
+        self,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        slots: torch.Tensor,
+    ) -> None:
+        """Writes k [n, Hkv, d] and v [n, Hkv, dv] to slots int64 [n], all of them valid."""
+        unit, page, at = self.unit(k.dtype), slots // self.page_size, slots % self.page_size
+        k_pages[page, :, :, at] = k.reshape(page.numel(), *k_pages.shape[1:3], unit)
+        v_pages[page, :, at // unit, :, at % unit] = v
 
     def bytes_per_page(
         self, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype
@@ -68,12 +105,19 @@ class PageLayout:
         return k[2] * unit, v[3]
 
     @staticmethod
+    def key_dim(k_pages: torch.Tensor) -> int:
+        """head_dim of these pages of K."""
+        return k_pages.shape[2] * k_pages.shape[4]
+
+    @staticmethod
     def page_heads(pages: torch.Tensor) -> int:
         """How many heads a page holds, of which `pages` may be some, one behind the other."""
         return pages.stride(0) // max(pages.stride(1), 1)
 
     def mixed_heads(self, k_pages: torch.Tensor, v_pages: torch.Tensor) -> str | None:
-        """Why kernels cannot take these heads of pages; None: they can."""
+        """Why the CPU kernels cannot take these heads of pages; None: they can."""
+        if refusal := self.cpu_refusal():
+            return refusal
         for pages in (k_pages, v_pages):
             if pages.is_contiguous():
                 continue

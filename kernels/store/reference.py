@@ -17,10 +17,8 @@ def write_pages(
     clear: bool = True,
 ) -> None:
     """See `saccade.kernels.store.write_pages`."""
-    unit = layout.unit(k.dtype)
     keep = slots >= 0
-    page, offset = slots[keep] // layout.page_size, slots[keep] % layout.page_size
+    written = slots[keep]
     if clear:
-        v_pages[page[offset == 0]] = 0
-    k_pages[page, :, :, offset] = k[keep].reshape(page.numel(), *k_pages.shape[1:3], unit)
-    v_pages[page, :, offset // unit, :, offset % unit] = v[keep]
+        v_pages[written[written % layout.page_size == 0] // layout.page_size] = 0
+    layout.put(k_pages, v_pages, k[keep], v[keep], written)

@@ -39,7 +39,7 @@ def block_means(
     when shapes or dtypes disagree.
     """
     slots = slots_per_page(done.stride, layout.page_size)
-    head_dim = k_pages.shape[2] * k_pages.shape[4]
+    head_dim = layout.key_dim(k_pages)
     want = (k_pages.shape[0], slots, k_pages.shape[1], head_dim)
     if means.shape != want or means.dtype != k_pages.dtype:
         raise ValueError(

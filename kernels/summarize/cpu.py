@@ -15,7 +15,7 @@ def supports(
     """None when the kernel can serve this call, otherwise the reason."""
     if not (k_pages.is_contiguous() and means.is_contiguous()):
         return "pages are not contiguous"
-    return native.unsupported(k_pages, means)
+    return layout.cpu_refusal() or native.unsupported(k_pages, means)
 
 
 def block_means(

@@ -65,11 +65,12 @@ def make(
     seed=0,
     shuffle=0,
     size=1.0,
+    layout_of=PageLayout,
 ) -> Problem:
     """Pages are shuffled by `shuffle`; unused ones and the rest of the last pages hold NaN, as
     memory of a former owner may. `seed` makes the numbers, K and q `size` times normal ones."""
     generator = torch.Generator().manual_seed(seed)
-    layout = PageLayout(page)
+    layout = layout_of(page)
     per_seq = [-(-length // page) for length in lengths]
     total = sum(per_seq) + 2
     k, v = layout.allocate(total, kv_heads, dim, v_dim, dtype)
