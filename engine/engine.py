@@ -15,6 +15,7 @@ from .config import EngineConfig
 from .errors import RequestError
 from .generation import Branch, Generation
 from .grammar import GrammarCompiler
+from .grammar_state import GrammarState
 from .inputs import Prompt, as_list, encode, spread, spread_attention
 from .outputs import RequestOutput
 from .params import SamplingParams, validate_prompt_ids
@@ -174,14 +175,15 @@ class Engine:
         priority: int = 0,
         cache_salt: str = "",
         attention: AttentionSpec | None = None,
+        grammar: GrammarState | None = None,
     ) -> Generation:
         """Queues a request that `step` advances. RequestError, CapacityError when refused.
 
         attention: a spec for this request alone, such as "dense", or an object of specs named
         attention, prefill_attention and decode_attention (what it leaves open is the engine's).
         A method that keeps state in the pages needs an engine whose own policy keeps the same.
-        A structure that was not compiled before (`grammars.compile`, on any thread) is compiled
-        here, which may take as long as its deadline.
+        grammar: of the structure, compiled before by `grammars.compile` on any thread; without it
+        the structure is compiled here, which may take as long as its deadline.
         """
         text = prompt if isinstance(prompt, str) else None
         ids = encode(prompt, self.tokenizer)
@@ -193,7 +195,8 @@ class Engine:
         name = request_id if request_id is not None else self._new_id()
         if name in self._live:
             raise RequestError(f"Request id {name!r} is already in use.", "request_id")
-        structure = params.structure
+        if params.structure is not None and grammar is None:
+            grammar = self.grammars.compile(params.structure)
         generation = Generation(
             name,
             text,
@@ -205,7 +208,7 @@ class Engine:
             eos_ids=self.model_config.eos_token_ids,
             priority=priority,
             cache_salt=cache_salt,
-            grammar=None if structure is None else self.grammars.compile(structure),
+            grammar=grammar,
         )
         for branch in generation.branches:
             self.scheduler.add(branch.request)

@@ -43,6 +43,7 @@ class Call:
         self._begun: set[int] = set()
         self._last: dict[tuple[int, int], float] = {}  # when each completion's latest piece came
         self._place: Place | None = None
+        self._names: dict[str, str] | None = None
         self._closed = False
         service.admission.check(service.engine_info(), sequences)
         self._inbox = service.client.inbox()
@@ -71,10 +72,14 @@ class Call:
         priority: int = 0,
         cache_salt: str = "",
         attention: str | None = None,
+        names: dict[str, str] | None = None,
     ) -> None:
-        """Hands everything to the engine. ApiError when it cannot be taken."""
+        """Hands everything to the engine. ApiError when it cannot be taken.
+
+        names: the engine's names of fields -> what the client calls them.
+        """
         info = self._service.engine_info()
-        self._prompts = prompts
+        self._prompts, self._names = prompts, names
         if self._service.config.log_prompts:
             self.exchange.fields["prompt"] = [each.text or each.ids for each in prompts]
         self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
@@ -104,7 +109,7 @@ class Call:
             try:
                 news = await self._inbox.take(PING_S)
             except (UnavailableError, RefusedError) as error:
-                raise from_engine(error) from None
+                raise from_engine(error, self._names) from None
             for number, delta in news:
                 self._note(number, delta)
             yield news

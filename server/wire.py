@@ -86,12 +86,15 @@ class LoadFailed(Message, tag="failed"):
 
 
 class Refused(Message, tag="refused"):
-    """The engine's door refused a request. capacity: for want of memory, not for a fault."""
+    """The engine's door refused a request. capacity: for want of memory, not for a fault; busy:
+    only for now.
+    """
 
     id: str
     message: str
     param: str | None = None
     capacity: bool = False
+    busy: bool = False
 
 
 class Piece(Message):

@@ -15,166 +15,22 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import zmq
 
 from . import wire
-from .deltas import LiveRequest
+from .engine_loop import EngineLoop, Socket
 from .logs import configure_logs
-from .wire import Abort, Add, Beat, Check, Checked, EngineInfo, EngineStats, LoadFailed, Refused
+from .wire import Beat, EngineInfo, LoadFailed
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
 BEAT_S = 0.25
-_STATS_S = 0.25
-_IDLE_POLL_MS = 1000
 _PR_SET_PDEATHSIG = 1
-Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
 log = logging.getLogger("saccade.engine")
-
-
-class Worker:
-    """Takes orders between steps, and reports what each step brought."""
-
-    def __init__(self, engine: Engine, orders: Socket, reports: Socket):
-        self._engine = engine
-        self._orders = orders
-        self._reports = reports
-        self._live: dict[str, LiveRequest] = {}
-        self._steps = 0
-        self._told = 0.0  # when the last stats were sent
-        self._busy_s, self._told_steps = 0.0, 0
-        self._stopping = False
-
-    def serve(self) -> None:
-        """Until a Stop order comes. Raises for a fault that belongs to no request."""
-        while not self._stopping:
-            idle = not self._engine.scheduler.has_work
-            if idle:
-                self.tell_stats()
-                self._orders.poll(_IDLE_POLL_MS)
-            self._take_orders()
-            if self._engine.scheduler.has_work:
-                self._step()
-
-    def _take_orders(self) -> None:
-        while True:
-            try:
-                packed = self._orders.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            order = wire.decode_order(packed)
-            if isinstance(order, Add):
-                self._add(order)
-            elif isinstance(order, Abort):
-                self._abort(order.ids)
-            elif isinstance(order, Check):
-                self._check()
-            else:
-                self._stopping = True
-                return
-
-    def _add(self, order: Add) -> None:
-        from ..engine.errors import CapacityError, SaccadeError
-        from ..engine.params import SamplingParams
-
-        try:
-            generation = self._engine.add(
-                wire.unpack_ids(order.prompt),
-                SamplingParams(**unpack(order.params)),
-                request_id=order.id,
-                priority=order.priority,
-                cache_salt=order.cache_salt,
-                attention=order.attention,
-            )
-        except SaccadeError as error:
-            param = getattr(error, "param", None)
-            capacity = isinstance(error, CapacityError)
-            self._report(Refused(order.id, str(error), param, capacity))
-        except Exception:
-            log.exception("a request could not be added", extra={"request": order.id})
-            self._report(Refused(order.id, "The engine could not take this request."))
-        else:
-            self._live[order.id] = LiveRequest(generation)
-
-    def _abort(self, ids: list[str]) -> None:
-        ended = [self._live.pop(each) for each in ids if each in self._live]
-        for request in ended:
-            self._engine.abort(request.id)
-        deltas = [delta for request in ended if (delta := request.delta()) is not None]
-        if deltas:
-            self._report(wire.Deltas(deltas))
-
-    def _step(self) -> None:
-        began = time.perf_counter()
-        touched = self._engine.step()
-        self._steps += 1
-        self._busy_s += time.perf_counter() - began
-        deltas = []
-        for generation in touched:
-            request = self._live.get(generation.id)
-            delta = request.delta() if request is not None else None
-            if delta is not None:
-                deltas.append(delta)
-                if delta.end is not None:
-                    del self._live[generation.id]
-        if deltas:
-            self._report(wire.Deltas(deltas))
-        if time.monotonic() - self._told > _STATS_S:
-            self.tell_stats()
-
-    def _check(self) -> None:
-        error = None
-        try:
-            self._engine.scheduler.check_integrity()
-        except Exception as fault:
-            log.exception("the accounts contradict each other")
-            error = str(fault)
-        self._report(Checked(error, self._stats()))
-
-    def tell_stats(self) -> None:
-        """Sends a snapshot."""
-        self._told = time.monotonic()
-        self._report(self._stats())
-        self._busy_s, self._told_steps = 0.0, self._steps
-
-    def _stats(self) -> EngineStats:
-        found = self._engine.scheduler.stats()
-        steps = self._steps - self._told_steps
-        return EngineStats(
-            running=found.running,
-            waiting=found.waiting,
-            total_pages=list(found.total_pages),
-            free_pages=list(found.free_pages),
-            idle_pages=list(found.idle_pages),
-            cached_pages=list(found.cached_pages),
-            evictions=found.evictions,
-            lookup_tokens=found.lookup_tokens,
-            hit_tokens=found.hit_tokens,
-            preemptions=found.preemptions,
-            forks=found.forks,
-            copies=found.copies,
-            finished=dict(found.finished),
-            attention=self._engine.reads.as_dict(),
-            steps=self._steps,
-            step_s=self._busy_s / steps if steps else 0.0,
-        )
-
-    def _report(self, report: wire.Report) -> None:
-        self._reports.send(wire.encode(report))
-
-
-def unpack(params: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of SamplingParams as they were before the wire."""
-    from ..engine.structure import Structure
-
-    found = params.get("structure")
-    if found is None:
-        return params
-    return params | {"structure": Structure(**{**found, "markers": tuple(found["markers"])})}
 
 
 class Pulse(threading.Thread):
@@ -253,11 +109,11 @@ def run(start: wire.Start, folder: Path) -> int:
         reports.close(linger=2000)
         return 1
     pulse.engine = engine
-    worker = Worker(engine, open_socket(context, zmq.PULL, f"ipc://{folder}/down"), reports)
-    worker.tell_stats()
+    loop = EngineLoop(engine, open_socket(context, zmq.PULL, f"ipc://{folder}/down"), reports)
+    loop.tell_stats()
     reports.send(wire.encode(info))
     try:
-        worker.serve()
+        loop.serve()
     except Exception:
         log.exception("the engine stops: a fault that belongs to no request")
         return 1

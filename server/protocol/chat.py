@@ -12,7 +12,7 @@ from ...engine.params import SamplingParams
 from .completions import FinishReason
 from .errors import ApiError
 from .replies import UNSET, Extras, PromptLogprobs, Unset, Usage
-from .sampling import STRUCTURE, UNSUPPORTED, SamplingFields, bounds
+from .sampling import UNSUPPORTED, SamplingFields, bounds
 
 _OUTPUT = Meta(extra_json_schema={"minimum": 1, "maximum": INT32_MAX})
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -100,7 +100,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     def names(self) -> dict[str, str]:
         """The engine's names of fields -> what this request calls them."""
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return {"logprobs": "top_logprobs", "max_tokens": limit} | STRUCTURE
+        return super().names | {"logprobs": "top_logprobs", "max_tokens": limit}
 
     def to_sampling(self, defaults: dict[str, Any]) -> SamplingParams:
         """How to sample; without a limit, up to the model's. RequestError for a bad value."""

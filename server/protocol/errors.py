@@ -68,20 +68,31 @@ def unavailable(message: str, retry_s: float, code: str = "engine_unavailable") 
 
 def from_request_error(error: RequestError, names: dict[str, str] | None = None) -> ApiError:
     """400 in the engine's words; names: the engine's field -> what the client calls it."""
-    param, message = error.param, str(error)
-    if param is not None and names and param in names:
-        renamed = names[param]
-        message = re.sub(rf"^{re.escape(param)}\b", renamed, message)
-        param = renamed
+    message, param = renamed(str(error), error.param, names)
     return ApiError(400, message, param, "invalid_value")
 
 
-def from_engine(error: UnavailableError | RefusedError) -> ApiError:
-    """What the engine process, or the lack of it, means for the client."""
+def renamed(
+    message: str, param: str | None, names: dict[str, str] | None
+) -> tuple[str, str | None]:
+    """A refusal with the client's name of the field at fault."""
+    if param is None or not names or param not in names:
+        return message, param
+    own = names[param]
+    return re.sub(rf"^{re.escape(param)}\b", own, message), own
+
+
+def from_engine(
+    error: UnavailableError | RefusedError, names: dict[str, str] | None = None
+) -> ApiError:
+    """What the engine process, or the lack of it, means for the client; names: as above."""
     if isinstance(error, UnavailableError):
         return unavailable(str(error), error.retry_s)
     report = error.report
-    return ApiError(400, report.message, report.param, "invalid_value")
+    if report.busy:
+        return unavailable(report.message, 2.0, "overloaded")
+    message, param = renamed(report.message, report.param, names)
+    return ApiError(400, message, param, "invalid_value")
 
 
 def from_msgspec(error: Exception) -> ApiError:

@@ -26,8 +26,6 @@ from .structures import ResponseFormat, StructuredOutputs
 
 _BOUNDS = {rule.name: rule for rule in RULES}
 _MAX_SALT = 256
-# What a client calls the engine's field.
-STRUCTURE = {"structure": "response_format"}
 # Fields that OpenAI, or vLLM, knows, and their values that change nothing: any other is refused.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (None,),
@@ -129,6 +127,12 @@ class SamplingFields(msgspec.Struct, kw_only=True):
         """Whether the answer comes in pieces."""
         return bool(self.stream)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The engine's names of fields -> what this request calls them."""
+        plain = self.structured_outputs is None
+        return {"structure": "response_format" if plain else "structured_outputs"}
+
     def check_fields(self) -> None:
         """Refuses what no other door checks. ApiError."""
         self.check_unsupported()
@@ -146,6 +150,15 @@ class SamplingFields(msgspec.Struct, kw_only=True):
         if self.priority is not None and not -(2**31) <= self.priority < 2**31:
             message = "priority must be a 32-bit integer"
             raise ApiError(400, message, "priority", "invalid_value")
+
+    def placing(self) -> dict[str, Any]:
+        """Options of Call.submit."""
+        return {
+            "priority": self.priority or 0,
+            "cache_salt": self.cache_salt or "",
+            "attention": self.attention,
+            "names": self.names,
+        }
 
     def unsupported(self) -> dict[str, tuple[Any, ...]]:
         """Fields known and not served, with their neutral values."""

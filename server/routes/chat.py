@@ -48,7 +48,7 @@ async def chat_completions(request: Request) -> Response:
         prompt = truncate(prompt, body.truncate_prompt_tokens, info.max_model_len)
         check_lengths(len(prompt.ids), body.output_limit, info.max_model_len, "messages")
         limits.check_prompt_logprobs(len(prompt.ids), params.prompt_logprobs)
-        call.submit([prompt], params, body.priority or 0, body.cache_salt or "", body.attention)
+        call.submit([prompt], params, **body.placing())
         exchange.fields |= {"model": model, "stream": body.streams}
         answer = Answer(service, body, call, prompt, model)
         if body.streams:

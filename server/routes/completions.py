@@ -16,7 +16,6 @@ from ..limits import Limits
 from ..prompts import Prompt, split_prompts, truncate
 from ..protocol.completions import Completion, CompletionChoice, CompletionRequest, TextLogprobs
 from ..protocol.replies import UNSET
-from ..protocol.sampling import STRUCTURE
 from ..sampling import check_lengths, sampling_params
 from ..service import Service, service_of
 from ..stream import events
@@ -29,7 +28,7 @@ async def completions(request: Request) -> Response:
     body = await read_body(request, CompletionRequest)
     body.check_fields()
     model = service.model_name(body.model)
-    params = sampling_params(body.to_sampling, service.defaults, STRUCTURE)
+    params = sampling_params(body.to_sampling, service.defaults, body.names)
     count = len(split_prompts(body.prompt))
     limits: Limits = service.config.limits
     limits.check_shape(count, params.n)
@@ -46,7 +45,7 @@ async def completions(request: Request) -> Response:
             check_lengths(len(prompt.ids), body.max_tokens, info.max_model_len, "prompt")
             limits.check_prompt_logprobs(len(prompt.ids), params.prompt_logprobs)
         call.counts_output = body.max_tokens != 0
-        call.submit(prompts, params, body.priority or 0, body.cache_salt or "", body.attention)
+        call.submit(prompts, params, **body.placing())
         answer = Answer(service, body, call, prompts, model)
         exchange.fields |= {"model": model, "stream": body.streams}
         if body.streams:
