@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Kernels in Triton are interpreted; read when triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -73,3 +76,10 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("SACCADE_")]:
         monkeypatch.delenv(name)
     yield
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU path runs in host memory, kernels in Triton by its interpreter."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setenv("SACCADE_CUDA_INTERPRET", "1")

@@ -8,10 +8,17 @@ import torch
 
 from ..ops import Implementation, Op
 from ..store import PageLayout
-from . import cpu, reference
+from . import cpu, reference, triton
 from .keys import BlockLists, Keys
 
-ATTEND = Op("attend", reference.attend, (Implementation("cpu", cpu.attend, cpu.supports),))
+ATTEND = Op(
+    "attend",
+    reference.attend,
+    (
+        Implementation("cpu", cpu.attend, cpu.supports),
+        Implementation("triton", triton.attend, triton.supports),
+    ),
+)
 
 
 def attend(

@@ -1,0 +1,353 @@
+"""Paged attention in Triton: one kernel for prefill tiles, decode rows, windows and block lists.
+
+A program computes one tile: query rows of one sequence times heads of one KV head's group, over
+tiles of keys that begin at multiples of BLOCK_N and lie in one page. Keys are taken in ascending
+order, and a tile of keys that a row does not see changes no bit of it: so a row's result does not
+depend on the rows beside it. Names: i_ index, o_ offsets, p_ pointer, b_ block of numbers, m_ mask.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+FAR = tl.constexpr(2**31 - 2)  # beyond every position
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def sequence_of(cu_rows, sequences, i_tile, BLOCK_Q: tl.constexpr):
+    """The sequence of a tile: that of sequence s are numbered from cu_rows[s] // BLOCK_Q + s on."""
+    low, high = 0, sequences
+    while low < high:
+        middle = (low + high) // 2
+        if tl.load(cu_rows + middle) // BLOCK_Q + middle <= i_tile:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+@triton.jit
+def product(a, b, UPCAST: tl.constexpr):
+    """a @ b in fp32; the interpreter multiplies bf16 as if it were integers, hence UPCAST."""
+    if UPCAST:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def tanh(x):
+    """By its series where the usual form cancels."""
+    square = x * x
+    near = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0))))
+    far = 1.0 - 2.0 / (tl.exp2(tl.minimum(tl.abs(x), 20.0) * (2.0 * LOG2E)) + 1.0)
+    far = tl.where(x < 0.0, -far, far)
+    return tl.where(square < 0.01, near, tl.where(x != x, x, far))
+
+
+@triton.jit
+def key_start(
+    i, p_ids, first, firsts, second, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, LISTS: tl.constexpr
+):
+    """Where the i-th tile of keys begins: in the i-th part of the listed blocks, or in one of two
+    runs of tiles, `firsts` of them from `first` on and the others from `second` on.
+    """
+    if LISTS:
+        tiles: tl.constexpr = BLOCK // BLOCK_N
+        return tl.load(p_ids + i // tiles) * BLOCK + i % tiles * BLOCK_N
+    return tl.where(i < firsts, first + i, second + i - firsts) * BLOCK_N
+
+
+@triton.jit
+def page_of(p_table, start, PAGE: tl.constexpr):
+    """The page id of a tile of keys, 64 bits wide: it is multiplied by the size of a page."""
+    return tl.load(p_table + start // PAGE).to(tl.int64)
+
+
+@triton.jit
+def over_keys(
+    b_acc, b_sum, b_max, b_q, b_rest,
+    begin, end, first, firsts, second, p_ids, p_table, k, v, pages,
+    stride_kp, stride_vp, b_lo, b_hi, b_position, window, sinks, least, most,
+    scale, softcap,
+    BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
+    DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    V_DIM: tl.constexpr, V_PAD: tl.constexpr, VALUES_IN_KEYS: tl.constexpr,
+    LISTS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Tiles begin .. end of keys into the running maximum, sum and output. The next tile's page id
+    is carried in a loop variable: loaded where it is used, it keeps Triton from overlapping tiles.
+    """
+    o_n, o_main, o_v = tl.arange(0, BLOCK_N), tl.arange(0, MAIN), tl.arange(0, V_PAD)
+    if begin < end:
+        start = key_start(begin, p_ids, first, firsts, second, BLOCK_N, BLOCK, LISTS)
+        page = page_of(p_table, start, PAGE)
+        for i in tl.range(begin, end):
+            following = key_start(
+                tl.minimum(i + 1, end - 1), p_ids, first, firsts, second, BLOCK_N, BLOCK, LISTS
+            )
+            next_page = page_of(p_table, following, PAGE)
+            m_page = (page >= 0) & (page < pages)
+            m_n = m_page & (start + o_n >= 0)
+            if MASKED:  # what no row sees may be memory of a former owner
+                m_n = m_page & (start + o_n >= least) & (start + o_n < most)
+            o_k = (start % PAGE + o_n)[:, None] * DIM
+            p_k = k + page * stride_kp
+            b_k = tl.load(
+                p_k + o_k + o_main[None, :], mask=m_n[:, None] & (o_main < DIM)[None, :], other=0.0
+            )
+            b_s = product(b_q, tl.trans(b_k), UPCAST)
+            if REST:
+                o_rest = MAIN + tl.arange(0, REST)
+                b_k_rest = tl.load(
+                    p_k + o_k + o_rest[None, :],
+                    mask=m_n[:, None] & (o_rest < DIM)[None, :],
+                    other=0.0,
+                )
+                b_s += product(b_rest, tl.trans(b_k_rest), UPCAST)
+            if SOFTCAP:
+                b_s = tanh(b_s * (scale / softcap)) * (softcap * LOG2E)
+            else:
+                b_s = b_s * (scale * LOG2E)
+            if MASKED:
+                o_key = start + o_n
+                m_seen = (o_key[None, :] >= b_lo[:, None]) & (o_key[None, :] < b_hi[:, None])
+                if WINDOW:
+                    near = b_position[:, None] - o_key[None, :] < window
+                    m_seen = m_seen & (near | (o_key < sinks)[None, :])
+                b_s = tl.where(m_seen & m_page, b_s, -float("inf"))
+            else:  # an absent page
+                b_s = b_s + tl.where(m_page, 0.0, -float("inf"))
+            b_top = tl.maximum(b_max, tl.max(b_s, 1))
+            b_base = tl.where(b_top == -float("inf"), 0.0, b_top)
+            b_p = tl.exp2(b_s - b_base[:, None])
+            b_keep = tl.exp2(b_max - b_base)
+            b_sum = b_sum * b_keep + tl.sum(b_p, 1)
+            b_max = b_top
+            if VALUES_IN_KEYS and V_PAD == MAIN and V_DIM == MAIN:
+                b_v = b_k
+            else:
+                p_v = p_k + o_k
+                if not VALUES_IN_KEYS:
+                    p_v = v + page * stride_vp + (start % PAGE + o_n)[:, None] * V_DIM
+                b_v = tl.load(
+                    p_v + o_v[None, :], mask=m_n[:, None] & (o_v < V_DIM)[None, :], other=0.0
+                )
+            b_acc = b_acc * b_keep[:, None] + product(b_p.to(b_v.dtype), b_v, UPCAST)
+            start = following
+            page = next_page
+    return b_acc, b_sum, b_max
+
+
+@triton.jit
+def listed_tiles(p_ids, columns, most, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr):
+    """How many tiles of keys below `most` an ascending list padded with -1 holds."""
+    o_id = tl.arange(0, 64)
+    count = 0
+    for i in tl.range(0, columns, 64):
+        b_id = tl.load(p_ids + i + o_id, mask=i + o_id < columns, other=-1)
+        m_held = (b_id >= 0) & (b_id < tl.cdiv(most, BLOCK))
+        count += tl.sum(m_held.to(tl.int32))
+    return count * (BLOCK // BLOCK_N)
+
+
+@triton.jit
+def with_sink(b_out, b_lse, b_sink):
+    """Adds a logit without a value to finished rows, in natural logarithms."""
+    b_base = tl.maximum(b_lse, b_sink)
+    b_base = tl.where(b_base == -float("inf"), 0.0, b_base)
+    b_own = tl.exp2((b_lse - b_base) * LOG2E)
+    b_all = b_own + tl.exp2((b_sink - b_base) * LOG2E)
+    b_out = tl.where(b_all[:, None] == 0.0, 0.0, b_out * b_own[:, None] / b_all[:, None])
+    return b_out, b_base + tl.log2(b_all) * LN2
+
+
+# Numbers that change from step to step: no variant of a kernel for each kind of number.
+COUNTS = [
+    "sequences", "pages", "table_width", "table_stride", "columns", "window", "sinks", "scale",
+    "softcap", "least_rows", "most_rows", "splits",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def attend_tiles(
+    q, k, v, out, lse, table, cu_rows, positions, lo, hi, sink_logits, ids, list_of_row,
+    sequences, pages, table_width, table_stride, columns,
+    stride_qt, stride_qh, stride_kp, stride_kh, stride_vp, stride_vh,
+    window, sinks, scale, softcap, least_rows, most_rows, splits,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, TAKEN: tl.constexpr, SLOTS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
+    DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    V_DIM: tl.constexpr, V_PAD: tl.constexpr, VALUES_IN_KEYS: tl.constexpr,
+    LO: tl.constexpr, HI: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr, LISTS: tl.constexpr, OWNERS: tl.constexpr, LIST_OF_ROW: tl.constexpr,
+    SPLIT: tl.constexpr, BY_ROW: tl.constexpr, TRIM: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One tile of BLOCK_M = rows x SLOTS, with TAKEN heads of a group in the SLOTS of a row; see
+    `attend` for the tensors.
+
+    Serves sequences of least_rows .. most_rows rows alone. SPLIT: keys per program, whose result
+    goes to [row (BY_ROW) or sequence, head, split] of fp32 `out` and `lse`; 0: all keys. TRIM:
+    tiles of keys that all rows see whole are not masked.
+    """
+    BLOCK_Q: tl.constexpr = BLOCK_M // SLOTS
+    # The last rows of a sequence see most keys: they begin first.
+    i_tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    i_part, i_split = tl.program_id(1), tl.program_id(2)
+    parts: tl.constexpr = (GROUP + TAKEN - 1) // TAKEN
+    i_kv = i_part // parts
+    i_sequence = sequence_of(cu_rows, sequences, i_tile, BLOCK_Q)
+    row_begin = tl.load(cu_rows + i_sequence)
+    rows = tl.load(cu_rows + i_sequence + 1) - row_begin
+    tile_begin = (i_tile - (row_begin // BLOCK_Q + i_sequence)) * BLOCK_Q
+    if tile_begin >= rows or rows < least_rows or rows > most_rows:
+        return
+    o_m = tl.arange(0, BLOCK_M)
+    o_group = i_part % parts * TAKEN + o_m % SLOTS
+    m_row = tile_begin + o_m // SLOTS < rows
+    m_m = m_row & (o_m % SLOTS < TAKEN) & (o_group < GROUP)
+    # Rows beyond the end take the place of the first, so that every address is sound.
+    o_row = row_begin + tl.where(m_row, tile_begin + o_m // SLOTS, tile_begin)
+    o_head = i_kv * GROUP + tl.minimum(o_group, GROUP - 1)
+    b_position = tl.minimum(tl.load(positions + o_row), FAR).to(tl.int32)
+    b_lo = tl.zeros((BLOCK_M,), tl.int32)
+    b_hi = b_position + 1
+    if LO:
+        b_lo = tl.maximum(tl.load(lo + o_row), 0)
+    if HI:
+        b_hi = tl.load(hi + o_row)
+    b_hi = tl.minimum(b_hi, table_width * PAGE)
+    least, most = tl.min(b_lo), tl.max(b_hi)
+    p_ids = table  # of no matter without lists
+    p_table = table + i_sequence.to(tl.int64) * table_stride
+    p_q = q + o_row.to(tl.int64)[:, None] * stride_qt + o_head[:, None] * stride_qh
+    o_main, o_rest = tl.arange(0, MAIN), MAIN + tl.arange(0, REST if REST else 16)
+    b_q = tl.load(p_q + o_main[None, :], mask=m_m[:, None] & (o_main < DIM)[None, :], other=0.0)
+    b_rest = b_q
+    if REST:
+        b_rest = tl.load(
+            p_q + o_rest[None, :], mask=m_m[:, None] & (o_rest < DIM)[None, :], other=0.0
+        )
+    if LISTS:
+        i_row = row_begin + tile_begin
+        i_list = i_row
+        if LIST_OF_ROW:
+            i_list = tl.load(list_of_row + i_row)
+        i_owner = i_kv
+        if OWNERS == HEADS:
+            i_owner = i_kv * GROUP + i_part % parts
+        p_ids = ids + (i_list.to(tl.int64) * OWNERS + i_owner) * columns
+        first, firsts, second = 0, 0, 0
+        begin, end = 0, listed_tiles(p_ids, columns, most, BLOCK_N, BLOCK)
+        if SPLIT:
+            begin = tl.minimum(i_split * (SPLIT // BLOCK_N), end)
+            end = tl.minimum(begin + SPLIT // BLOCK_N, end)
+    else:
+        first, firsts = 0, 0
+        second, stop = least // BLOCK_N, tl.cdiv(most, BLOCK_N)
+        if WINDOW:
+            near = tl.maximum(tl.min(b_position) - window + 1, 0)
+            first = second
+            edge = tl.minimum(tl.cdiv(sinks, BLOCK_N), stop)
+            second = tl.maximum(tl.maximum(near // BLOCK_N, edge), first)
+            if SPLIT:
+                first = tl.maximum(first, i_split * (SPLIT // BLOCK_N))
+                edge = tl.minimum(edge, (i_split + 1) * (SPLIT // BLOCK_N))
+            firsts = tl.maximum(edge - first, 0)
+        if SPLIT:
+            second = tl.maximum(second, i_split * (SPLIT // BLOCK_N))
+            stop = tl.minimum(stop, (i_split + 1) * (SPLIT // BLOCK_N))
+        begin, end = 0, firsts + tl.maximum(stop - second, 0)
+    b_acc = tl.zeros((BLOCK_M, V_PAD), tl.float32)
+    b_sum = tl.zeros((BLOCK_M,), tl.float32)
+    b_max = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    if TRIM:  # masked tiles, then those that all rows see whole, then masked ones
+        latest = tl.max(tl.where(m_row, b_lo, 0))
+        if WINDOW:
+            latest = tl.maximum(latest, tl.max(tl.where(m_row, b_position - window + 1, 0)))
+        whole = tl.minimum(firsts + tl.maximum(tl.cdiv(latest, BLOCK_N) - second, 0), end)
+        earliest = tl.min(tl.where(m_row, b_hi, FAR)) // BLOCK_N
+        edge_begin = tl.minimum(tl.maximum(firsts + earliest - second, whole), end)
+        if LO or WINDOW:
+            b_acc, b_sum, b_max = over_keys(
+                b_acc, b_sum, b_max, b_q, b_rest, 0, whole, first, firsts, second, p_ids, p_table,
+                k + i_kv * stride_kh, v + i_kv * stride_vh, pages, stride_kp, stride_vp,
+                b_lo, b_hi, b_position, window, sinks, least, most, scale, softcap,
+                BLOCK_N, BLOCK, PAGE, DIM, MAIN, REST, V_DIM, V_PAD, VALUES_IN_KEYS,
+                LISTS, WINDOW, SOFTCAP, True, UPCAST,
+            )  # fmt: skip
+        b_acc, b_sum, b_max = over_keys(
+            b_acc, b_sum, b_max, b_q, b_rest, whole, edge_begin, first, firsts, second, p_ids,
+            p_table, k + i_kv * stride_kh, v + i_kv * stride_vh, pages, stride_kp, stride_vp,
+            b_lo, b_hi, b_position, window, sinks, least, most, scale, softcap,
+            BLOCK_N, BLOCK, PAGE, DIM, MAIN, REST, V_DIM, V_PAD, VALUES_IN_KEYS,
+            LISTS, WINDOW, SOFTCAP, False, UPCAST,
+        )  # fmt: skip
+        begin = edge_begin
+    b_acc, b_sum, b_max = over_keys(
+        b_acc, b_sum, b_max, b_q, b_rest, begin, end, first, firsts, second, p_ids, p_table,
+        k + i_kv * stride_kh, v + i_kv * stride_vh, pages, stride_kp, stride_vp,
+        b_lo, b_hi, b_position, window, sinks, least, most, scale, softcap,
+        BLOCK_N, BLOCK, PAGE, DIM, MAIN, REST, V_DIM, V_PAD, VALUES_IN_KEYS,
+        LISTS, WINDOW, SOFTCAP, True, UPCAST,
+    )  # fmt: skip
+    b_acc = tl.where(b_sum[:, None] == 0.0, 0.0, b_acc / b_sum[:, None])
+    b_lse = (b_max + tl.log2(b_sum)) * LN2
+    o_out = o_row.to(tl.int64) * HEADS + o_head
+    if SPLIT:
+        if not BY_ROW:
+            o_out = i_sequence.to(tl.int64) * HEADS + o_head
+        o_out = o_out * splits + i_split
+    elif SINKS:
+        b_sink = tl.load(sink_logits + o_head)
+        b_acc, b_lse = with_sink(b_acc, b_lse, b_sink)
+    o_v = tl.arange(0, V_PAD)
+    m_out = m_m[:, None] & (o_v < V_DIM)[None, :]
+    tl.store(
+        out + o_out[:, None] * V_DIM + o_v[None, :], b_acc.to(out.dtype.element_ty), mask=m_out
+    )
+    tl.store(lse + o_out, b_lse, mask=m_m)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def join_splits(
+    part, part_lse, out, lse, sink_logits, cu_rows, splits,
+    HEADS: tl.constexpr, V_DIM: tl.constexpr, V_PAD: tl.constexpr,
+    SINKS: tl.constexpr, BY_ROW: tl.constexpr,
+):  # fmt: skip
+    """The result of a (row, head) from those of its splits, always in their order. A split without
+    keys changes no bit.
+    """
+    i_part, i_head = tl.program_id(0), tl.program_id(1)
+    i_row = i_part
+    if not BY_ROW:
+        i_row = tl.load(cu_rows + i_part)
+        if tl.load(cu_rows + i_part + 1) - i_row != 1:
+            return
+    o_v = tl.arange(0, V_PAD)
+    o_part = (i_part.to(tl.int64) * HEADS + i_head) * splits
+    top = -float("inf")
+    for i in tl.range(0, splits):
+        top = tl.maximum(top, tl.load(part_lse + o_part + i), propagate_nan=tl.PropagateNan.ALL)
+    base = tl.where(top == -float("inf"), 0.0, top)
+    total = 0.0
+    b_acc = tl.zeros((V_PAD,), tl.float32)
+    for i in tl.range(0, splits):
+        weight = tl.exp2((tl.load(part_lse + o_part + i) - base) * LOG2E)
+        b_part = tl.load(part + (o_part + i) * V_DIM + o_v, mask=o_v < V_DIM, other=0.0)
+        b_acc += tl.where(weight == 0.0, 0.0, b_part * weight)
+        total += weight
+    b_acc = tl.where(total == 0.0, 0.0, b_acc / total)
+    all_lse = base + tl.log2(total) * LN2
+    if SINKS:
+        b_rows, b_lse = with_sink(
+            b_acc[None, :], tl.full((1,), 0.0, tl.float32) + all_lse, tl.load(sink_logits + i_head)
+        )
+        b_acc = tl.reshape(b_rows, (V_PAD,))
+        all_lse = tl.max(b_lse, 0)
+    o_out = i_row.to(tl.int64) * HEADS + i_head
+    tl.store(out + o_out * V_DIM + o_v, b_acc.to(out.dtype.element_ty), mask=o_v < V_DIM)
+    tl.store(lse + o_out, all_lse)
