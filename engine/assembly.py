@@ -18,6 +18,7 @@ from .checkpoint.config_json import ModelConfig
 from .checkpoint.loader import Checkpoint
 from .config import EngineConfig
 from .errors import CheckpointError
+from .layers.hyper_connection import hyper_scratch_bytes
 from .layers.kinds import attention_kind
 from .layers.mlp import mlp_scratch_bytes
 from .memory import GroupPages, MemoryPlan, MemoryRequest, available_memory, plan_memory
@@ -188,7 +189,7 @@ def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int
     partial = 3 * model.num_heads * model.head_dim * 4 + 4 * model.head_dim
     logits = (2 * seqs + 256) * model.vocab_size * 4
     own = attention_kind(model).scratch_bytes(model, dtype, tokens, seqs)
-    own += mlp_scratch_bytes(model, dtype, tokens)
+    own += mlp_scratch_bytes(model, dtype, tokens) + hyper_scratch_bytes(model, dtype, tokens)
     return tokens * (row + partial) + logits + own + (32 << 20)
 
 

@@ -32,10 +32,14 @@ class LatentShape:
 
 @dataclass(frozen=True)
 class IndexShape:
-    """An indexer: query heads and their channels; it has one key per token."""
+    """An indexer: query heads and their channels; it has one key per token.
+
+    pooled: the layer makes keys of blocks of them (Aux.compress), for the method to choose by.
+    """
 
     heads: int
     dim: int
+    pooled: bool = False
 
 
 @dataclass(frozen=True)

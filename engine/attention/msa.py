@@ -121,6 +121,6 @@ class Msa:
 
 
 def _index_of(shape: LayerShape) -> IndexShape:
-    if shape.index is None:
-        raise ValueError("msa: a layer of this model has no indexer; use dense there")
+    if shape.index is None or shape.index.pooled:
+        raise ValueError("msa: a layer of this model has no indexer of tokens; use dense there")
     return shape.index

@@ -190,6 +190,15 @@ _METHODS = (
         _CPU,
     ),
     MethodInfo(
+        "qsa",
+        "Qsa",
+        ("block=4", "topk=512"),
+        _BOTH,
+        "an index key, and 1/block of one",
+        "Qwen4-Exp, as in transformers 5.23",
+        _CPU,
+    ),
+    MethodInfo(
         "asa",
         "Asa",
         ("block=16", "topk=16", "init=1", "local=2", "reuse=1", "form=absorbed"),

@@ -27,6 +27,7 @@ from .nsa_config import (
     undecided_fla_nsa,
     undecided_llama_nsa,
 )
+from .qsa_config import read_qwen4, read_qwen4_features
 from .variant import Variant
 
 
@@ -175,6 +176,20 @@ _ALL = (
         features=read_minimax_features,
         own_keys=("num_local_experts",),
         rotary_share=1.0,
+    ),
+    Family(
+        "Qwen4ExpForCausalLM",
+        "qwen4_exp_text",
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        qk_norm=True,
+        default_head_dim=256,
+        variant=read_qwen4,
+        features=read_qwen4_features,
+        own_keys=("num_experts",),
+        rotary_share=0.25,
+        rotary_keys=("mrope_section", "mrope_interleaved"),
+        keys=(("intermediate_size", "moe_intermediate_size"),),
     ),
     Family("AsaForCausalLM", "asa", variant=read_latent),
     Family("MosaForCausalLM", "mosa", variant=read_mosa),

@@ -35,8 +35,9 @@ class SwiGLU:
 class Experts:
     """Feed-forward layers of routed experts and a shared one.
 
-    Routed by sigmoid scores; a learned correction takes part in the choice alone, and the shares of
-    the chosen ones add up to `scale`.
+    router="sigmoid": by sigmoid scores; a learned correction takes part in the choice alone, and
+    the shares of the chosen ones add up to `scale`. "softmax": by probabilities, which are the
+    shares, divided by their sum if `normalised`; the shared expert's output has a gate of its own.
     """
 
     layers: frozenset[int]
@@ -44,7 +45,20 @@ class Experts:
     per_token: int
     inner: int  # width of each
     shared_inner: int
-    scale: float
+    scale: float = 1.0
+    router: str = "sigmoid"
+    normalised: bool = True
+
+
+@dataclass(frozen=True)
+class HyperConnections:
+    """Several residual streams: every layer reads a gated mean of them and adds to each its share.
+
+    rank: inner width of what computes the gates.
+    """
+
+    streams: int
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -69,3 +83,4 @@ class Features:
     swiglu: SwiGLU | None = None  # of feed-forward layers with one gate_up_proj; None: SiLU
     dense_inner: int | None = None  # width of feed-forward layers; None: intermediate_size
     experts: Experts | None = None
+    hyper: HyperConnections | None = None  # None: one residual stream, normed before each layer

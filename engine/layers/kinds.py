@@ -12,11 +12,13 @@ from ..checkpoint.index_config import IndexConfig
 from ..checkpoint.latent_config import LatentConfig
 from ..checkpoint.mosa_config import MosaConfig
 from ..checkpoint.nsa_config import NsaConfig
+from ..checkpoint.qsa_config import QsaConfig
 from .attention import Attention, AttentionContext
 from .indexed_attention import IndexedAttention
 from .latent_attention import LatentAttention
 from .mosa_attention import MosaAttention
 from .nsa_attention import NsaAttention
+from .qsa_attention import QsaAttention
 from .weights import Weights
 
 
@@ -59,6 +61,7 @@ _KINDS: dict[type, AttentionKind] = {
     LatentConfig: LatentAttention,
     MosaConfig: MosaAttention,
     NsaConfig: NsaAttention,
+    QsaConfig: QsaAttention,
 }
 
 

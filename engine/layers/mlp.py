@@ -9,7 +9,7 @@ import torch
 from ...kernels.activation import silu_mul, swiglu
 from ...kernels.linear import linear
 from ..checkpoint.config_json import ModelConfig
-from .expert_mlp import ExpertsMLP
+from .expert_mlp import ExpertsMLP, SoftmaxExpertsMLP
 from .weights import Weights, linear_tensors
 
 
@@ -41,16 +41,21 @@ class MLP:
 
 def feed_forward(config: ModelConfig, layer: int, weights: Weights) -> FeedForward:
     """The feed-forward layer that the config has at this place."""
+    return _kind(config, layer)(config, layer, weights)
+
+
+def _kind(config: ModelConfig, layer: int) -> type[MLP | ExpertsMLP | SoftmaxExpertsMLP]:
     experts = config.features.experts
-    kind = ExpertsMLP if experts is not None and layer in experts.layers else MLP
-    return kind(config, layer, weights)
+    if experts is None or layer not in experts.layers:
+        return MLP
+    return ExpertsMLP if experts.router == "sigmoid" else SoftmaxExpertsMLP
 
 
 def mlp_tensors(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
     """Name -> shape, without the prefix `model.layers.<layer>.mlp.`"""
-    experts, hidden = config.features.experts, config.hidden_size
-    if experts is not None and layer in experts.layers:
-        return ExpertsMLP.tensors(config)
+    kind, hidden = _kind(config, layer), config.hidden_size
+    if kind is not MLP:
+        return kind.tensors(config)
     inner = config.features.dense_inner or config.intermediate_size
     widths = {"gate_proj": inner, "up_proj": inner}
     if config.features.swiglu is not None:

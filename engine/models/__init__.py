@@ -6,6 +6,7 @@ from ..checkpoint.loader import Checkpoint
 from ..errors import CheckpointError
 from ..layers.kinds import layer_shapes
 from ..layers.weights import Weights
+from .hyper import HyperModel
 from .llama import LlamaModel
 from .tensors import EMBEDDING, LM_HEAD, expected_tensors, model_nbytes
 
@@ -31,7 +32,8 @@ def load_model(
         _check_tie(checkpoint)
     if check_finite:
         checkpoint.check_finite(list(expected), wanted)
-    return LlamaModel(config, Weights(checkpoint, wanted), max_model_len or config.max_position)
+    kind = LlamaModel if config.features.hyper is None else HyperModel
+    return kind(config, Weights(checkpoint, wanted), max_model_len or config.max_position)
 
 
 def _check_tie(checkpoint: Checkpoint) -> None:

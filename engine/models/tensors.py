@@ -7,10 +7,14 @@ from math import prod
 import torch
 
 from ..checkpoint.config_json import ModelConfig
+from ..layers.hyper_connection import HyperConnection
 from ..layers.kinds import attention_kind
 from ..layers.mlp import mlp_tensors
 
 EMBEDDING, FINAL_NORM, LM_HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+# Of models with hyper-connections, in place of norms.
+ATTENTION_MIX, MLP_MIX = "attn_hyper_connection.", "mlp_hyper_connection."
+FINAL_MIX = "model.hyper_connection_mixer."
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -21,16 +25,29 @@ def expected_tensors(config: ModelConfig) -> Shapes:
     shapes: Shapes = {EMBEDDING: (config.vocab_size, hidden)}
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
-        shapes[prefix + "input_layernorm.weight"] = (hidden,)
+        for name, shape in _around(config).items():
+            shapes[prefix + name] = shape
         attention = attention_kind(config).tensors(config, layer)
         shapes |= {f"{prefix}self_attn.{name}": shape for name, shape in attention.items()}
-        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
         mlp = mlp_tensors(config, layer)
         shapes |= {f"{prefix}mlp.{name}": shape for name, shape in mlp.items()}
-    shapes[FINAL_NORM] = (hidden,)
+    if config.features.hyper is None:
+        shapes[FINAL_NORM] = (hidden,)
+    else:
+        final = HyperConnection.tensors(config, injects=False)
+        shapes |= {FINAL_MIX + name: shape for name, shape in final.items()}
     if not config.tied_embeddings:
         shapes[LM_HEAD] = (config.vocab_size, hidden)
     return shapes
+
+
+def _around(config: ModelConfig) -> Shapes:
+    """What stands before attention and feed-forward of a layer, without the layer's prefix."""
+    if config.features.hyper is None:
+        names = ("input_layernorm.weight", "post_attention_layernorm.weight")
+        return dict.fromkeys(names, (config.hidden_size,))
+    own = HyperConnection.tensors(config)
+    return {mix + name: shape for mix in (ATTENTION_MIX, MLP_MIX) for name, shape in own.items()}
 
 
 def model_nbytes(config: ModelConfig, dtype: torch.dtype, max_model_len: int) -> int:

@@ -133,8 +133,8 @@ def _check_blocks(blocks: BlockLists, rows: int, heads: int, kv_heads: int) -> N
             raise ValueError(f"attend: {rows} rows need as many lists, got {blocks.ids.shape[0]}")
     else:
         _check_list_of_row(blocks.list_of_row, rows, blocks.ids.shape[0])
-    if blocks.block < 16 or blocks.block & (blocks.block - 1):
-        raise ValueError(f"attend: block must be a power of two of at least 16, not {blocks.block}")
+    if blocks.block < 4 or blocks.block & (blocks.block - 1):
+        raise ValueError(f"attend: block must be a power of two of at least 4, not {blocks.block}")
 
 
 def _check_list_of_row(list_of_row: torch.Tensor, rows: int, lists: int) -> None:

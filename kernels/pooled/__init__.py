@@ -10,9 +10,9 @@ from ..ops import Implementation, Op
 from ..select import Candidates
 from ..summarize import slots_per_page
 from . import cpu, reference
-from .rule import WEIGHTS, Entries, PooledRule
+from .rule import MAX_LISTED, WEIGHTS, Entries, PooledRule
 
-__all__ = ["SELECT_POOLED", "WEIGHTS", "Entries", "PooledRule", "select_pooled"]
+__all__ = ["MAX_LISTED", "SELECT_POOLED", "WEIGHTS", "Entries", "PooledRule", "select_pooled"]
 
 SELECT_POOLED = Op(
     "select_pooled",
@@ -65,7 +65,7 @@ def _check(q: torch.Tensor, entries: Entries, candidates: Candidates, owners: in
         )
     if data.shape[2] != owners or q.shape[1] % owners:
         raise ValueError("select_pooled: heads must be a multiple of owners, the same in all")
-    slots = slots_per_page(entries.stride, candidates.page_size)
+    slots = slots_per_page(entries.stride, candidates.page_size, least=1)
     if data.shape[1] != slots or entries.size % entries.stride:
         raise ValueError(
             f"select_pooled: entries must have {slots} slots a page, and a size that is a multiple "

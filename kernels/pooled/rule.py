@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 WEIGHTS = ("relu", "probability")
+MAX_LISTED = 1024
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class PooledRule:
     def __post_init__(self) -> None:
         if self.first < 0 or self.recent < 0:
             raise ValueError(f"{self}: first and recent must not be negative")
-        if not self.first + max(self.recent, 1) <= self.listed <= 256:
-            raise ValueError(f"{self}: listed must be at least first + recent and at most 256")
+        if not self.first + max(self.recent, 1) <= self.listed <= MAX_LISTED:
+            raise ValueError(
+                f"{self}: listed must be at least first + recent and at most {MAX_LISTED}"
+            )
         if self.weight not in WEIGHTS:
             raise ValueError(f"{self}: weight must be one of {', '.join(WEIGHTS)}")

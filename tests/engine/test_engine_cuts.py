@@ -145,6 +145,8 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "minimax": ("minimax_m3", {}),
     "minimax_bf16": ("minimax_m3", {"dtype": "bfloat16"}),
+    "qsa": ("qwen4_qsa", {}),
+    "qsa_bf16": ("qwen4_qsa", {"dtype": "bfloat16", "attention": "qsa(16, 2)"}),
     "minicpm": ("minicpm", {"dtype": "bfloat16"}),
     "infllm_phases": (
         "llama",

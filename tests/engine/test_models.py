@@ -122,8 +122,8 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, relative: float =
 def test_logits_of_every_family_however_the_prompt_is_cut(tmp_path: Path, family: str) -> None:
     tokens = some_tokens()
     # The stand-in for a step is dense: an indexer has to choose every block.
-    every = {"index_topk_blocks": 16} if family == "minimax_m3" else {}
-    expected = theirs(write_tiny(tmp_path, family, **every), tokens)
+    every = {"minimax_m3": {"index_topk_blocks": 16}, "qwen4_qsa": {"indexer_budget": 256}}
+    expected = theirs(write_tiny(tmp_path, family, **every.get(family, {})), tokens)
     model = load_model(Checkpoint(tmp_path))
     for cut in CUTS:
         assert_close(ours(model, tokens, cut), expected)

@@ -97,8 +97,25 @@ FAMILIES["minimax_m3"] = (
         "index_topk_blocks": 3,
     },
 )
-TEXT_CONFIGS = {"Qwen3_5", "MiniMaxM3VL"}  # their config classes are called so
-AROUND_ZERO = {"qwen3_next", "qwen3_5", "minimax_m3"}  # families whose norms add 1 to their weights
+_QSA = {
+    "head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "hc_count": 3,
+    "hc_lowrank": 10,
+    "indexer_n_heads": 16,  # of fewer, all products of a row with a block may be negative: a tie
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 12,
+    "indexer_budget": 24,
+    "indexer_compress_ratio": 4,
+    "attention_bias": True,
+}
+FAMILIES["qwen4_qsa"] = ("Qwen4Exp", {**_QSA, "layer_types": ["indexed_attention"] * 3})
+TEXT_CONFIGS = {"Qwen3_5", "Qwen4Exp", "MiniMaxM3VL"}  # their config classes are called so
+AROUND_ZERO = {"qwen3_next", "qwen3_5", "minimax_m3", "qwen4_qsa"}  # norms add 1 to their weights
 _TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n" * 4
 
 

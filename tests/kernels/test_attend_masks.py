@@ -118,7 +118,7 @@ def test_hi_beyond_the_table(isa, hi):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("owners", [6, 2])
-@pytest.mark.parametrize("block", [16, 64, 128, 512])
+@pytest.mark.parametrize("block", [4, 8, 16, 64, 128, 512])
 def test_block_lists(isa, dtype, owners, block):
     """Lists per query head and per KV head; empty ones, and blocks in the future."""
     problem = make([1100, 150, 17], [3, 20, 1], heads=6, dtype=dtype)
@@ -131,7 +131,7 @@ def test_block_lists(isa, dtype, owners, block):
 def test_block_lists_and_pages(isa, page):
     """Blocks larger and smaller than a page, decode over several segments."""
     problem = make([5000], [1], page=page)
-    for block in (16, 64, 1024):
+    for block in (4, 8, 16, 64, 1024):
         check(problem.seeing(blocks=random_lists(problem, block, 4, share=0.2)))
 
 
@@ -143,6 +143,30 @@ def test_lists_without_visible_blocks(isa):
         lists = BlockLists(ids, torch.zeros(9, dtype=torch.int32), 64)
         out, lse = problem.seeing(blocks=lists).run()
         assert (out == 0).all() and (lse == -torch.inf).all()
+
+
+@pytest.mark.parametrize("block", [4, 8])
+def test_short_blocks_side_by_side_are_long_ones(isa, block):
+    """The same keys, named by shorter blocks, give the same bits; a list of 600 entries too."""
+    problem = make([2700, 90], [5, 60])
+    lists = random_lists(problem, 16, 2)
+    part = torch.arange(16 // block, dtype=torch.int32)
+    ids = lists.ids[..., None] * (16 // block) + part
+    ids = torch.where(lists.ids[..., None] < 0, -1, ids).flatten(2)
+    short = BlockLists(ids.contiguous(), lists.list_of_row, block)
+    assert same(problem.seeing(blocks=short).run(), problem.seeing(blocks=lists).run())
+    every = torch.arange(-(-2700 // block), dtype=torch.int32).expand(1, 2, -1).contiguous()
+    whole = BlockLists(every, torch.zeros(65, dtype=torch.int32), block)
+    assert same(problem.seeing(blocks=whole).run(), problem.run())
+
+
+def test_short_blocks_in_no_order(isa):
+    """Ids that do not ascend reach no memory but the row's own."""
+    problem = make([5000], [3])
+    ids = int32([[[1200, 3, 1100, 0], [700, 2**31 - 1, -1, 5]]])
+    lists = BlockLists(ids, torch.zeros(3, dtype=torch.int32), 4)
+    out, _ = problem.seeing(blocks=lists).run()
+    assert out.isfinite().all()
 
 
 @pytest.mark.parametrize("owners", [2, 4])

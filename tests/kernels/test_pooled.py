@@ -215,6 +215,31 @@ def test_blocks_at_the_border_of_a_panel(isa: str, length: int) -> None:
         assert torch.equal(ids, truth)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("block", "page"), [(4, 16), (8, 64), (32, 16)])
+def test_entries_that_are_short_blocks(isa: str, dtype: torch.dtype, block: int, page: int) -> None:
+    """One head, as indexers have it; lists shorter and longer than what there is."""
+    lengths, chunks = [5003, 40, block - 1], [9, 40, block - 1]
+    problem = make(lengths, chunks, heads=3, kv_heads=1, page=page, dtype=dtype)
+    generator = torch.Generator().manual_seed(5)
+    shape = (problem.k.shape[0], max(1, page // block), 1, 32)
+    whole = torch.randint(-2, 3, shape, generator=generator)  # exact sums, and many equal ones
+    entries, select = Entries(whole.to(dtype), block, block), candidates_of(problem, block)
+    problem.q.round_()
+    for listed in (1, 2, 33, 34, 513, 1024):
+        rule = PooledRule(listed, 0, 0, "relu")
+        ids = select_pooled(problem.q, entries, select, rule, 0.125)
+        assert torch.equal(ids, by_reference(problem.q, entries, select, rule, 0.125, None))
+        unfinished = (problem.keys.positions + 1) % block != 0
+        assert torch.equal((ids >= 0).sum(-1).view(-1), _counts(problem, block, listed, unfinished))
+
+
+def _counts(problem: Problem, block: int, listed: int, unfinished: torch.Tensor) -> torch.Tensor:
+    """How long the lists must be: whole blocks up to listed - 1, and an unfinished one."""
+    whole = (problem.keys.positions + 1) // block
+    return whole.clamp(max=listed - 1) + unfinished
+
+
 def test_doors() -> None:
     problem, entries = integral()
     select, rule = candidates_of(problem, 64), PooledRule(3)
@@ -228,7 +253,7 @@ def test_doors() -> None:
         select_pooled(problem.q, entries, candidates_of(problem, 48), rule, 1.0)
     with pytest.raises(ValueError, match="scale positive"):
         select_pooled(problem.q, entries, select, rule, 0.0)
-    for sizes in ((0,), (257,), (3, 3), (3, 0, 4)):
+    for sizes in ((0,), (1025,), (3, 3), (3, 0, 4)):
         with pytest.raises(ValueError, match="listed must be at least first"):
             PooledRule(*sizes)
     with pytest.raises(ValueError, match="must not be negative"):

@@ -40,6 +40,7 @@ SMALL: dict[str, Small] = {
     "mosa": Small("mosa(tau=0.6)", "mosa"),
     "nsa": Small("nsa(8, 4, topk=4, block=16, window=9)", "nsa_paper"),
     "msa": Small("0:dense; *:msa(16, 2, 1)", "minimax_m3"),
+    "qsa": Small("qsa(4, 6)", "qwen4_qsa"),
     "asa": Small("asa(16, 3, 1, 1, reuse=4)", "asa"),
 }
 NAMES = [info.name for info in describe_methods()]

@@ -31,6 +31,8 @@ def expected(spec: str, position: int, prompt: int) -> int:
         return position + 1
     if spec.startswith("quest"):
         return position % 16 + 1 + 16 * min(3, position // 16)
+    if spec.startswith("qsa"):
+        return (position + 1) % 4 + 4 * min(5, (position + 1) // 4)
     if spec.startswith("infllm"):
         if max(position + 1, prompt) < 100:
             return position + 1
@@ -50,6 +52,7 @@ def expected(spec: str, position: int, prompt: int) -> int:
         "moba(block=16, topk=3)",
         "asa(block=16, topk=3, local=1)",
         "msa(block=16, topk=3)",
+        "qsa(block=4, topk=5)",
         "quest(budget=64, block=16)",
         "infllm(kernel=16, block=16, topk=3, window=16, dense_len=100)",
         "lessismore(budget=64)",

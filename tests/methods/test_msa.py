@@ -82,7 +82,7 @@ def test_what_comes_later_changes_nothing_before(checkpoint: Checkpoints, at: in
         ("0:dense; *:msa(local=0)", "local must be at least 1"),
         ("0:dense; *:msa(topk=2, local=3)", "topk at least local"),
         ("0:dense; *:msa(topk=300)", "at most 256"),
-        ("msa(16)", "has no indexer; use dense there"),
+        ("msa(16)", "has no indexer of tokens; use dense there"),
     ],
 )
 def test_unusable_settings_are_refused(checkpoint: Checkpoints, spec: str, words: str) -> None:

@@ -87,6 +87,7 @@ def both(reads: dict[str, dict[str, Any]], key: str) -> float:
         ("llama", {"attention": "adaptive(20, 3, 0.6, blocks, 16)"}),
         ("llama", {"attention": "adaptive(20, 3, 0.3, full, 16, bound=1)"}),
         ("minimax_m3", {}),
+        ("qwen4_qsa", {}),
         ("mistral", {}),
         ("qwen3_mixed", {"attention": "chunked(5, 7)"}),
         ("nsa_fla", {}),

@@ -17,10 +17,15 @@ struct Row {
   const int32_t* list;   // ascending block ids, -1 padded, or null: no list
 };
 
-// A row that sees keys of a pass. Bit i: its list holds the block of keys 16 i .. 16 i + 15.
+constexpr int64_t kLeastBlock = 4;  // of a list
+static_assert(kPass / kLeastBlock <= 64, "a bit of `fine` for every small block of a pass");
+
+// A row that sees keys of a pass. Bit i: its list holds some of the keys 16 i .. 16 i + 15; bit i
+// of `fine`, where blocks are shorter than that: it holds the keys 4 i .. 4 i + 3.
 struct Active {
   int32_t row;
   uint32_t bits;
+  uint64_t fine;
 };
 
 SACCADE_INLINE Row make_row(const AttendParams& p, const Unit& u, int64_t at, int64_t head) {
@@ -63,13 +68,16 @@ SACCADE_INLINE I<kWidth> lane_numbers() {
 }
 
 // Lanes (-1 or 0) of the keys first + offset + lane that the row sees.
-SACCADE_INLINE I<kWidth> seen(const AttendParams& p, const Row& row, uint32_t bits, int64_t first,
-                              int64_t offset) {
+SACCADE_INLINE I<kWidth> seen(const AttendParams& p, const Row& row, const Active& active,
+                              int64_t first, int64_t offset) {
   const I<kWidth> j = lane_numbers() + static_cast<int32_t>(first + offset);
   I<kWidth> mask = (j < row.hi) & (j >= row.lo);
   if (p.window > 0) mask &= (j > row.past) | (j < static_cast<int32_t>(p.sinks));
-  if (row.list != nullptr && ((bits >> (offset / 16)) & 1u) == 0) mask = I<kWidth>{};
-  return mask;
+  if (row.list == nullptr) return mask;
+  if (((active.bits >> (offset / 16)) & 1u) == 0) return I<kWidth>{};
+  if (p.block >= 16) return mask;
+  const int32_t held = static_cast<int32_t>(active.fine >> offset / kLeastBlock);
+  return mask & (((splat_int<kWidth>(held) >> (lane_numbers() >> 2)) & 1) != 0);
 }
 
 // The rows that see each pass of one segment, compacted: with block lists most rows see few of its
@@ -80,8 +88,8 @@ struct SegmentRows {
   int64_t capacity;
 
   Active* of(int64_t pass) const { return rows + pass * capacity; }
-  void add(int64_t pass, int64_t row, uint32_t bits) {
-    of(pass)[counts[pass]++] = {static_cast<int32_t>(row), bits};
+  void add(int64_t pass, int64_t row, uint32_t bits, uint64_t fine) {
+    of(pass)[counts[pass]++] = {static_cast<int32_t>(row), bits, fine};
   }
 
   void collect(const AttendParams& p, Row* info, int64_t count, int64_t segment_first) {
@@ -93,7 +101,7 @@ struct SegmentRows {
       }
       for (int64_t pass = 0; pass < kPasses; ++pass) {
         const Span span = span_of(p, info[r], segment_first + pass * kPass);
-        if (span.begin < span.end) add(pass, r, 0);
+        if (span.begin < span.end) add(pass, r, 0, 0);
       }
     }
   }
@@ -108,14 +116,22 @@ struct SegmentRows {
     }
     row.cursor = static_cast<int32_t>(c);  // segments ascend, so the next one looks from here on
     uint32_t bits[kPasses] = {};
+    uint64_t fine[kPasses] = {};
     for (; c < p.list_width && row.list[c] >= 0 && row.list[c] * p.block < last; ++c) {
       const int64_t from = row.list[c] * p.block - first, to = from + p.block;
+      if (p.block < 16) {
+        if (from < 0) continue;  // a list that does not ascend
+        for (int64_t at = from; at < to; at += kLeastBlock)
+          fine[at / kPass] |= uint64_t{1} << at % kPass / kLeastBlock;
+        bits[from / kPass] |= 1u << from % kPass / 16;
+        continue;
+      }
       const int64_t low = from > 0 ? from / 16 : 0, high = to < kSegment ? to / 16 : kSegment / 16;
       for (int64_t bit = low; bit < high; ++bit) bits[bit * 16 / kPass] |= 1u << bit % (kPass / 16);
     }
     for (int64_t pass = 0; pass < kPasses; ++pass) {
       const Span span = bits[pass] == 0 ? Span{0, 0} : span_of(p, row, first + pass * kPass);
-      if (span.begin < span.end) add(pass, r, bits[pass]);
+      if (span.begin < span.end) add(pass, r, bits[pass], fine[pass]);
     }
   }
 };

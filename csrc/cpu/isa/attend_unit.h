@@ -447,7 +447,7 @@ struct UnitRun {
     }
     if (is_masked(p, row, own, first)) {
       for (int64_t i = own.begin; i < own.end; i += W) {
-        store(s + i, seen(p, row, active.bits, first, i) ? load<F<W>>(s + i) : none);
+        store(s + i, seen(p, row, active, first, i) ? load<F<W>>(s + i) : none);
       }
     }
     for (int64_t i = own.begin; i < own.end; i += W) high = max<W>(high, load<F<W>>(s + i));

@@ -54,23 +54,6 @@ void mean_of_block(const BlockMeansParams& p, int64_t index, int64_t head) {
 
 // ---- selection ----
 
-SACCADE_INLINE bool any_lane(I<W> mask) {
-  uint64_t halves[W / 2], any = 0;
-  std::memcpy(halves, &mask, sizeof(mask));
-  for (uint64_t half : halves) any |= half;
-  return any != 0;
-}
-
-// Offers blocks first .. first + n - 1 with these scores.
-SACCADE_INLINE void offer_scores(Best& best, const float* scores, int64_t first, int64_t n) {
-  for (int64_t i = 0; i < n; i += W) {
-    if (!any_lane(load<F<W>>(scores + i) >= splat<W>(best.least()))) continue;
-    for (int64_t e = i; e < i + W && e < n; ++e) {
-      best.offer(scores[e], static_cast<int32_t>(first + e));
-    }
-  }
-}
-
 struct Job {
   const SelectBlocksParams* p;
   int64_t tokens, heads_per_kv;  // of a tile

@@ -198,6 +198,11 @@ struct PooledTile {
   // Pools entries first .. first + n - 1 into blocks and offers those that lie in this panel.
   void pool(int64_t token, int64_t first, int64_t n, const ListEnds& ends) {
     const float* weights = scores + token * group * kPanel;
+    if (p.fine.size == p.block && p.fine.stride == p.block && p.first == 0) {  // entries are blocks
+      const int64_t left = ends.tail - first;
+      offer_scores(best[token], weights, first, left < n ? left : n);
+      return;
+    }
     const int64_t begin = first * p.fine.stride / p.block;
     const int64_t blocks = kPanel * p.fine.stride / p.block;
     for (int64_t b = 0; b <= blocks; ++b) pooled[b] = NAN;
