@@ -54,7 +54,7 @@ def _kind(config: ModelConfig, layer: int) -> type[MLP | ExpertsMLP | SoftmaxExp
 def mlp_tensors(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
     """Name -> shape, without the prefix `model.layers.<layer>.mlp.`"""
     kind, hidden = _kind(config, layer), config.hidden_size
-    if kind is not MLP:
+    if issubclass(kind, ExpertsMLP | SoftmaxExpertsMLP):
         return kind.tensors(config)
     inner = config.features.dense_inner or config.intermediate_size
     widths = {"gate_proj": inner, "up_proj": inner}
