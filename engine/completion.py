@@ -62,6 +62,10 @@ class Completion:
             self._texts.append(self._checker.flush())
         self._all.finish_reason, self._all.stop_reason = reason, stop_reason
 
+    def break_off(self) -> None:
+        """Ends it with an error, whatever reason it had; text held back does not come out."""
+        self._all.finish_reason, self._all.stop_reason = "error", None
+
     def delta(self) -> CompletionOutput:
         """What is new since the last `delta`."""
         texts, tokens = self._sent_texts, self._sent_tokens

@@ -267,7 +267,10 @@ class Engine:
 
     def _close(self, request_id: str) -> None:
         generation, branch = self._branches.pop(request_id)
-        generation.close(branch)
+        try:
+            generation.close(branch)
+        except Exception as error:  # noqa: BLE001 - e.g. a decoder that fails on its last bytes
+            generation.break_off(branch, error)
         if generation.finished:
             self._live.pop(generation.id, None)
 

@@ -113,6 +113,14 @@ class Generation:
         if self.finished:
             self._end = time.perf_counter()
 
+    def break_off(self, branch: Branch, error: Exception) -> None:
+        """Ends a branch that `close` failed on; text held back is lost."""
+        branch.request.error = error
+        self.error = self.error or str(error) or type(error).__name__
+        branch.completion.break_off()
+        if self.finished:
+            self._end = time.perf_counter()
+
     def delta(self) -> RequestOutput:
         """What is new since the last `delta`."""
         output = self._output([branch.completion.delta() for branch in self.branches])

@@ -226,10 +226,9 @@ class EngineClient:
             log.error("the engine cannot be loaded", extra={"reason": report.message})
         elif isinstance(report, Checked):
             self.stats = report.stats
-            for answer in self._checks:
-                if not answer.done():
-                    answer.set_result(report)
-            self._checks.clear()
+            answer = self._checks.pop(0)  # they come in the order of the questions
+            if not answer.done():
+                answer.set_result(report)
 
     def _deliver(self, id: str, news: Delta | Exception, ended: bool) -> None:
         inbox = self._inboxes.pop(id, None) if ended else self._inboxes.get(id)

@@ -6,6 +6,7 @@ import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ..engine.outputs import Timings
 from .wire import Delta, End, LogprobEntry, Piece
 
 if TYPE_CHECKING:
@@ -24,6 +25,17 @@ class LiveRequest:
         self._generation = generation
         self._open = set(range(len(generation.branches)))
         self._prompt_told = generation.prompt_logprobs is None
+
+    def news(self) -> Delta | None:
+        """What is new; None when nothing is. What goes wrong here ends this request alone."""
+        before = sorted(self._open)
+        try:
+            return self.delta()
+        except Exception:
+            log.exception("a request failed", extra={"request": self.id})
+            ended = [Piece(each, "", [], "error", error=FAILED) for each in before]
+            self._open.clear()
+            return Delta(self.id, 0, ended, end=End(asdict(Timings()), {}, 0))
 
     def delta(self) -> Delta | None:
         """What is new; None when nothing is."""

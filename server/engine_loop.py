@@ -11,7 +11,7 @@ import zmq
 
 from . import wire
 from .compiling import BusyError, Compiling
-from .deltas import LiveRequest
+from .deltas import FAILED, LiveRequest
 from .wire import Abort, Add, Check, Checked, EngineStats, Refused
 
 if TYPE_CHECKING:
@@ -115,13 +115,13 @@ class EngineLoop:
             self._report(Refused(id, str(error), param, isinstance(error, CapacityError)))
         else:
             log.error("a request could not be added", exc_info=error, extra={"request": id})
-            self._report(Refused(id, "The engine could not take this request."))
+            self._report(Refused(id, FAILED, fault=True))
 
     def _abort(self, ids: list[str]) -> None:
         ended = [self._live.pop(each) for each in ids if each in self._live]
         for request in ended:
             self._engine.abort(request.id)
-        deltas = [delta for request in ended if (delta := request.delta()) is not None]
+        deltas = [delta for request in ended if (delta := request.news()) is not None]
         for each in ids:
             if (waiting := self._compiling.cancel(each)) is not None:
                 deltas.append(aborted(each, waiting[1].n))
@@ -136,11 +136,12 @@ class EngineLoop:
         deltas = []
         for generation in touched:
             request = self._live.get(generation.id)
-            delta = request.delta() if request is not None else None
+            delta = request.news() if request is not None else None
             if delta is not None:
                 deltas.append(delta)
                 if delta.end is not None:
                     del self._live[generation.id]
+                    self._engine.abort(generation.id)  # unless it has ended by itself
         if deltas:
             self._report(wire.Deltas(deltas))
         if time.monotonic() - self._told > _STATS_S:

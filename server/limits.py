@@ -14,16 +14,18 @@ KIB, MIB = 1 << 10, 1 << 20
 class Limits:
     """What a request may cost, and how much may wait.
 
-    body_bytes, header_bytes: of an HTTP request. body_s: until its body has arrived. prompts: of
-    one request; sequences: prompts x n; output_tokens: sequences x max_tokens; logprob_entries:
-    alternatives asked for, over all tokens of prompt and output. queued_requests: sequences beyond
-    those that the engine can run at once. queued_tokens: of prompts that have no first token yet;
-    None: four times what the engine's pages hold.
+    body_bytes, header_bytes: of an HTTP request. body_s: until its body has arrived. send_s: until
+    a client that leaves a full buffer unread is let go. prompts: of one request; sequences: prompts
+    x n; output_tokens: sequences x max_tokens; logprob_entries: alternatives asked for, over all
+    tokens of prompt and output. queued_requests: sequences beyond those that the engine can run at
+    once. queued_tokens: of prompts that have no first token yet; None: four times what the engine's
+    pages hold.
     """
 
     body_bytes: int = 16 * MIB
     header_bytes: int = 64 * KIB
     body_s: float = 60.0
+    send_s: float = 60.0
     prompts: int = 256
     sequences: int = 256
     output_tokens: int = 1_000_000

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 with a time limit on request heads, and our shape for what is no HTTP."""
+"""uvicorn's HTTP/1.1 with time limits on clients, and our shape for what is no HTTP."""
 
 from __future__ import annotations
 
@@ -10,13 +10,28 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .protocol.errors import ApiError
 
 
-def protocol_class(seconds: float) -> type[asyncio.Protocol]:
-    """A protocol that closes a connection on which the head of a request takes longer than this."""
+def protocol_class(seconds: float, send_s: float) -> type[asyncio.Protocol]:
+    """A protocol for clients that may be slow, but not for ever.
+
+    seconds: for the head of a request; send_s: how long a client may leave a full buffer unread.
+    """
 
     class BoundedHead(H11Protocol):
         """Half-sent heads do not stay for ever; between requests the keep-alive limit holds."""
 
         _head_timer: asyncio.TimerHandle | None = None
+        _send_timer: asyncio.TimerHandle | None = None
+
+        def pause_writing(self) -> None:
+            """The client does not read: what it holds (a place in the queue too) it may lose."""
+            super().pause_writing()
+            self._send_timer = self.loop.call_later(send_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._send_timer is not None:
+                self._send_timer.cancel()
+                self._send_timer = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -24,6 +39,7 @@ def protocol_class(seconds: float) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            self.resume_writing()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:

@@ -65,7 +65,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 build_app(service),
-                http=protocol_class(limits.body_s),
+                http=protocol_class(limits.body_s, limits.send_s),
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -86,8 +86,8 @@ class LoadFailed(Message, tag="failed"):
 
 
 class Refused(Message, tag="refused"):
-    """The engine's door refused a request. capacity: for want of memory, not for a fault; busy:
-    only for now.
+    """The engine's door refused a request. capacity: for want of memory; busy: only for now; fault:
+    of the engine, not of the request.
     """
 
     id: str
@@ -95,6 +95,7 @@ class Refused(Message, tag="refused"):
     param: str | None = None
     capacity: bool = False
     busy: bool = False
+    fault: bool = False
 
 
 class Piece(Message):

@@ -53,6 +53,7 @@ SERVICE: dict[str, dict[str, Any]] = {
 LIMITS: dict[str, dict[str, Any]] = {
     "--max-body-size": {"metavar": "SIZE", "help": "of a request (default 16MiB)"},
     "--body-timeout": {"type": float, "metavar": "S", "help": "to send a request (default 60)"},
+    "--send-timeout": {"type": float, "metavar": "S", "help": "for a reply unread (default 60)"},
     "--max-prompts": {"type": int, "metavar": "N", "help": "of one request (default 256)"},
     "--max-sequences": {"type": int, "metavar": "N", "help": "prompts x n (default 256)"},
     "--max-output-tokens": {
@@ -158,8 +159,9 @@ def limits(args: argparse.Namespace) -> Limits:
             fields["body_bytes"] = positive(parse_size(found.pop("max_body_size")), "max_body_size")
         except ValueError as error:
             raise UsageError(f"--max-body-size: {error}") from error
-    if "body_timeout" in found:
-        fields["body_s"] = positive(found.pop("body_timeout"), "body_timeout")
+    for option, name in (("body_timeout", "body_s"), ("send_timeout", "send_s")):
+        if option in found:
+            fields[name] = positive(found.pop(option), option)
     fields |= {name.removeprefix("max_"): positive(n, name) for name, n in found.items()}
     return Limits(**fields)
 

@@ -89,6 +89,8 @@ def from_engine(
     if isinstance(error, UnavailableError):
         return unavailable(str(error), error.retry_s)
     report = error.report
+    if report.fault:
+        return ApiError(500, report.message, code="engine_error")
     if report.busy:
         return unavailable(report.message, 2.0, "overloaded")
     message, param = renamed(report.message, report.param, names)

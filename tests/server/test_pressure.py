@@ -1,0 +1,207 @@
+"""Pressure from many and from bad clients: others do not notice, and nothing is taken for dead."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import pytest
+
+from saccade.benchmarks.http_client import read
+
+from .conftest import Serve
+from .load import FULL, PATH, Body, accounts, amount, check_quiet, start, target_of, whole
+from .running import Running, completion
+
+STREAM: Body = {"prompt": "def add", "max_tokens": 300, "ignore_eos": True, "stream": True}
+# A reply of some 20 MB: no buffer of the system takes all of it.
+HUGE = STREAM | {"max_tokens": 100, "prompt_logprobs": 20}
+HUGE |= {"prompt": [[40 + number] * 400 for number in range(14)]}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which so large a share lies."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+# ---- saturation ----
+
+
+async def saturate(server: Running, seconds: float, clients: int) -> int:
+    """So many clients, each with one request after the other, long prompts among them."""
+    until = time.monotonic() + seconds
+
+    async def client(random: Random) -> int:
+        count = 0
+        while time.monotonic() < until:
+            prompt = [random.randrange(40, 300) for _ in range(random.choice([8, 500, 3000]))]
+            reply = await whole(server, {"prompt": prompt, "max_tokens": 20, "ignore_eos": True})
+            assert reply.status in (200, 503), reply.body
+            count += reply.status == 200
+        return count
+
+    return sum(await asyncio.gather(*[client(Random(seed)) for seed in range(clients)]))
+
+
+@pytest.mark.slow
+def test_saturation_is_no_false_alarm(serve: Serve) -> None:
+    """Long steps, a full queue, two busy cores; in the short form with a quarter of the limit."""
+    limits = () if FULL else ("--engine-timeout", "2")
+    options = ("--kv-cache-memory", "1GiB", "--max-model-len", "8192", "--page-size", "64")
+    server = serve(*options, *limits, model="demo")
+    answered = asyncio.run(saturate(server, amount(6, 600), amount(12, 32)))
+    assert answered > 5
+    print(f"{answered} answers, {server.metrics()['saccade_engine_steps_total']:.0f} steps")
+    assert server.http.get("/health").json() == {"status": "ready", "restarts": 0}
+    assert not server.events("the engine process hangs and is killed")
+
+
+# ---- signals ----
+
+
+def test_terminated_when_idle(serve: Serve) -> None:
+    server = serve()
+    completion(server)
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    assert server.wait(8) == 0
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
+def test_terminated_at_any_time_of_its_start(serve: Serve, delay: float) -> None:
+    server = serve(ready=False)
+    time.sleep(delay)
+    server.signal(signal.SIGTERM)
+    assert server.wait(8) == 0
+
+
+# ---- clients that do not read, or do not finish what they say ----
+
+
+class Deaf:
+    """A client that asks for megabytes and never reads them."""
+
+    def __init__(self, server: Running) -> None:
+        target, content = target_of(server), json.dumps(HUGE).encode()
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.connect((target.host, target.port))
+        head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        self.socket.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+
+    def is_cut_off(self, seconds: float) -> bool:
+        """Whether the server hangs up within this time, in the middle of its reply."""
+        self.socket.settimeout(seconds)
+        last = b""
+        try:
+            while data := self.socket.recv(1 << 20):
+                last = data
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            return True
+        return not last.endswith(b"0\r\n\r\n")
+
+
+def test_a_client_that_never_reads_loses_its_place(serve: Serve) -> None:
+    server = serve("--send-timeout", "1")
+    before = accounts(server)
+    deaf = [Deaf(server) for _ in range(2)]
+    time.sleep(0.5)
+    assert server.metrics()["saccade_sequences_in_flight"] == 28
+    until = time.monotonic() + 60
+    while server.metrics()["saccade_sequences_in_flight"]:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert all(each.is_cut_off(10) for each in deaf)
+    check_quiet(server, before)
+
+
+def half_sent(server: Running, count: int) -> list[socket.socket]:
+    """Connections that say half of something and wait."""
+    target = target_of(server)
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\n".encode()
+    body = b'content-type: application/json\r\ncontent-length: 100\r\n\r\n{"prompt'
+    made = []
+    for number in range(count):
+        made.append(socket.create_connection((target.host, target.port)))
+        made[-1].sendall([b"", b"POST /v1/comp", head, head + body][number % 4])
+    return made
+
+
+async def gaps(server: Running, neighbours: int) -> list[float]:
+    """Times between the tokens of four streams, beside others that read what they get."""
+    beside = [await start(server, HUGE) for _ in range(neighbours)]
+    streams = [await start(server, STREAM) for _ in range(4)]
+    for each in streams:
+        await asyncio.wait_for(each.ended, 120)
+        assert each.events > 290
+    for each in beside:
+        each.leave()
+    return [b - a for each in streams for (a, _), (b, _) in pairwise(each.parts[2:])]
+
+
+@pytest.mark.slow
+def test_slow_clients_do_not_slow_others(serve: Serve) -> None:
+    """The same load twice: from clients that read, and from deaf ones among half-sent requests."""
+    server = serve()
+    asyncio.run(gaps(server, 2))
+    plain: list[float] = []
+    beside: list[float] = []
+    for _ in range(amount(2, 10)):
+        plain += asyncio.run(gaps(server, 2))
+        deaf = [Deaf(server) for _ in range(2)]
+        sockets = [*half_sent(server, 60), *[each.socket for each in deaf]]
+        beside += asyncio.run(gaps(server, 0))
+        for each in sockets:
+            each.close()
+    ratio = percentile(beside, 0.99) / percentile(plain, 0.99)
+    print(f"p99 {percentile(plain, 0.99) * 1e3:.2f} ms, x {ratio:.2f} beside slow clients")
+    assert ratio <= (1.2 if FULL else 2.0)
+
+
+# ---- overload ----
+
+
+async def overload(server: Running, rate: float, seconds: float, body: Body) -> list[Any]:
+    """(seconds until an answer, status, reply) of requests that come at this rate."""
+    random = Random(3)
+
+    async def one(delay: float) -> Any:
+        await asyncio.sleep(delay)
+        exchange = await start(server, body)
+        await asyncio.wait_for(exchange.ended, 120)
+        reply = read(exchange)
+        return (exchange.parts[0][0] - exchange.sent if exchange.parts else -1.0, reply)
+
+    times, now = [], 0.0
+    while (now := now + random.expovariate(rate)) < seconds:
+        times.append(now)
+    return list(await asyncio.gather(*map(one, times)))
+
+
+def test_ten_times_too_much(serve: Serve) -> None:
+    server = serve("--max-num-seqs", "2", "--max-queued-requests", "4")
+    body: Body = {"prompt": "def add", "max_tokens": 60, "ignore_eos": True}
+    began = time.monotonic()
+    for _ in range(5):
+        completion(server, **body)
+    rate = 2 * 5 / (time.monotonic() - began)  # two run at once
+    before = accounts(server)
+    found = asyncio.run(overload(server, 10 * rate, amount(3, 30), body))
+    good = [reply for _, reply in found if reply.status == 200]
+    refused = [seconds for seconds, reply in found if reply.status == 503]
+    assert len(good) + len(refused) == len(found) and len(refused) > 5 * len(good)
+    assert all(reply.json["usage"]["completion_tokens"] == 60 for reply in good)
+    late = percentile(refused, 1.0 if FULL else 0.99)
+    print(f"{len(good)} served, {len(refused)} refused, the latest after {late * 1e3:.0f} ms")
+    assert late < (0.1 if FULL else 0.3)
+    check_quiet(server, before)
