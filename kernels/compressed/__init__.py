@@ -8,13 +8,18 @@ import torch
 
 from ..ops import Implementation, Op
 from ..select import Candidates
-from . import cpu, reference
+from . import cpu, reference, triton
 from .lists import POOLS, ListRule, Spans
 
 __all__ = ["COMPRESSED", "POOLS", "ListRule", "Spans", "compressed"]
 
 COMPRESSED = Op(
-    "compressed", reference.compressed, (Implementation("cpu", cpu.compressed, cpu.supports),)
+    "compressed",
+    reference.compressed,
+    (
+        Implementation("cpu", cpu.compressed, cpu.supports),
+        Implementation("triton", triton.compressed, triton.supports),
+    ),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, reference, triton
 from .candidates import Candidates
 
 __all__ = ["SELECT_BLOCKS", "Candidates", "select_blocks"]
@@ -13,7 +13,10 @@ __all__ = ["SELECT_BLOCKS", "Candidates", "select_blocks"]
 SELECT_BLOCKS = Op(
     "select_blocks",
     reference.select_blocks,
-    (Implementation("cpu", cpu.select_blocks, cpu.supports),),
+    (
+        Implementation("cpu", cpu.select_blocks, cpu.supports),
+        Implementation("triton", triton.select_blocks, triton.supports),
+    ),
 )
 
 

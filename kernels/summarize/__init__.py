@@ -6,7 +6,7 @@ import torch
 
 from ..ops import Implementation, Op
 from ..store import PageLayout
-from . import cpu, reference
+from . import cpu, reference, triton
 from .blocks import CompletedBlocks, completed_blocks, slots_per_page
 
 __all__ = [
@@ -20,12 +20,20 @@ __all__ = [
 ]
 
 BLOCK_MEANS = Op(
-    "block_means", reference.block_means, (Implementation("cpu", cpu.block_means, cpu.supports),)
+    "block_means",
+    reference.block_means,
+    (
+        Implementation("cpu", cpu.block_means, cpu.supports),
+        Implementation("triton", triton.block_means, triton.supports),
+    ),
 )
 WINDOW_MEANS = Op(
     "window_means",
     reference.window_means,
-    (Implementation("cpu", cpu.window_means, cpu.supports_windows),),
+    (
+        Implementation("cpu", cpu.window_means, cpu.supports_windows),
+        Implementation("triton", triton.window_means, triton.supports_windows),
+    ),
 )
 
 

@@ -1,0 +1,97 @@
+"""Tile sizes of the Triton kernels of the sparse methods: pure functions, with their reasons.
+
+There is no search at run time. Another number of keys per turn of a loop is another order of
+additions, and the same tokens must come out in every run; and what a search would weigh, registers,
+spills and shared memory, is known from compiling ahead of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+LOG2E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """rows of a program; keys (blocks) of a turn; width of the sorted lists."""
+
+    rows: int
+    keys: int
+    width: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """rows of a program; keys (entries) of a turn of the first loop, blocks of the second."""
+
+    rows: int
+    keys: int
+    blocks: int
+    width: int
+    warps: int
+    stages: int
+
+
+def power_of_two(least: int) -> int:
+    """The least power of two that is no less."""
+    return 1 << max(least - 1, 0).bit_length()
+
+
+def most_tiles(rows: int, sequences: int, tile: int) -> int:
+    """Tiles of `tile` rows that sequences of together `rows` rows can need."""
+    return rows // tile + min(sequences, rows)
+
+
+def ranking(listed: int, dtype: torch.dtype) -> Ranking:
+    """Sizes of a kernel that keeps the `listed` best of all blocks for every row.
+
+    A block's rank is one 64-bit number, and sorting holds a second copy of a turn's: 64 rows of 64
+    blocks are 32 registers of each of 256 threads for one copy. With wider lists sm_100 spills:
+    half of the rows, and a quarter with more than 32 blocks. At least 16 rows: a tensor-core
+    product has no fewer. fp32 is there for comparison.
+    """
+    width = max(power_of_two(listed), 2)
+    rows = 64 if width <= 8 and dtype != torch.float32 else 32 if width <= 32 else 16
+    return Ranking(rows, max(64, width), width, 8 if rows == 64 else 4, 2)
+
+
+def split(channels: int) -> tuple[int, int]:
+    """(main, rest): powers of two that together hold so many channels; rest 0: one holds them.
+
+    Padding 512 + 64 channels to 1024 would nearly double the products and the shared memory.
+    """
+    main = max(power_of_two(channels), 16)
+    if main == channels or channels <= 128:
+        return main, 0
+    half = main // 2
+    rest = max(power_of_two(channels - half), 16)
+    return (half, rest) if rest < half else (main, 0)
+
+
+def coarse(
+    listed: int,
+    channels: int,
+    value_channels: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+) -> Coarse:
+    """Sizes of attention over entries that also ranks blocks.
+
+    128 rows and 64 entries at up to 128 channels, two warp groups of a Hopper product, no spills;
+    with sm_80's product those rows spill, and half of them do not. Latents of 512 + 64 channels
+    spill with 64 rows (the output alone is 128 registers of a thread), and with 16 rows and four
+    warps: 32 rows, eight warps. fp32 is there for comparison.
+    """
+    width = max(power_of_two(listed), 2)
+    widest = max(channels, value_channels)
+    if dtype == torch.float32:
+        return Coarse(32, 32, max(32, width), width, 8, 1)
+    if widest > 256:
+        return Coarse(32, 32, max(32, width), width, 8, 2)
+    rows = 128 if widest <= 128 and capability >= (9, 0) else 64
+    return Coarse(rows, 64, max(64, width), width, 8, 2)
