@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import llguidance
@@ -104,6 +105,8 @@ class GrammarCompiler:
         return box[0]
 
     def _build(self, structure: Structure) -> llguidance.LLMatcher:
+        if structure.after:  # the free text in front would hide that nothing satisfies the form
+            self._build(replace(structure, after="", opening=""))
         source = self._source(structure)
         matcher = llguidance.LLMatcher(self._known(), source, log_level=0, limits=_limits())
         # The first mask is the dearest, and the first to show a grammar without any text.
@@ -118,6 +121,31 @@ class GrammarCompiler:
         return matcher
 
     def _source(self, structure: Structure) -> str:
+        """One grammar, or several that call each other by `@name`, as llguidance's JSON."""
+        if not structure.after and structure.otherwise is None:
+            return self._form(structure)
+        forms = [structure] if structure.otherwise is None else [structure, structure.otherwise]
+        named = [
+            _named(f"form_{number}", each.kind, self._form(each))
+            for number, each in enumerate(forms)
+        ]
+        start = "(" + " | ".join(f"@{each['name']}" for each in named) + ")"
+        rules = []
+        if structure.after:
+            start = f"front{'?' if structure.opening else ''} {start}"
+            opening = f"{self._marker(structure.opening)} " if structure.opening else ""
+            rules = [f"front: {opening}free", *self._free(structure.after)]
+        top = {"lark_grammar": "\n".join([f"start: {start}", *rules])}
+        return json.dumps({"grammars": [top, *named]})
+
+    def _free(self, marker: str) -> list[str]:
+        """Any text up to and with a marker, and white space behind it."""
+        rules = [r"space: /[ \n]{0,4}/"]
+        if self._special_id(marker) is None:
+            return [*rules, "free: text space", f"text[suffix={_quoted(marker)}]: /(?s:.*)/"]
+        return [*rules, f"free: TEXT {self._marker(marker)} space", "TEXT: /(?s:.*)/"]
+
+    def _form(self, structure: Structure) -> str:
         make = llguidance.LLMatcher
         if structure.kind == "json_object":
             return make.grammar_from_json_schema({"type": "object"}, _JSON)
@@ -127,15 +155,15 @@ class GrammarCompiler:
             return make.grammar_from_regex(structure.text)
         if structure.kind == "choice":
             return make.grammar_from_regex("|".join(map(_literal, structure.choices)))
-        return make.grammar_from_lark("\n".join([structure.text, *self._marks(structure)]))
+        marks = [
+            f"mark_{number}: {self._marker(text)}" for number, text in enumerate(structure.markers)
+        ]
+        return make.grammar_from_lark("\n".join([structure.text, *marks]))
 
-    def _marks(self, structure: Structure) -> list[str]:
-        """A rule per marker: its text, and its token where it is a special one."""
-        rules = []
-        for number, text in enumerate(structure.markers):
-            token = self._special_id(text)
-            rules.append(f"mark_{number}: " + (_quoted(text) if token is None else f"<[{token}]>"))
-        return rules
+    def _marker(self, text: str) -> str:
+        """A text in a rule, or its token where it is a special one."""
+        token = self._special_id(text)
+        return _quoted(text) if token is None else f"<[{token}]>"
 
     def _special_id(self, text: str) -> int | None:
         token = None if self._tokenizer is None else self._tokenizer.id_of(text)
@@ -187,6 +215,14 @@ def _vocabulary(
     made = llguidance.LLTokenizer(wrapper, n_vocab=size, eos_token=eos_ids)
     wrapper.use_greedy(made)
     return made
+
+
+def _named(name: str, kind: str, form: str) -> dict[str, Any]:
+    """A form's grammar under a name for `@name`."""
+    if kind == "grammar":
+        return {"name": name, "lark_grammar": form}
+    found: dict[str, Any] = json.loads(form)["grammars"][0]
+    return {**found, "name": name}
 
 
 def _limits() -> llguidance.LLParserLimits:

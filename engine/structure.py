@@ -1,13 +1,13 @@
 """`Structure`: the form that a completion's text must have, as data; engine/grammar.py compiles it.
 
-Immutable, hashable, two texts: it crosses processes as it is.
+Immutable, hashable, texts alone: it crosses processes as it is.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from .checks import shown
@@ -27,7 +27,10 @@ class Structure:
     kind and text: "json_object" (no text), "json_schema" (a JSON schema), "regex" (without look-
     around), "choice" (a JSON list of texts), "grammar" (Lark, as llguidance reads it). markers: of
     a grammar: texts that may be single special tokens of the vocabulary; rule `mark_0` stands for
-    the first of them, as token or as text, and so on.
+    the first of them, as token or as text, and so on. otherwise: another form that will do as well.
+    after: a marker behind which the form begins; before it the text is free, such as reasoning.
+    opening: a marker with which that free part begins, if there is one at all; "": there is one,
+    and it is open already.
 
     Use the constructors below. Raises RequestError for what is malformed or beyond the bounds
     (MAX_CHARS, MAX_DEPTH of a schema, MAX_CHOICES); whether it compiles is found out at the
@@ -37,6 +40,9 @@ class Structure:
     kind: Kind
     text: str = ""
     markers: tuple[str, ...] = ()
+    after: str = ""
+    opening: str = ""
+    otherwise: Structure | None = None
 
     def __post_init__(self) -> None:
         self.check()
@@ -66,12 +72,16 @@ class Structure:
         """Text of a grammar whose first rule is `start`."""
         return cls("grammar", lark, tuple(markers))
 
+    def behind(self, marker: str, opening: str = "") -> Structure:
+        """This form behind free text that ends with `marker`; opening: as above."""
+        return replace(self, after=marker, opening=opening)
+
     def check(self) -> None:
         """The validator; RequestError for the first fault."""
         if self.kind not in get_args(Kind):
             kinds = ", ".join(get_args(Kind))
             raise _refusal(f"kind must be one of {kinds}, got {shown(self.kind)}")
-        for text in (self.text, *self.markers):
+        for text in (self.text, *self.markers, self.after, self.opening):
             _check_text(self.kind, text)
         if self.kind != "json_object" and not self.text:
             raise _refusal(f"{self.kind} must not be empty")
@@ -79,6 +89,8 @@ class Structure:
             _check_schema(self.text)
         elif self.kind == "choice":
             self.choices  # noqa: B018 - it checks itself
+        if self.otherwise is not None:
+            self.otherwise.check()
 
     @property
     def choices(self) -> list[str]:

@@ -11,7 +11,7 @@ from .inbox import RefusedError, UnavailableError
 from .limits import Place
 from .prompts import Prompt
 from .protocol.errors import ApiError, from_engine
-from .protocol.replies import CachedTokens, Extras, Usage
+from .protocol.replies import CachedTokens, Extras, ReasoningTokens, Usage
 from .wire import Delta, End
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Call:
         self.exchange = exchange
         self.arrival = time.monotonic()
         self.first_token: float | None = None
-        self.prompt_tokens = self.completion_tokens = 0
+        self.prompt_tokens = self.completion_tokens = self.reasoning_tokens = 0
         self.counts_output = True  # False where only the prompt was wanted
         self.finishes: list[str] = []
         self.error: ApiError | None = None
@@ -138,8 +138,8 @@ class Call:
     def usage(self) -> Usage:
         """Token counts so far."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
-        cached = CachedTokens(self.cached_tokens)
-        return Usage(prompt, completion, prompt + completion, cached)
+        cached, reasoning = CachedTokens(self.cached_tokens), ReasoningTokens(self.reasoning_tokens)
+        return Usage(prompt, completion, prompt + completion, cached, reasoning)
 
     def extras(self) -> Extras:
         """Timings of the slowest prompt, and what attention read for all of them."""
@@ -169,6 +169,8 @@ class Call:
             if counts["share"] is not None:
                 found[f"{phase}_keys_read"] = round(counts["share"], 4)
                 found[f"{phase}_blocks_selected"] = counts["blocks_selected"]
+        if self.reasoning_tokens:
+            found["reasoning_tokens"] = self.reasoning_tokens
         if extras.preemptions:
             found["preemptions"] = extras.preemptions
         if self.error is not None:

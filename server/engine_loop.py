@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.grammar_state import GrammarState
     from ..engine.params import SamplingParams
+    from ..engine.structure import Structure
 
 _STATS_S = 0.25
 _IDLE_POLL_MS = 1000
@@ -198,9 +199,14 @@ def aborted(id: str, n: int) -> wire.Delta:
 
 def unpack(params: dict[str, Any]) -> dict[str, Any]:
     """Keywords of SamplingParams as they were before the wire."""
+    found = params.get("structure")
+    return params if found is None else params | {"structure": unpack_structure(found)}
+
+
+def unpack_structure(found: dict[str, Any]) -> Structure:
+    """A structure as it was before the wire."""
     from ..engine.structure import Structure
 
-    found = params.get("structure")
-    if found is None:
-        return params
-    return params | {"structure": Structure(**{**found, "markers": tuple(found["markers"])})}
+    other = found.get("otherwise")
+    otherwise = None if other is None else unpack_structure(other)
+    return Structure(**{**found, "markers": tuple(found["markers"]), "otherwise": otherwise})

@@ -98,6 +98,29 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     return [_read_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
 
 
+def check_calls(messages: Sequence[Any]) -> None:
+    """Refuses calls without an id, and answers to calls that nobody made. RequestError.
+
+    A template may be content with less; for a client these are mistakes.
+    """
+    known: set[str] = set()
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            continue  # `read_messages` has something to say about it
+        calls = message.get("tool_calls")
+        for number, call in enumerate(calls if isinstance(calls, list | tuple) else ()):
+            where = f"messages[{index}].tool_calls[{number}].id"
+            id = call.get("id") if isinstance(call, Mapping) else None
+            if not isinstance(id, str) or not id:
+                raise RequestError(f"{where} must be a text that is not empty", where)
+            known.add(id)
+        if message.get("role") == "tool":
+            where, id = f"messages[{index}].tool_call_id", message.get("tool_call_id")
+            if not isinstance(id, str) or id not in known:
+                what = "must be the id of a call in a message before it"
+                raise RequestError(f"{where} {what}, got {shown(id)}", where)
+
+
 def _read_message(where: str, message: Mapping[str, Any]) -> Message:
     if not isinstance(message, Mapping):
         raise RequestError(f"{where} must be an object, got {shown(message)}", where)

@@ -31,6 +31,12 @@ class ReasoningSplitter:
         self._state = "before"  # "before" -> "inside" -> "between" -> "content"
         self._begun = False  # whether any reasoning but whitespace has come
         self._held = ""
+        self.has_begun = False  # there is a block, perhaps an empty one
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the block has ended, or cannot come any more."""
+        return self._state in ("between", "content")
 
     def push(self, text: str) -> Split:
         """What is certain after this piece; a marker that has only begun is held back."""
@@ -46,6 +52,7 @@ class ReasoningSplitter:
         if self._state == "before":
             self._read_start(last)
         if self._state == "inside":
+            self.has_begun = True
             reasoning = self._read_inside(last)
         if self._state == "between":
             self._held = self._held.lstrip()

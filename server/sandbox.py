@@ -161,7 +161,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Every call that a template makes, methods of texts among them."""
         self.tick()
-        owner = getattr(function, "__self__", None)
+        bound = getattr(function, "__wrapped__", function)  # jinja2 wraps `format`
+        owner = getattr(bound, "__self__", None)
         if isinstance(owner, str):
             self._check_method(owner, function.__name__, args, kwargs)
         found = super().call(context, function, *args, **kwargs)

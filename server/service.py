@@ -19,6 +19,7 @@ from .chat import ChatTemplate
 from .client import EngineClient, State
 from .config import ServerConfig
 from .defaults import read_defaults
+from .formats import Formats
 from .inbox import UnavailableError
 from .limits import Admission
 from .metrics import Metrics
@@ -45,6 +46,7 @@ class Service:
         template = ChatTemplate.from_folder(folder, config.chat_template) if tokenizer else None
         self.prompts = PromptReader(tokenizer, template)
         self.texts = TokenTexts(tokenizer)
+        self.formats = Formats.of(template, tokenizer, config.tool_parser, config.reasoning_parser)
         self.defaults: dict[str, Any] = read_defaults(folder) if config.model_defaults else {}
         self.metrics = Metrics(self)
         self._calls: dict[str, set[Call]] = {}  # by the exchange's id

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EXIT_FAILED, EXIT_OK, UsageError
+from ..formats import REASONING_PARSERS, TOOL_PARSERS
 from ..options import ENGINE, add_group, given, parse_size
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ NETWORK: dict[str, dict[str, Any]] = {
 SERVICE: dict[str, dict[str, Any]] = {
     "--served-model-name": {"nargs": "+", "metavar": "NAME", "help": "names that clients may use"},
     "--chat-template": {"metavar": "PATH", "help": "jinja file instead of the checkpoint's own"},
+    "--tool-call-parser": {
+        "choices": TOOL_PARSERS,
+        "help": "the format of the model's calls (default auto: as its template shows)",
+    },
+    "--reasoning-parser": {
+        "choices": REASONING_PARSERS,
+        "help": "whether the model's reasoning is split off (default auto: as its template shows)",
+    },
     "--generation-config": {
         "choices": ("auto", "none"),
         "help": "sampling defaults of the checkpoint (default auto)",
@@ -126,6 +135,9 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         "metrics_compat": tuple(found.get("metrics_compat", ())),
         "log_prompts": found.get("log_prompts", False),
     }
+    for option in ("tool_call_parser", "reasoning_parser"):
+        if option in found:
+            settings[option.replace("_call", "")] = found[option]
     if "chat_template" in found:
         settings["chat_template"] = read_text(found["chat_template"], "--chat-template")
     for option, name in (("drain_timeout", "drain_s"), ("engine_timeout", "silence_s")):

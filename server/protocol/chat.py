@@ -13,6 +13,14 @@ from .completions import FinishReason
 from .errors import ApiError
 from .replies import UNSET, Extras, PromptLogprobs, Unset, Usage
 from .sampling import UNSUPPORTED, SamplingFields, bounds
+from .tools import (
+    CHOICE_SCHEMA,
+    TOOLS_SCHEMA,
+    ToolCallDelta,
+    ToolCallReply,
+    ToolUse,
+    read_tools,
+)
 
 _OUTPUT = Meta(extra_json_schema={"minimum": 1, "maximum": INT32_MAX})
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -23,8 +31,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "web_search_options": (None,),
     "chat_template": (None,),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
 }
 
 _TEXT = {"type": "string"}
@@ -33,6 +39,20 @@ _PART = {
     "properties": {"type": {"const": "text"}, "text": _TEXT},
     "required": ["type", "text"],
 }
+_CALL = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "minLength": 1},
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "properties": {"name": _TEXT, "arguments": _TEXT},
+            "required": ["name", "arguments"],
+        },
+    },
+    "required": ["id", "type", "function"],
+}
+_PARTS = {"type": "array", "items": _PART, "minItems": 1}
 _MESSAGES = {
     "type": "array",
     "minItems": 1,
@@ -40,9 +60,12 @@ _MESSAGES = {
         "type": "object",
         "properties": {
             "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-            "content": {"anyOf": [_TEXT, {"type": "array", "items": _PART, "minItems": 1}]},
+            "content": {"anyOf": [_TEXT, _PARTS, {"type": "null"}]},
+            "reasoning_content": {"type": ["string", "null"]},
+            "tool_calls": {"type": ["array", "null"], "items": _CALL},
+            "tool_call_id": {"type": ["string", "null"]},
         },
-        "required": ["role", "content"],
+        "required": ["role"],
     },
 }
 
@@ -51,7 +74,11 @@ class ChatRequest(SamplingFields, kw_only=True):
     """A conversation to be continued; null is the same as left out."""
 
     HIDDEN: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, *_UNSUPPORTED)
-    SCHEMAS: ClassVar[dict[str, Any]] = {"messages": _MESSAGES}
+    SCHEMAS: ClassVar[dict[str, Any]] = {
+        "messages": _MESSAGES,
+        "tools": TOOLS_SCHEMA,
+        "tool_choice": CHOICE_SCHEMA,
+    }
 
     messages: list[dict[str, Any]]
     max_tokens: Annotated[int | None, _OUTPUT] = None
@@ -62,7 +89,11 @@ class ChatRequest(SamplingFields, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
     # Refused unless neutral.
     functions: Any = None
     function_call: Any = None
@@ -71,8 +102,6 @@ class ChatRequest(SamplingFields, kw_only=True):
     prediction: Any = None
     web_search_options: Any = None
     chat_template: Any = None
-    tools: Any = None
-    tool_choice: Any = None
 
     def unsupported(self) -> dict[str, tuple[Any, ...]]:
         """OpenAI's features that no text model here has, besides."""
@@ -107,14 +136,22 @@ class ChatRequest(SamplingFields, kw_only=True):
         count = (self.top_logprobs or 0) if self.logprobs else None
         return self.sampling(defaults, max_tokens=self.output_limit, logprobs=count)
 
-    def rendering(self) -> dict[str, Any]:
+    def tool_use(self) -> ToolUse | None:
+        """What may be called, and what must; None: nothing may. ApiError."""
+        return read_tools(self.tools, self.tool_choice, self.parallel_tool_calls is not False)
+
+    def rendering(self, use: ToolUse | None) -> dict[str, Any]:
         """Options of ChatTemplate.render."""
+        effort = (
+            {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        )
         goes_on = bool(self.continue_final_message)
         add = not goes_on if self.add_generation_prompt is None else self.add_generation_prompt
         return {
             "add_generation_prompt": add,
             "continue_final_message": goes_on,
-            "kwargs": self.chat_template_kwargs,
+            "kwargs": effort | (self.chat_template_kwargs or {}),
+            "tools": None if use is None else use.tools,
             "documents": self.documents,
         }
 
@@ -149,7 +186,8 @@ class ChatMessage(msgspec.Struct, kw_only=True):
     content: str | None = None
     refusal: None = None
     reasoning_content: str | Unset = UNSET
-    tool_calls: list[dict[str, Any]] | Unset = UNSET
+    reasoning: str | Unset = UNSET  # the same: clients know it under either name
+    tool_calls: list[ToolCallReply] | Unset = UNSET
 
 
 class ChatDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -158,7 +196,8 @@ class ChatDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
     role: Literal["assistant"] | Unset = UNSET
     content: str | Unset = UNSET
     reasoning_content: str | Unset = UNSET
-    tool_calls: list[dict[str, Any]] | Unset = UNSET
+    reasoning: str | Unset = UNSET
+    tool_calls: list[ToolCallDelta] | Unset = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):

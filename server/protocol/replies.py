@@ -26,6 +26,7 @@ class Usage(msgspec.Struct):
     completion_tokens: int = 0
     total_tokens: int = 0
     prompt_tokens_details: CachedTokens = msgspec.field(default_factory=CachedTokens)
+    completion_tokens_details: ReasoningTokens = msgspec.field(default_factory=ReasoningTokens)
 
 
 class Extras(msgspec.Struct):

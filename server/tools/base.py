@@ -60,8 +60,9 @@ class ToolParser(ABC):
     after that its arguments are passed on as they are, which may be no JSON.
     """
 
-    # The engine must leave special tokens in the text (skip_special_tokens=False).
-    needs_special_tokens = False
+    # Texts by which calls are found. Where they are special tokens of the vocabulary, the engine
+    # must leave those in the text (skip_special_tokens=False).
+    markers: tuple[str, ...] = ()
     new_id: Callable[[], str] = staticmethod(call_id)
 
     def __init__(self, tools: Collection[str] = ()) -> None:

@@ -10,6 +10,8 @@ START, END = "<tool_call>", "</tool_call>"
 class HermesParser(ToolParser):
     """Calls stand in tags, among content; what is tagged and no call is content, tags and all."""
 
+    markers = (START, END)
+
     _closing = False  # a call has ended, its tag has not
 
     def _advance(self) -> bool:

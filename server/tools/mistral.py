@@ -14,7 +14,7 @@ _SPACES = " \t\r\n"
 class MistralParser(ToolParser):
     """Content up to the marker, calls after it."""
 
-    needs_special_tokens = True
+    markers = (MARKER, ID, ARGS)
     new_id = staticmethod(short_id)
 
     _state = "content"  # content, form (list or name), list, name, arguments

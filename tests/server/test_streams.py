@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from saccade.engine.completion import Completion as EngineCompletion
 from saccade.engine.params import SamplingParams
 from saccade.engine.tokenizer import Tokenizer
+from saccade.server.conversation import Conversation
 from saccade.server.inbox import RefusedError, UnavailableError
 from saccade.server.prompts import Prompt
 from saccade.server.protocol.chat import ChatRequest
 from saccade.server.protocol.completions import CompletionRequest
 from saccade.server.protocol.errors import ApiError
 from saccade.server.protocol.replies import Extras, Usage
+from saccade.server.reading import AnswerReader
 from saccade.server.routes import chat, completions
 from saccade.server.stream import events
 from saccade.server.tokens import TokenTexts
@@ -163,7 +165,10 @@ def test_chunks_of_chats_join_to_the_whole(news: tuple[int, int, list[Any]]) -> 
 
     def answer() -> chat.Answer:
         body = ChatRequest(messages=[], n=n)
-        return chat.Answer(FakeService(), body, FakeCall(portions), Prompt([5], ""), "m")  # type: ignore[arg-type]
+        readers = [AnswerReader(None, None) for _ in range(n)]
+        call: Any = FakeCall(portions)
+        talk = Conversation(call, Prompt([5], ""), "m", SamplingParams(n=n), readers)
+        return chat.Answer(FakeService(), body, talk)  # type: ignore[arg-type]
 
     whole = asyncio.run(answer().whole())
     streaming = answer()

@@ -1,0 +1,132 @@
+"""A conversation on its way through the engine: from the client's fields to answers that are read.
+
+/v1/chat/completions and /v1/responses differ in what they call things, and share this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..engine.errors import RequestError
+from . import reasoning
+from .call import Call
+from .exchange import Exchange
+from .formats import Formats
+from .messages import check_calls
+from .prompts import Prompt, truncate
+from .protocol.chat import ChatRequest
+from .protocol.errors import ApiError, from_request_error
+from .protocol.tools import ToolUse
+from .reading import AnswerReader, News
+from .sampling import check_lengths, sampling_params
+from .service import Service
+from .tools.choice import forced_calls
+from .wire import Piece
+
+if TYPE_CHECKING:
+    from ..engine.params import SamplingParams
+
+
+@dataclass
+class Conversation:
+    """A prompt in the engine, and a reader for each answer; whoever has it closes `call`."""
+
+    call: Call
+    prompt: Prompt
+    model: str
+    params: SamplingParams
+    readers: list[AnswerReader]
+
+    def read(self, piece: Piece) -> News:
+        """What a piece of an answer brings; tokens of reasoning are counted for the usage."""
+        reader = self.readers[piece.index]
+        news = reader.push(piece.text, len(piece.tokens), last=piece.finish is not None)
+        self.call.reasoning_tokens = sum(each.reasoning_tokens for each in self.readers)
+        return news
+
+    def finish(self, piece: Piece) -> str | None:
+        """The reason why an answer ended, as clients know it."""
+        called = self.readers[piece.index].num_calls > 0
+        return "tool_calls" if called and piece.finish == "stop" else piece.finish
+
+
+async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conversation:
+    """Checks everything, renders the prompt and hands it to the engine. ApiError."""
+    body.check_fields()
+    model, formats = service.model_name(body.model), service.formats
+    use = body.tool_use()
+    check_use(use, formats)
+    names = body.names | ({"structure": "tools"} if use is not None else {})
+    try:
+        check_calls(body.messages)
+    except RequestError as error:
+        raise from_request_error(error) from None
+    params = sampling_params(body.to_sampling, service.defaults, body.names)
+    limits = service.config.limits
+    limits.check_shape(1, params.n)
+    limits.check_output(params.n, params.max_tokens or 0, params.logprobs)
+    call = Call(service, exchange, params.n)
+    try:
+        info = service.engine_info()
+        special = body.add_special_tokens is True
+        prompt = await service.prompts.render(body.messages, special, **body.rendering(use))
+        inside = formats.thinks and begins_inside(body, prompt)
+        prompt = truncate(prompt, body.truncate_prompt_tokens, info.max_model_len)
+        check_lengths(len(prompt.ids), body.output_limit, info.max_model_len, "messages")
+        limits.check_prompt_logprobs(len(prompt.ids), params.prompt_logprobs)
+        params = fitted(params, use, formats, inside, names)
+        call.submit([prompt], params, **(body.placing() | {"names": names}))
+        exchange.fields |= {"model": model, "stream": body.streams}
+    except BaseException:
+        call.close()
+        raise
+    callable_names = () if use is None else use.names
+    many = use is None or use.many
+    readers = [formats.reader(inside, callable_names, many) for _ in range(params.n)]
+    return Conversation(call, prompt, model, params, readers)
+
+
+def check_use(use: ToolUse | None, formats: Formats) -> None:
+    """Refuses tools where nobody could read the calls. ApiError."""
+    if use is not None and formats.tools is None:
+        message = (
+            "tools: this model's chat template shows no format of calls that is known here; the "
+            "server's option --tool-call-parser names one"
+        )
+        raise ApiError(400, message, "tools", "unsupported_parameter")
+
+
+def begins_inside(body: ChatRequest, prompt: Prompt) -> bool:
+    """Whether the answer begins inside of a block of reasoning."""
+    last: Mapping[str, Any] = body.messages[-1] if body.messages else {}
+    content = last.get("content")
+    if body.continue_final_message and isinstance(content, str):
+        return content.rfind(reasoning.START) > content.rfind(reasoning.END)
+    return reasoning.opens_reasoning(prompt.text or "")
+
+
+def fitted(
+    params: SamplingParams,
+    use: ToolUse | None,
+    formats: Formats,
+    inside: bool,
+    names: dict[str, str],
+) -> SamplingParams:
+    """The sampling with the form that tools and reasoning ask for. ApiError."""
+    try:
+        structure = params.structure
+        if use is not None and use.forced and structure is not None:
+            message = "a response format and a tool_choice that forces a call exclude each other"
+            raise ApiError(400, message, "tool_choice", "invalid_value")
+        if use is not None and formats.tools is not None and (use.forced or structure is not None):
+            calls = forced_calls(formats.tools, use.forced or use.tools, use.many)
+            structure = replace(calls, otherwise=structure)
+        if structure is not None and formats.thinks:
+            structure = structure.behind(reasoning.END, "" if inside else reasoning.START)
+    except RequestError as error:
+        raise from_request_error(error, names) from None
+    keeps = formats.keeps_special(calls=use is not None)
+    skips = params.skip_special_tokens and not keeps
+    return replace(params, structure=structure, skip_special_tokens=skips)

@@ -1,0 +1,77 @@
+"""An answer's text, sorted as it comes: reasoning, content, calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .reasoning import ReasoningSplitter
+from .tools import ToolDelta, ToolParser
+
+
+@dataclass
+class News:
+    """What is new in an answer, in the order in which the fields stand."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[ToolDelta] = field(default_factory=list)
+
+
+class AnswerReader:
+    """Takes an answer piece by piece; any cut of it gives the same when joined.
+
+    many: False: of several calls the first one counts. `num_calls` so far; `reasoning_tokens`: up
+    to the token that ends the reasoning, and with it.
+    """
+
+    def __init__(
+        self, splitter: ReasoningSplitter | None, parser: ToolParser | None, many: bool = True
+    ) -> None:
+        self.num_calls = 0
+        self.reasoning_tokens = 0
+        self._undecided = 0  # tokens that are reasoning if this turns out to begin with some
+        self._splitter, self._parser, self._many = splitter, parser, many
+
+    def push(self, text: str, tokens: int, last: bool = False) -> News:
+        """Takes so many tokens, which have made this text certain; last: nothing follows."""
+        news = News(content=text)
+        if self._splitter is not None:
+            news = self._split(self._splitter, text, tokens, last)
+        if self._parser is not None:
+            self._parse(self._parser, news, last)
+        return news
+
+    def _split(self, splitter: ReasoningSplitter, text: str, tokens: int, last: bool) -> News:
+        over = splitter.is_over
+        split = splitter.push(text)
+        if not over:
+            self._undecided += tokens
+        news = News(split.reasoning, split.content)
+        if last:
+            rest = splitter.finish()
+            news = News(news.reasoning + rest.reasoning, news.content + rest.content)
+        if splitter.has_begun:
+            self.reasoning_tokens += self._undecided
+        if splitter.has_begun or splitter.is_over:
+            self._undecided = 0
+        return news
+
+    def _parse(self, parser: ToolParser, news: News, last: bool) -> None:
+        pieces = [parser.push(news.content)]
+        if last:
+            pieces.append(parser.finish())
+        news.content = "".join(piece.content for piece in pieces)
+        for delta in (delta for piece in pieces for delta in piece.deltas):
+            if not self._many and delta.index > 0:
+                continue
+            if delta.name is not None:
+                self.num_calls += 1
+            add_delta(news.calls, delta)
+
+
+def add_delta(deltas: list[ToolDelta], new: ToolDelta) -> None:
+    """Appends a delta; arguments that go on are joined with those before."""
+    if deltas and new.name is None and deltas[-1].index == new.index:
+        old = deltas.pop()
+        new = ToolDelta(old.index, old.id, old.name, old.arguments + new.arguments)
+    deltas.append(new)
