@@ -12,6 +12,7 @@ DEV := $(VENV)/.stamp-dev
 NATIVE := build/.stamp-native
 PROMPT := engine/demo/prompt.txt
 CSRC := $(shell find csrc -type f)
+CPP := -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 
 # In a checkout a missing compiled module is an error; AMX is also built emulated, for the tests.
 export SACCADE_REQUIRE_NATIVE := 1
@@ -39,12 +40,12 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	@mkdir -p build/types && ln -sfn "$(CURDIR)" build/types/saccade
 	MYPYPATH=build/types $(BIN)/mypy -p saccade.engine -p saccade.kernels -p saccade.server
-	find csrc -name '*.cpp' -o -name '*.h' | xargs -r $(BIN)/clang-format --dry-run -Werror
+	find csrc $(CPP) | xargs -r $(BIN)/clang-format --dry-run -Werror
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.cpp' -o -name '*.h' | xargs -r $(BIN)/clang-format -i
+	find csrc $(CPP) | xargs -r $(BIN)/clang-format -i
 
 native: $(NATIVE)
 

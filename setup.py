@@ -3,6 +3,7 @@
 SACCADE_NO_NATIVE=1 skips the compiled module, SACCADE_REQUIRE_NATIVE=1 makes its failure an error
 (else it costs one printed line), SACCADE_BUILD_ISAS="avx2 avx512" builds only these instruction
 sets and the portable one, SACCADE_BUILD_AMX_EMULATION=1 adds an emulated AMX build for tests.
+SACCADE_CUDA=1 compiles the CUDA kernels with nvcc (else NVRTC does when they are first used).
 Everything else is in pyproject.toml.
 """
 
@@ -52,6 +53,8 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
+        if os.environ.get("SACCADE_CUDA") == "1":
+            self.build_cuda(target.parent)
         try:
             built = native_build.build(ROOT)
         except native_build.NativeBuildError as error:
@@ -64,6 +67,18 @@ class BuildNative(build_ext):
         shutil.copy2(built, fresh)
         fresh.replace(target)  # in one move: a process that has the old module mapped keeps it
 
+    def build_cuda(self, package: Path) -> None:
+        """Fat binaries of the CUDA kernels into the package; who asks for them needs them."""
+        try:
+            built = native_build.build_cuda(ROOT)
+        except native_build.NativeBuildError as error:
+            raise SystemExit(f"saccade: SACCADE_CUDA=1, but {error}") from error
+        folder = package / built[0].relative_to(ROOT / "build" / "ninja-cuda").parent
+        shutil.rmtree(folder, ignore_errors=True)  # what older sources left
+        folder.mkdir(parents=True)
+        for each in built:
+            shutil.copy2(each, folder / each.name)
+
     def get_outputs(self) -> list[str]:
         return [path for path in super().get_outputs() if Path(path).exists()]
 
@@ -71,7 +86,11 @@ class BuildNative(build_ext):
 setup(
     packages=packages(),
     package_dir={"saccade": "."},
-    package_data={"saccade": ["py.typed"], "saccade.engine": ["demo/*"]},
+    # NVRTC compiles the CUDA sources where the build did not.
+    package_data={
+        "saccade": ["py.typed", "csrc/cuda/*.cu", "csrc/cuda/*.cuh"],
+        "saccade.engine": ["demo/*"],
+    },
     ext_modules=[Extension("saccade._native", sources=[], optional=True)],
     cmdclass={"build_py": BuildPy, "build_ext": BuildNative},
 )

@@ -6,6 +6,7 @@ baseline files see -DSACCADE_HAVE_<NAME>=1 for every instruction set that was co
 is written under `build/ninja-<abi>`, so a second build compiles only what changed.
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 COMMON = [
     *[
@@ -200,3 +202,57 @@ def build(root: Path) -> Path:
     write_ninja(root, folder, cxx, target)
     run_ninja(folder)
     return folder / target
+
+
+# ---- CUDA ----
+
+CUDA_RULES = """ninja_required_version = 1.5
+rule fatbin
+  command = $nvcc $flags -MD -MF $out.d -fatbin $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = nvcc $out
+"""
+
+
+def find_nvcc() -> str:
+    """$NVCC, else nvcc on the path, of $CUDA_HOME, or of the nvidia-cuda-nvcc package."""
+    named = os.environ.get("NVCC", "")
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
+    packaged = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/nvcc"))
+    for command in [named] if named else ["nvcc", str(home), *map(str, packaged)]:
+        if shutil.which(command):
+            return command
+    raise NativeBuildError(
+        f"no nvcc was found ({named or '$NVCC, path, $CUDA_HOME, nvidia-cuda-nvcc'})"
+    )
+
+
+def cuda_sources(root: Path) -> ModuleType:
+    """kernels/cuda_sources.py, without the package around it, which needs torch."""
+    spec = importlib.util.spec_from_file_location("sources", root / "kernels" / "cuda_sources.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_cuda(root: Path) -> list[Path]:
+    """Fat binaries of the CUDA kernels under build/, in folders as in the package: machine code for
+    each target, and PTX, from which a driver compiles for later GPUs. Raises NativeBuildError.
+    """
+    sources = cuda_sources(root)
+    folder = root / "build" / "ninja-cuda"
+    targets = {**sources.TARGETS, "compute_80": "compute_80"}
+    flags = [f"-gencode=arch={arch},code={code}" for code, arch in targets.items()]
+    text = [
+        CUDA_RULES,
+        f"nvcc = {find_nvcc()}\n",
+        f"flags = {shlex.join([*sources.OPTIONS, *flags])}\n",
+    ]
+    built = [sources.compiled(unit).relative_to(sources.PACKAGE) for unit in sources.UNITS]
+    for unit, path in zip(sources.UNITS, built, strict=True):
+        text.append(f"build {escape(path)}: fatbin {escape(sources.SOURCES / f'{unit}.cu')}\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text("".join(text))
+    run_ninja(folder)
+    return [folder / path for path in built]

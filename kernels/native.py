@@ -1,4 +1,5 @@
-"""The only door to the compiled module: loads it, chooses an instruction set and says why.
+"""The only door to the compiled module (and to CuPy): loads it, chooses an instruction set and says
+why.
 
 `SACCADE_ISA` forces one of `ISAS`, or `reference` to use the torch references alone.
 `SACCADE_NUM_THREADS` sets the number of threads (default: the processors this process may use).
@@ -36,6 +37,15 @@ def module() -> Any | None:
     try:
         return import_module("saccade._native")
     except ImportError:
+        return None
+
+
+@cache
+def cupy() -> Any | None:
+    """CuPy, which launches the CUDA kernels, or None where it is missing or does not load."""
+    try:
+        return import_module("cupy")
+    except Exception:  # noqa: BLE001 - without a driver it fails in many ways
         return None
 
 

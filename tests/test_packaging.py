@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IGNORED = (".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "_native.*")
 NO_COMPILER = {"CC": "/bin/false", "CXX": "/bin/false", "SACCADE_REQUIRE_NATIVE": "0"}
 # What must not be in a wheel: the scripts beside the root __init__.py, tests and C++ sources.
-NOT_SHIPPED = re.compile(r"saccade/(setup\.py|conftest\.py|tests|csrc|build|\.)")
+NOT_SHIPPED = re.compile(r"saccade/(setup\.py|conftest\.py|tests|csrc/(?!cuda/)|build|\.)")
 
 
 def command(*argv: str | Path, cwd: Path, **env: str) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from ..ops import Implementation, Op
 from ..store import PageLayout
-from . import cpu, gather, reference, triton
+from . import cpu, cuda, gather, reference, triton
 from .keys import BlockLists, Keys
 
 ATTEND = Op(
@@ -16,6 +16,7 @@ ATTEND = Op(
     reference.attend,
     (
         Implementation("cpu", cpu.attend, cpu.supports),
+        Implementation("cuda", cuda.attend, cuda.supports),
         Implementation("gather", gather.attend, gather.supports),
         Implementation("triton", triton.attend, triton.supports),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference, triton
+from . import cpu, cuda, reference, triton
 from .candidates import Candidates
 
 __all__ = ["SELECT_BLOCKS", "Candidates", "select_blocks"]
@@ -15,6 +15,7 @@ SELECT_BLOCKS = Op(
     reference.select_blocks,
     (
         Implementation("cpu", cpu.select_blocks, cpu.supports),
+        Implementation("cuda", cuda.select_blocks, cuda.supports),
         Implementation("triton", triton.select_blocks, triton.supports),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, cuda, reference
 from .layout import PageLayout
 from .memory import zeroed
 from .rows import RowLayout
@@ -13,7 +13,12 @@ from .rows import RowLayout
 __all__ = ["WRITE_PAGES", "PageLayout", "RowLayout", "write_pages", "zeroed"]
 
 WRITE_PAGES = Op(
-    "write_pages", reference.write_pages, (Implementation("cpu", cpu.write_pages, cpu.supports),)
+    "write_pages",
+    reference.write_pages,
+    (
+        Implementation("cpu", cpu.write_pages, cpu.supports),
+        Implementation("cuda", cuda.write_pages, cuda.supports),
+    ),
 )
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ..ops import Implementation, Op
 from ..store import PageLayout
-from . import cpu, reference, triton
+from . import cpu, cuda, reference, triton
 from .blocks import CompletedBlocks, completed_blocks, slots_per_page
 
 __all__ = [
@@ -24,6 +24,7 @@ BLOCK_MEANS = Op(
     reference.block_means,
     (
         Implementation("cpu", cpu.block_means, cpu.supports),
+        Implementation("cuda", cuda.block_means, cuda.supports),
         Implementation("triton", triton.block_means, triton.supports),
     ),
 )
@@ -32,6 +33,7 @@ WINDOW_MEANS = Op(
     reference.window_means,
     (
         Implementation("cpu", cpu.window_means, cpu.supports_windows),
+        Implementation("cuda", cuda.window_means, cuda.supports_windows),
         Implementation("triton", triton.window_means, triton.supports_windows),
     ),
 )
