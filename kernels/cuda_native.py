@@ -210,7 +210,14 @@ def unsupported(*tensors: torch.Tensor | None) -> str | None:
         if reason := unaligned(tensor):
             return reason
     first = next((each for each in tensors if each is not None), None)
-    return None if first is None else device_refusal(first.device.index or 0)
+    return None if first is None else missing(first)
+
+
+def missing(tensor: torch.Tensor) -> str | None:
+    """Why nothing can run where this tensor is, whatever it holds; None: it can."""
+    if tensor.device.type != "cuda":
+        return f"tensor on {tensor.device}"
+    return device_refusal(tensor.device.index or 0)
 
 
 def unaligned(tensor: torch.Tensor) -> str | None:

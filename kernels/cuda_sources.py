@@ -11,7 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = PACKAGE / "csrc" / "cuda"
 COMPILED = PACKAGE / "kernels" / "fatbins"  # where SACCADE_CUDA=1 leaves them
-UNITS = ("decode", "means", "select", "write")
+UNITS = ("decode", "index", "means", "select", "write")
 OPTIONS = ("-std=c++17",)
 TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a"}  # of the build, which adds PTX of 8.0
 

@@ -10,6 +10,11 @@ struct alignas(kVector * sizeof(Raw)) Group {
   Raw part[kVector];
 };
 
+SACCADE_DEVICE void keep(float* sums, u32 stripe, u32 lane, const float (&sum)[kVector]) {
+  SACCADE_UNROLL
+  for (u32 c = 0; c < kVector; ++c) sums[(stripe * 32 + lane) * kVector + c] = sum[c];
+}
+
 // Token t of a block is added to stripe t % 8, in order; the stripes are added in order, the mean
 // is rounded once. So it depends on the block's keys alone.
 template <class E>
@@ -41,7 +46,7 @@ SACCADE_DEVICE void means(const MeansParams& p) {
       done += tokens;
       offset = 0;
     }
-    for (u32 c = 0; c < kVector; ++c) sums[(stripe * 32 + lane) * kVector + c] = sum[c];
+    keep(sums, stripe, lane, sum);
     sync_block();
     for (i64 c = threadIdx.x; c < least<i64>(32 * kVector, p.dim - base); c += blockDim.x) {
       float total = sums[c];

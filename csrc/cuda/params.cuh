@@ -52,6 +52,23 @@ struct SelectParams {
   i32* arrived;                // [tiles, Hkv] zeros, and zeros again afterwards
 };
 
+// The entries (row, owner, place in the list) of each block that precedes the row's own one, for
+// kernels that walk over blocks and gather rows. An owner is a query head or a KV head.
+struct IndexParams {
+  i64 rows, sequences, owners, kv_heads, list_width, blocks;  // blocks: the most of a sequence
+  const i32* ids;       // [rows, owners, list_width] block ids, -1: none
+  const i64* sequence;  // [rows], ascending
+  const i64* own;       // [rows]: the row's own block
+  i64 chunks, bins;     // chunks of 256 / (owners / Hkv) rows; sequences * blocks * Hkv bins
+  i32* before;          // [bins, chunks]: entries of the bin in this chunk, then in earlier ones
+  i32* starts;          // [bins + 1]: where a bin begins in `order`
+  i32* tile_starts;     // [bins + 1]: the same in the tiles
+  i32* order;           // (row * owners + owner) * list_width + place
+  i32 *group, *first, *count;  // [most_tiles]: bin, and where in `order` its entries are; count 0
+                               // behind the last tile
+  i64 most_tiles, tile;        // tile: the most entries of one
+};
+
 // Attention of single rows over paged keys. Grid: (splits, H / group, rows), 128 threads.
 struct DecodeParams {
   i64 rows, seqs, heads, kv_heads, dim, v_dim, page, pages;

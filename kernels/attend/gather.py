@@ -8,10 +8,18 @@ import torch
 
 from .. import gpu
 from .. import triton_sizes as sizes
+from ..ops import Implementation, Op
 from ..store import PageLayout, RowLayout
 from . import gather_rules as rules
+from . import index_cuda
 from .gather_index import block_tiles
 from .keys import BlockLists, Keys
+
+BLOCK_TILES = Op(
+    "block_tiles",
+    block_tiles,
+    (Implementation("cuda", index_cuda.block_tiles, index_cuda.supports),),
+)
 
 
 def supports(
@@ -139,7 +147,7 @@ class Pass:
         row = torch.arange(rows, device=ids.device)
         sequence = torch.searchsorted(keys.cu_rows.long(), row, right=True) - 1
         most = rules.most_blocks(keys.page_table.shape[1], self._page, self._block)
-        tiles = block_tiles(
+        tiles = BLOCK_TILES(
             ids,
             sequence,
             keys.positions // self._block,

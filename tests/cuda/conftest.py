@@ -46,6 +46,7 @@ def on_shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return next((each for each in reasons if each), None)
 
     monkeypatch.setattr(cuda_native, "unsupported", unsupported)
+    monkeypatch.setattr(cuda_native, "missing", lambda tensor: None)
     monkeypatch.setattr(cuda_native, "shared_memory", lambda device: shim.SHARED_LIMIT)
     monkeypatch.setattr(cuda_native, "launch", shim.launch)
     yield
