@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import cuda_sources, native
+from . import cuda_sources, gpu, native
 
 TYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 OLDEST = (8, 0)
@@ -64,8 +64,9 @@ def nvrtc_version(library: ctypes.CDLL) -> tuple[int, int]:
     return major.value, minor.value
 
 
-def compile_unit(library: ctypes.CDLL, unit: str, target: str) -> bytes:
-    """A cubin of this source for `target` (sm_90, ...). Raises CudaBuildError."""
+def compile_kernel(library: ctypes.CDLL, kernel: str, target: str) -> bytes:
+    """A cubin that holds this entry point, for `target` (sm_90, ...). Raises CudaBuildError."""
+    unit = cuda_sources.unit_of(kernel)
     named = {path.name: path.read_bytes() for path in cuda_sources.headers()}
     text = (cuda_sources.SOURCES / f"{unit}.cu").read_bytes()
     program = ctypes.c_void_p()
@@ -74,8 +75,8 @@ def compile_unit(library: ctypes.CDLL, unit: str, target: str) -> bytes:
     arguments = (text, f"{unit}.cu".encode(), len(named), contents, names)
     _check(library, library.nvrtcCreateProgram(ctypes.byref(program), *arguments))
     try:
-        chosen = [option.encode() for option in (*cuda_sources.OPTIONS, f"-arch={target}")]
-        options = (ctypes.c_char_p * len(chosen))(*chosen)
+        chosen = (*cuda_sources.OPTIONS, *cuda_sources.defines(kernel), f"-arch={target}")
+        options = (ctypes.c_char_p * len(chosen))(*[option.encode() for option in chosen])
         if library.nvrtcCompileProgram(program, len(chosen), options):
             log = _bytes_of(library, "ProgramLog", program).decode(errors="replace")
             raise CudaBuildError(f"{unit}.cu for {target}: {log}")
@@ -114,11 +115,12 @@ def cache_folder() -> Path:
     return folder
 
 
-def cubin(unit: str, target: str) -> Path:
-    """The compiled source for `target`: from the build, from the cache, or compiled now.
+def cubin(kernel: str, target: str) -> Path:
+    """What holds this entry point for `target`: from the build, from the cache, or compiled now.
 
     Raises CudaBuildError.
     """
+    unit = cuda_sources.unit_of(kernel)
     built = cuda_sources.compiled(unit)
     if built.exists():
         return built
@@ -127,9 +129,10 @@ def cubin(unit: str, target: str) -> Path:
         raise CudaBuildError("NVRTC was not found and SACCADE_CUDA=1 did not compile the kernels")
     version = ".".join(map(str, nvrtc_version(library)))
     folder = cache_folder()
-    path = folder / f"{unit}-{target}-{cuda_sources.key(unit, version, target)}.cubin"
+    name = cuda_sources.key(unit, version, target, *cuda_sources.defines(kernel))
+    path = folder / f"{unit}-{target}-{name}.cubin"
     if not path.exists():
-        data = compile_unit(library, unit, target)
+        data = compile_kernel(library, kernel, target)
         # In one move, so that no other process ever reads half a file.
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as fresh:
             fresh.write(data)
@@ -150,7 +153,7 @@ def _cupy() -> Any:
 def kernel(name: str, device: int) -> Any:
     """The entry point `name` on this device, as CuPy calls it. Raises CudaBuildError."""
     major, minor = torch.cuda.get_device_capability(device)
-    path = cubin(cuda_sources.unit_of(name), f"sm_{major}{minor}")
+    path = cubin(name, f"sm_{major}{minor}")
     return _cupy().RawModule(path=str(path)).get_function(name)
 
 
@@ -233,3 +236,12 @@ def unaligned(tensor: torch.Tensor) -> str | None:
     if any(step * tensor.itemsize % 16 for step in steps):
         return "rows do not begin at multiples of 16 bytes"
     return None
+
+
+def state() -> tuple[bool, str]:
+    """Whether the CUDA kernels can run here, and how they come to be compiled, or why not."""
+    if reason := gpu.gpu_missing() or device_refusal(torch.cuda.current_device()):
+        return False, reason
+    if all(cuda_sources.compiled(each).exists() for each in cuda_sources.UNITS):
+        return True, "compiled by the build (SACCADE_CUDA=1)"
+    return True, "compiled by NVRTC at first use; SACCADE_CUDA=1 at install does it before"

@@ -24,6 +24,16 @@ def unit_of(kernel: str) -> str:
     return unit
 
 
+def defines(kernel: str) -> tuple[str, ...]:
+    """Options that leave this entry point alone of a source where all take long to compile."""
+    unit, *variant = kernel.split("_")[1:]
+    if unit != "decode":
+        return ()
+    kind, group = variant
+    names = {"NAME": kernel, "TYPE": kind.upper(), "GROUP": group}
+    return tuple(f"-DSACCADE_ONE_{name}={value}" for name, value in names.items())
+
+
 def headers() -> list[Path]:
     """Every header that a source may include."""
     return sorted(SOURCES.glob("*.cuh"))

@@ -34,7 +34,14 @@ class Finding:
 
 def all_findings() -> list[Finding]:
     """Everything, in the order in which it is shown."""
-    return [*system(), *torch_library(), *compiled_kernels(), *optional_libraries(), *gpu()]
+    return [
+        *system(),
+        *torch_library(),
+        *compiled_kernels(),
+        *cuda_kernels(),
+        *optional_libraries(),
+        *gpu(),
+    ]
 
 
 def system() -> list[Finding]:
@@ -122,6 +129,17 @@ def missing_module() -> Finding:
         return Finding("kernels", "compiled module", "broken", why)
     why = "not built: the install had no working C++ compiler"
     return Finding("kernels", "compiled module", "missing", why)
+
+
+def cuda_kernels() -> list[Finding]:
+    """The CUDA C++ kernels: whether they can run here, and how they come to be compiled."""
+    try:
+        from ..kernels import cuda_native
+
+        usable, detail = cuda_native.state()
+    except Exception as error:  # noqa: BLE001 - drivers fail in many ways
+        return [Finding("kernels", "CUDA C++", "broken", first_line(error))]
+    return [Finding("kernels", "CUDA C++", "found" if usable else "unusable", detail)]
 
 
 def optional_libraries() -> list[Finding]:

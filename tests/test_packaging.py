@@ -135,6 +135,8 @@ def test_wheel_by_way_of_the_source_distribution(tree: Path, python: Path, tmp_p
     assert {"saccade/__init__.py", "saccade/py.typed", "saccade/kernels/ops.py"} <= shipped
     demo = {f"saccade/engine/demo/{path.name}" for path in (ROOT / "engine/demo").glob("*.*")}
     assert demo <= shipped
+    # NVRTC compiles these where the build did not.
+    assert {f"saccade/csrc/cuda/{name}" for name in ("decode.cu", "device.cuh")} <= shipped
     modules = {
         f"saccade/{path.relative_to(ROOT).as_posix()}"
         for floor in ("engine", "kernels", "server", "benchmarks")

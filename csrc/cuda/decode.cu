@@ -352,6 +352,9 @@ SACCADE_DEVICE void decode(const DecodeParams& p) {
   if (threadIdx.x == 0) p.arrived[place] = 0;
 }
 
+#ifdef SACCADE_ONE_NAME  // compiled at first use: the one that is used
+SACCADE_KERNEL(SACCADE_ONE_NAME, DecodeParams, 128, (decode<SACCADE_ONE_TYPE, SACCADE_ONE_GROUP>))
+#else
 #define SACCADE_DECODE(name, E)                                                \
   SACCADE_KERNEL(saccade_decode_##name##_1, DecodeParams, 128, (decode<E, 1>)) \
   SACCADE_KERNEL(saccade_decode_##name##_2, DecodeParams, 128, (decode<E, 2>)) \
@@ -362,5 +365,6 @@ SACCADE_DEVICE void decode(const DecodeParams& p) {
 SACCADE_DECODE(f32, F32)
 SACCADE_DECODE(bf16, BF16)
 SACCADE_DECODE(f16, F16)
+#endif
 
 }  // namespace saccade

@@ -41,14 +41,22 @@ def test_recorded_table(measured: list[cuda_resources.Resources]) -> None:
     assert RECORDED.read_text() == cuda_resources.table(measured)
 
 
+KERNELS = [
+    *("saccade_decode_bf16_4", "saccade_select_f16", "saccade_means_f32"),
+    *("saccade_write_16", "saccade_index_count"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("unit", cuda_sources.UNITS)
-def test_nvrtc(unit: str) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nvrtc(kernel: str) -> None:
     """The same sources by the compiler that serves where the build had none."""
     library = cuda_native.nvrtc()
     if library is None:
         pytest.skip("NVRTC is not installed (pip install nvidia-cuda-nvrtc)")
-    assert cuda_native.compile_unit(library, unit, "sm_90").startswith(b"\x7fELF")
+    data = cuda_native.compile_kernel(library, kernel, "sm_90")
+    assert data.startswith(b"\x7fELF") and f"{kernel}\0".encode() in data
+    assert {cuda_sources.unit_of(each) for each in KERNELS} == set(cuda_sources.UNITS)
 
 
 def test_nvrtc_error_shows_the_message() -> None:
@@ -56,7 +64,7 @@ def test_nvrtc_error_shows_the_message() -> None:
     if library is None:
         pytest.skip("NVRTC is not installed (pip install nvidia-cuda-nvrtc)")
     with pytest.raises(cuda_native.CudaBuildError, match="sm_1"):
-        cuda_native.compile_unit(library, "write", "sm_1")
+        cuda_native.compile_kernel(library, "saccade_write_16", "sm_1")
 
 
 def test_cubins_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,10 +73,10 @@ def test_cubins_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         pytest.skip("NVRTC is not installed (pip install nvidia-cuda-nvrtc)")
     monkeypatch.setattr(cuda_sources, "COMPILED", tmp_path / "none")
     monkeypatch.setenv("SACCADE_CUDA_CACHE", str(tmp_path / "cache"))
-    path = cuda_native.cubin("write", "sm_80")
+    path = cuda_native.cubin("saccade_write_16", "sm_80")
     assert path.parent == tmp_path / "cache" and (path.parent.stat().st_mode & 0o777) == 0o700
-    monkeypatch.setattr(cuda_native, "compile_unit", lambda *arguments: pytest.fail("again"))
-    assert cuda_native.cubin("write", "sm_80") == path
+    monkeypatch.setattr(cuda_native, "compile_kernel", lambda *arguments: pytest.fail("again"))
+    assert cuda_native.cubin("saccade_write_16", "sm_80") == path
     assert list(path.parent.iterdir()) == [path]
     copy = tmp_path / "sources"
     copy.mkdir()
@@ -113,4 +121,4 @@ def test_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert built.read_bytes()
     assert built.name == cuda_sources.compiled("write").name
     monkeypatch.setattr(cuda_sources, "COMPILED", built.parent)
-    assert cuda_native.cubin("write", "sm_90") == built
+    assert cuda_native.cubin("saccade_write_16", "sm_90") == built
