@@ -201,19 +201,18 @@ def device_refusal(device: int) -> str | None:
     return None
 
 
-def unsupported(*tensors: torch.Tensor | None) -> str | None:
+def unsupported(*tensors: torch.Tensor) -> str | None:
     """None when the CUDA kernels can take these tensors, otherwise the reason."""
     for tensor in tensors:
-        if tensor is None:
-            continue
         if tensor.device.type != "cuda":
             return f"tensor on {tensor.device}"
+        if tensor.device != tensors[0].device:
+            return f"tensors on {tensors[0].device} and on {tensor.device}"
         if tensor.dtype not in TYPES:
             return f"dtype {tensor.dtype}"
         if reason := unaligned(tensor):
             return reason
-    first = next((each for each in tensors if each is not None), None)
-    return None if first is None else missing(first)
+    return missing(tensors[0])
 
 
 def missing(tensor: torch.Tensor) -> str | None:
@@ -221,6 +220,18 @@ def missing(tensor: torch.Tensor) -> str | None:
     if tensor.device.type != "cuda":
         return f"tensor on {tensor.device}"
     return device_refusal(tensor.device.index or 0)
+
+
+def elsewhere(tensor: torch.Tensor, *others: torch.Tensor | None) -> str | None:
+    """Why the kernels cannot read these index tensors beside `tensor`; None: they can."""
+    for other in others:
+        if other is None:
+            continue
+        if other.device != tensor.device:
+            return f"tensors on {tensor.device} and on {other.device}"
+        if not other.is_contiguous():
+            return "an index tensor is not contiguous"
+    return None
 
 
 def unaligned(tensor: torch.Tensor) -> str | None:

@@ -41,6 +41,11 @@ def supports(
         return f"values of {value_dim or v_pages.shape[3]} channels"
     if reason := cuda_native.unsupported(q, k_pages, v_pages):
         return reason
+    blocks = keys.blocks
+    found = (keys.cu_rows, keys.positions, keys.page_table, keys.lo, keys.hi, sink_logits)
+    listed = () if blocks is None else (blocks.ids, blocks.list_of_row)
+    if any(each is not None and each.device != q.device for each in (*found, *listed)):
+        return f"index tensors are not on {q.device}"
     group = group_of(q.shape[1], k_pages.shape[1], keys)
     if tile_of(q, v_pages, group, cuda_native.shared_memory(q.device.index or 0)) is None:
         return f"head dim {q.shape[2]} needs more shared memory than a block can have"

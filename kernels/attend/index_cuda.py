@@ -26,10 +26,12 @@ def supports(
     """None when the kernels can serve this call, otherwise the reason."""
     if not ids.numel() or not sequences * blocks:
         return "no lists"
-    if ids.dtype != torch.int32 or not (ids.is_contiguous() and sequence.is_contiguous()):
-        return "lists are not int32 and contiguous"
-    if not own.is_contiguous() or ids.shape[1] // kv_heads > QUERIES:
-        return f"own blocks are not contiguous, or more than {QUERIES} lists share a KV head"
+    if ids.dtype != torch.int32:
+        return "lists are not int32"
+    if reason := cuda_native.elsewhere(ids, ids, sequence, own):
+        return reason
+    if ids.shape[1] // kv_heads > QUERIES:
+        return f"more than {QUERIES} lists share a KV head"
     if ids.numel() > MOST_ENTRIES:
         return f"{ids.numel()} entries do not fit 32 bits"
     bins, chunks = sequences * blocks * kv_heads, chunks_of(ids, kv_heads)

@@ -33,6 +33,9 @@ def supports(q: torch.Tensor, means: torch.Tensor, candidates: Candidates, topk:
         return f"more than {ROWS} query heads share a KV head"
     if reason := cuda_native.unsupported(q, means):
         return reason
+    found = candidates.cu_rows, candidates.positions, candidates.page_table
+    if reason := cuda_native.elsewhere(q, *found):
+        return reason
     needed = shared_bytes(q.shape[2], -(-topk // 32) * 32)
     if needed > cuda_native.shared_memory(q.device.index or 0):
         return f"head dim {q.shape[2]} with top {topk} needs {needed} bytes of shared memory"

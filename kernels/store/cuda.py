@@ -23,11 +23,11 @@ def supports(
     """None when the kernel can serve this call, otherwise the reason."""
     if not isinstance(layout, RowLayout):
         return "pages have the CPU's layout"
-    if not slots.is_contiguous():
-        return "slots are not contiguous"
+    if k.dtype != v.dtype:
+        return "K and V of different dtypes"
     if not (k_pages[:1].is_contiguous() and v_pages[:1].is_contiguous()):
         return "the heads of a page are not contiguous"
-    return cuda_native.unsupported(k_pages, v_pages, k, v)
+    return cuda_native.unsupported(k_pages, v_pages, k, v) or cuda_native.elsewhere(k, slots)
 
 
 def write_pages(

@@ -17,7 +17,7 @@ def supports(
     """None when the kernel can serve this call, otherwise the reason."""
     if not isinstance(layout, RowLayout):
         return "pages have the CPU's layout"
-    return _refusal(k_pages, means, done) or cuda_native.unsupported(k_pages, means)
+    return cuda_native.unsupported(k_pages, means) or _refusal(k_pages, means, done)
 
 
 def block_means(
@@ -37,8 +37,8 @@ def supports_windows(
     """None when the kernel can serve this call, otherwise the reason."""
     if not isinstance(layout, RowLayout):
         return "pages have the CPU's layout"
-    reason = _refusal(k_pages, means, done) or _refusal(v_pages, means, done)
-    return reason or cuda_native.unsupported(k_pages, v_pages, means)
+    reason = cuda_native.unsupported(k_pages, v_pages, means)
+    return reason or _refusal(k_pages, means, done) or _refusal(v_pages, means, done)
 
 
 def window_means(
@@ -57,9 +57,9 @@ def window_means(
 def _refusal(pages: torch.Tensor, means: torch.Tensor, done: CompletedBlocks) -> str | None:
     if not pages[:1].is_contiguous():
         return "the heads of a page are not contiguous"
-    if not (means.is_contiguous() and done.members.is_contiguous()):
-        return "means or members are not contiguous"
-    return None
+    if not means.is_contiguous():
+        return "means are not contiguous"
+    return cuda_native.elsewhere(pages, done.members, done.home, done.begin)
 
 
 def _means(

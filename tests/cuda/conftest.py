@@ -41,8 +41,8 @@ def on_shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if shim.compiler() is None:
         pytest.skip("no C++ compiler to run CUDA kernels on the CPU")
 
-    def unsupported(*tensors: torch.Tensor | None) -> str | None:
-        reasons = [cuda_native.unaligned(each) for each in tensors if each is not None]
+    def unsupported(*tensors: torch.Tensor) -> str | None:
+        reasons = [cuda_native.unaligned(each) for each in tensors]
         return next((each for each in reasons if each), None)
 
     monkeypatch.setattr(cuda_native, "unsupported", unsupported)

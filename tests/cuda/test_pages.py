@@ -66,6 +66,10 @@ def test_refusals() -> None:
     assert "16 bytes" in str(cuda.supports(layout, k_pages, v_pages, crooked, row, slots))
     panels = PageLayout(16)
     assert "layout" in str(cuda.supports(panels, k_pages, v_pages, row, row, slots))
+    strided = torch.zeros(4, dtype=torch.int64)[::2]
+    assert "index" in str(cuda.supports(layout, k_pages, v_pages, row, row, strided))
+    away = slots.to("meta")
+    assert "meta" in str(cuda.supports(layout, k_pages, v_pages, row, row, away))
     sliced = torch.zeros(6, 16, 2, 8).transpose(1, 2)
     assert "heads of a page" in str(cuda.supports(layout, sliced, v_pages, row, row, slots))
 
