@@ -56,7 +56,9 @@ def ranking(listed: int, dtype: torch.dtype) -> Ranking:
     product has no fewer. fp32 is there for comparison.
     """
     width = max(power_of_two(listed), 2)
-    rows = 64 if width <= 8 and dtype != torch.float32 else 32 if width <= 32 else 16
+    if dtype == torch.float32:
+        return Ranking(16, max(32, width), width, 4, 1)
+    rows = 64 if width <= 8 else 32 if width <= 32 else 16
     return Ranking(rows, max(64, width), width, 8 if rows == 64 else 4, 2)
 
 
@@ -90,8 +92,15 @@ def coarse(
     width = max(power_of_two(listed), 2)
     widest = max(channels, value_channels)
     if dtype == torch.float32:
-        return Coarse(32, 32, max(32, width), width, 8, 1)
+        return Coarse(16, 32, max(32, width), width, 4, 1)
     if widest > 256:
         return Coarse(32, 32, max(32, width), width, 8, 2)
     rows = 128 if widest <= 128 and capability >= (9, 0) else 64
     return Coarse(rows, 64, max(64, width), width, 8, 2)
+
+
+def row_warps(numbers: int) -> int:
+    """Warps of a program that takes a row of so many numbers: 16 for each thread, so that loads of
+    16 bytes are in flight twice over and registers suffice.
+    """
+    return min(max(power_of_two(numbers) // 512, 1), 16)

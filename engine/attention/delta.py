@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 
 from ...kernels.attend import Keys
+from ...kernels.correct import correct
 from ...kernels.merge import merge
 from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
 from .delta_guard import Anchors, guarded, plan_anchors, state_field
 from .moba import Moba, MobaPlan
 
 _TAIL = 128  # rows at a prompt's end that are exact, at least
-_SLAB = 256  # rows that are corrected at a time: their fp32 partial results stay in the cache
 _MODES, _BASES = ("lse", "paper", "recompute"), ("window", "moba")
 
 Partial = tuple[torch.Tensor, torch.Tensor]  # out float32 [n, H, dv], lse float32 [n, H]
@@ -248,23 +248,11 @@ class Delta:
                 plan.own,
                 self.anchor_guard,
             )
-        table, weights = _with_empty(table, weights)
-        out = torch.empty(base[0].shape, dtype=dtype)
-        for begin in range(0, out.shape[0], _SLAB):
-            rows = slice(begin, begin + _SLAB)
-            chosen = source[rows]
-            if self.mode == "lse":
-                out[rows] = merge(base[0][rows], base[1][rows], table[chosen], weights[chosen])[0]
-            elif self.mode == "paper":
-                out[rows] = base[0][rows] + table[chosen]
-            else:
-                out[rows] = base[0][rows]
+        if self.mode == "recompute":
+            out = base[0].to(dtype)
+        else:
+            merged = weights if self.mode == "lse" else None
+            out = correct(*base, table, merged, source, dtype)
         if self.mode != "lse":
             out[plan.exact] = whole.to(dtype)
         return out
-
-
-def _with_empty(table: torch.Tensor, weights: torch.Tensor) -> Partial:
-    """One more partial result at the end: that over no keys."""
-    nothing = torch.zeros_like(table[:1]), torch.full_like(weights[:1], -torch.inf)
-    return torch.cat([table, nothing[0]]), torch.cat([weights, nothing[1]])

@@ -5,14 +5,31 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, reference, triton
 
-SILU_MUL = Op("silu_mul", reference.silu_mul, (Implementation("cpu", cpu.silu_mul, cpu.supports),))
-SWIGLU = Op("swiglu", reference.swiglu, (Implementation("cpu", cpu.swiglu, cpu.supports_swiglu),))
+SILU_MUL = Op(
+    "silu_mul",
+    reference.silu_mul,
+    (
+        Implementation("cpu", cpu.silu_mul, cpu.supports),
+        Implementation("triton", triton.silu_mul, triton.supports),
+    ),
+)
+SWIGLU = Op(
+    "swiglu",
+    reference.swiglu,
+    (
+        Implementation("cpu", cpu.swiglu, cpu.supports_swiglu),
+        Implementation("triton", triton.swiglu, triton.supports_swiglu),
+    ),
+)
 SIGMOID_MUL = Op(
     "sigmoid_mul",
     reference.sigmoid_mul,
-    (Implementation("cpu", cpu.sigmoid_mul, cpu.supports),),
+    (
+        Implementation("cpu", cpu.sigmoid_mul, cpu.supports),
+        Implementation("triton", triton.sigmoid_mul, triton.supports_sigmoid),
+    ),
 )
 
 

@@ -136,7 +136,7 @@ class Pass:
         self._combine(part, part_lse, sinks, out, lse)
 
     def _attend(self, part: torch.Tensor, part_lse: torch.Tensor) -> None:
-        from .gather_kernels import attend_tiles
+        from .gather_kernels import gather_tiles
 
         keys, ids = self._keys, self._ids
         rows, owners, listed = ids.shape
@@ -156,7 +156,7 @@ class Pass:
             self._k.shape[1],
             codes,
         )
-        attend_tiles[(tiles.group.shape[0],)](
+        gather_tiles[(tiles.group.shape[0],)](
             self._q,
             self._k,
             self._v,

@@ -1,6 +1,6 @@
 """Triton kernels of attention to selected blocks, by blocks of keys.
 
-`attend_tiles`: a program takes one block of keys and one tile of the rows that selected it, in the
+`gather_tiles`: a program takes one block of keys and one tile of the rows that selected it, in the
 order of the block, so that full tiles reach the tensor cores however scattered a row's blocks are;
 it leaves one partial result per (row, head, place in the list). `combine_rows`: a program takes a
 tile of rows, attends to their own, causal blocks itself, and merges the partial results in the
@@ -19,7 +19,7 @@ from ..triton_parts import LN2, LOG2E, capped, product, row_tile
 
 
 @triton.jit
-def attend_tiles(
+def gather_tiles(
     p_q,
     p_k,
     p_v,

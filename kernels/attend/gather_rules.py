@@ -35,13 +35,17 @@ def sizes(
 
     One choice and no search at run time: see `kernels/triton_sizes.py`. At 128 channels 128 rows,
     64 keys, 8 warps and 2 stages compile without spills and with 96 KB of shared memory for sm_90
-    and sm_100; 128 keys spill, 4 warps spill. sm_80 spills with 128 rows and takes 64. So do wider
-    heads, and fp32, which has no tensor-core product and is there for comparison.
+    and sm_100; 128 keys spill, 4 warps spill. sm_80 spills with 128 rows and takes 64; sm_100 does
+    where the products are small (64 channels, or pages of less than 64 keys), and takes 64 too.
+    Wider heads leave room for half the rows, and the widest for half the keys. fp32, which has no
+    tensor-core product, is there for comparison.
     """
-    small = head_dim > 128 or dtype == torch.float32 or capability < (9, 0)
-    rows = TILE_ROWS // 2 if small else TILE_ROWS
-    keys = min(32 if dtype == torch.float32 else 64, page_size, block)
-    return GatherSizes(keys, rows, 8, 1 if dtype == torch.float32 else 2)
+    if dtype == torch.float32:
+        return GatherSizes(min(32, page_size, block), 32, 4, 1)
+    keys = min(32 if head_dim > 192 else 64, page_size, block)
+    blackwell = capability >= (10, 0) and (head_dim <= 64 or keys < 64)
+    small = head_dim > 128 or capability < (9, 0) or blackwell
+    return GatherSizes(keys, TILE_ROWS // 2 if small else TILE_ROWS, 8, 2)
 
 
 def rows_per_pass(heads: int, listed: int, v_dim: int, itemsize: int) -> int:

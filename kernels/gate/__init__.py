@@ -7,12 +7,17 @@ from collections.abc import Sequence
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, reference, triton
 
 __all__ = ["GATED_SUM", "gated_sum"]
 
 GATED_SUM = Op(
-    "gated_sum", reference.gated_sum, (Implementation("cpu", cpu.gated_sum, cpu.supports),)
+    "gated_sum",
+    reference.gated_sum,
+    (
+        Implementation("cpu", cpu.gated_sum, cpu.supports),
+        Implementation("triton", triton.gated_sum, triton.supports),
+    ),
 )
 MOST = 4
 

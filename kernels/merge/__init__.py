@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, reference, triton
 
-MERGE = Op("merge", reference.merge, (Implementation("cpu", cpu.merge, cpu.supports),))
+MERGE = Op(
+    "merge",
+    reference.merge,
+    (
+        Implementation("cpu", cpu.merge, cpu.supports),
+        Implementation("triton", triton.merge, triton.supports),
+    ),
+)
 
 
 def merge(

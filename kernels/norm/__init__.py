@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, reference, triton
 
-RMS_NORM = Op("rms_norm", reference.rms_norm, (Implementation("cpu", cpu.rms_norm, cpu.supports),))
+RMS_NORM = Op(
+    "rms_norm",
+    reference.rms_norm,
+    (
+        Implementation("cpu", cpu.rms_norm, cpu.supports),
+        Implementation("triton", triton.rms_norm, triton.supports),
+    ),
+)
 
 
 def rms_norm(

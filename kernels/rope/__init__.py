@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, reference, triton
 
 APPLY_ROPE = Op(
-    "apply_rope", reference.apply_rope, (Implementation("cpu", cpu.apply_rope, cpu.supports),)
+    "apply_rope",
+    reference.apply_rope,
+    (
+        Implementation("cpu", cpu.apply_rope, cpu.supports),
+        Implementation("triton", triton.apply_rope, triton.supports),
+    ),
 )
 
 

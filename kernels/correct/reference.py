@@ -1,0 +1,31 @@
+"""Corrections in plain torch."""
+
+from __future__ import annotations
+
+import torch
+
+from ..merge.reference import merge
+
+
+def correct(
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    table: torch.Tensor,
+    weights: torch.Tensor | None,
+    source: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """See `saccade.kernels.correct.correct`."""
+    found = with_empty(table, 0.0)[source]
+    if weights is None:
+        return (out + found).to(dtype)
+    return merge(out, lse, found, with_empty(weights, -torch.inf)[source])[0].to(dtype)
+
+
+def with_empty(rows: torch.Tensor, value: float) -> torch.Tensor:
+    """One more row at the end, of `value`."""
+    return (
+        torch.cat([rows, torch.full_like(rows[:1], value)])
+        if rows.shape[0]
+        else rows.new_full((1, *rows.shape[1:]), value)
+    )

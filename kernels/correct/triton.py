@@ -1,0 +1,57 @@
+"""Corrections on a GPU: each row is read once and written once, rounded."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import gpu
+from .. import triton_sizes as sizes
+
+
+def supports(
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    table: torch.Tensor,
+    weights: torch.Tensor | None,
+    source: torch.Tensor,
+    dtype: torch.dtype,
+) -> str | None:
+    """None when the kernel can serve this call, otherwise the reason."""
+    given = [x for x in (out, lse, table, weights) if x is not None]
+    if not all(x.is_contiguous() for x in given):
+        return "partial results are not contiguous"
+    if dtype not in gpu.FLOATS:
+        return f"output {dtype}"
+    return gpu.triton_refusal(*given)
+
+
+def correct(
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    table: torch.Tensor,
+    weights: torch.Tensor | None,
+    source: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """See `saccade.kernels.correct.correct`."""
+    from ..triton_rowwise import correct_row
+
+    rows, heads, v_dim = out.shape
+    answer = out.new_empty(out.shape, dtype=dtype)
+    if answer.numel():
+        correct_row[(rows,)](
+            out,
+            lse,
+            table,
+            weights,
+            source.contiguous(),
+            answer,
+            table.shape[0],
+            heads,
+            DV=v_dim,
+            BDV=sizes.power_of_two(v_dim),
+            BH=sizes.power_of_two(heads),
+            MERGE=weights is not None,
+            num_warps=sizes.row_warps(heads * v_dim),
+        )
+    return answer
