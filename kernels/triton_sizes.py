@@ -99,8 +99,15 @@ def coarse(
     return Coarse(rows, 64, max(64, width), width, 8, 2)
 
 
+def rows_of(width: int) -> int:
+    """Rows of a program where each takes `width` numbers: 2048 together, 16 for each thread of four
+    warps, or one row.
+    """
+    return max(2048 // width, 1)
+
+
 def row_warps(numbers: int) -> int:
-    """Warps of a program that takes a row of so many numbers: 16 for each thread, so that loads of
+    """Warps of a program that takes so many numbers: 16 for each thread, so that loads of
     16 bytes are in flight twice over and registers suffice.
     """
     return min(max(power_of_two(numbers) // 512, 1), 16)

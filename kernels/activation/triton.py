@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from .. import gpu
+from .. import triton_sizes as sizes
 
-RUN = 1024  # channels of a program
+RUN = 1024  # channels of a program, at most
 
 
 def supports(x: torch.Tensor) -> str | None:
@@ -35,33 +36,49 @@ def swiglu(x: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
 
 
 def _gated_unit(x: torch.Tensor, alpha: float, limit: float, clamp: bool) -> torch.Tensor:
-    from ..triton_rowwise import gated_unit
+    from ..triton_rowwise import gated_units
 
     rows, n = x.shape[0], x.shape[1] // 2
     out = x.new_empty((rows, n))
     if out.numel():
-        gated_unit[(rows, -(-n // RUN))](
-            x, out, x.stride(0), n, float(alpha), float(limit), BN=RUN, CLAMP=clamp, num_warps=4
+        run = min(sizes.power_of_two(n), RUN)
+        tile = sizes.rows_of(run)
+        gated_units[(-(-rows // tile), -(-n // run))](
+            x,
+            out,
+            x.stride(0),
+            rows,
+            n,
+            float(alpha),
+            float(limit),
+            BR=tile,
+            BN=run,
+            CLAMP=clamp,
+            num_warps=4,
         )
     return out
 
 
 def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """See `saccade.kernels.activation.sigmoid_mul`."""
-    from ..triton_rowwise import gated_output
+    from ..triton_rowwise import gated_outputs
 
     rows, n = x.shape
     out = x.new_empty((rows, n))
     if out.numel():
-        gated_output[(rows, -(-n // RUN))](
+        run = min(sizes.power_of_two(n), RUN)
+        tile = sizes.rows_of(run)
+        gated_outputs[(-(-rows // tile), -(-n // run))](
             x,
             gate,
             out,
             x.stride(0),
             gate.stride(0),
+            rows,
             n,
             n // gate.shape[1],
-            BN=RUN,
+            BR=tile,
+            BN=run,
             num_warps=4,
         )
     return out

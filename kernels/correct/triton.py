@@ -34,24 +34,27 @@ def correct(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """See `saccade.kernels.correct.correct`."""
-    from ..triton_rowwise import correct_row
+    from ..triton_rowwise import correct_heads
 
     rows, heads, v_dim = out.shape
     answer = out.new_empty(out.shape, dtype=dtype)
     if answer.numel():
-        correct_row[(rows,)](
+        width = sizes.power_of_two(v_dim)
+        tile = sizes.rows_of(width)
+        correct_heads[(-(-rows * heads // tile),)](
             out,
             lse,
             table,
             weights,
             source.contiguous(),
             answer,
+            rows * heads,
             table.shape[0],
             heads,
             DV=v_dim,
-            BDV=sizes.power_of_two(v_dim),
-            BH=sizes.power_of_two(heads),
+            BDV=width,
+            BR=tile,
             MERGE=weights is not None,
-            num_warps=sizes.row_warps(heads * v_dim),
+            num_warps=4,
         )
     return answer

@@ -19,22 +19,24 @@ def supports(parts: tuple[torch.Tensor, ...], gates: torch.Tensor) -> str | None
 
 def gated_sum(parts: tuple[torch.Tensor, ...], gates: torch.Tensor) -> torch.Tensor:
     """See `saccade.kernels.gate.gated_sum`."""
-    from ..triton_rowwise import gate_rows
+    from ..triton_rowwise import gate_heads
 
     out = torch.empty_like(parts[0])
     rows, heads, v_dim = out.shape
     if not out.numel():
         return out
-    gate_rows[(rows,)](
+    width = sizes.power_of_two(v_dim)
+    tile = sizes.rows_of(width)
+    gate_heads[(-(-rows * heads // tile),)](
         *(parts[i] if i < len(parts) else None for i in range(4)),
         gates,
         out,
         gates.stride(1),
-        heads,
+        rows * heads,
         PARTS=len(parts),
         DV=v_dim,
-        BDV=sizes.power_of_two(v_dim),
-        BH=sizes.power_of_two(heads),
-        num_warps=sizes.row_warps(heads * v_dim),
+        BDV=width,
+        BR=tile,
+        num_warps=4,
     )
     return out

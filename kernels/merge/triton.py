@@ -27,7 +27,7 @@ def merge(
     rows, v_dim = lse.numel(), out.shape[-1]
     if not out.numel():
         return out, torch.logaddexp(lse_a, lse_b)
-    tile = max(2048 // sizes.power_of_two(v_dim), 1)
+    tile = sizes.rows_of(sizes.power_of_two(v_dim))
     merge_rows[(-(-rows // tile),)](
         out_a,
         lse_a,

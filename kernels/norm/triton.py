@@ -33,23 +33,27 @@ def rms_norm(
     offset: float = 0.0,
 ) -> torch.Tensor:
     """See `saccade.kernels.norm.rms_norm`."""
-    from ..triton_rowwise import norm_row
+    from ..triton_rowwise import norm_rows
 
     rows, n = x.shape
     out = x.new_empty((rows, n))
     if rows:
-        norm_row[(rows,)](
+        width = sizes.power_of_two(n)
+        tile = sizes.rows_of(width)
+        norm_rows[(-(-rows // tile),)](
             x,
             weight,
             residual,
             out,
             x.stride(0),
             0 if residual is None else residual.stride(0),
+            rows,
             n,
             float(eps),
             float(offset),
-            BN=sizes.power_of_two(n),
+            BR=tile,
+            BN=width,
             ADD=residual is not None,
-            num_warps=sizes.row_warps(n),
+            num_warps=sizes.row_warps(tile * width),
         )
     return out

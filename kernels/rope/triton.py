@@ -17,21 +17,24 @@ def supports(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Ten
 
 def apply_rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """See `saccade.kernels.rope.apply_rope`."""
-    from ..triton_rowwise import rotate_row
+    from ..triton_rowwise import rotate_heads
 
     half = cos.shape[1]
     for x in (q, k):
         rows, heads, _ = x.shape
         if not rows or not heads or not half:
             continue
-        rotate_row[(rows,)](
+        width = sizes.power_of_two(half)
+        tile = sizes.rows_of(2 * width)
+        rotate_heads[(-(-rows * heads // tile),)](
             x,
             cos,
             sin,
             *x.stride()[:2],
+            rows,
             heads,
             half,
-            BH=sizes.power_of_two(heads),
-            BR=sizes.power_of_two(half),
-            num_warps=sizes.row_warps(2 * heads * half),
+            BR=tile,
+            BH=width,
+            num_warps=4,
         )
