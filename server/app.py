@@ -23,9 +23,11 @@ from .protocol.other import (
     TokenizeRequest,
     VersionReply,
 )
+from .protocol.responses import ResponseEvent, ResponseReply, ResponsesRequest
 from .routes import about, other
 from .routes.chat import chat_completions
 from .routes.completions import completions
+from .routes.responses import responses
 from .service import Service
 
 
@@ -49,6 +51,16 @@ def endpoints() -> list[Endpoint]:
             ChatRequest,
             ChatCompletion,
             streams=ChatChunk,
+            generates=True,
+        ),
+        Endpoint(
+            post,
+            "/v1/responses",
+            responses,
+            ResponsesRequest,
+            ResponseReply,
+            streams=ResponseEvent,
+            done=False,
             generates=True,
         ),
         Endpoint(get, "/v1/models", other.models, None, ModelList),

@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 @dataclass(frozen=True)
 class Endpoint:
-    """body, reply: structs; streams: the struct of a chunk, where a stream can be asked for.
+    """body, reply: structs; streams: the struct of a chunk, where a stream can be asked for; done:
+    whether [DONE] ends it.
 
     media: the type of a reply that is not JSON. generates: needs the engine, so that it may also
     answer 503. reports: its reply has the status 503 while things are not as they should be.
@@ -25,6 +26,7 @@ class Endpoint:
     body: type[Any] | None = None
     reply: type[Any] | None = None
     streams: type[Any] | None = None
+    done: bool = True
     media: str | None = None
     generates: bool = False
     reports: bool = False

@@ -110,7 +110,8 @@ def responses(each: Endpoint) -> Json:
     if each.media is not None:
         content[each.media] = {"schema": {"type": "string"}}
     if each.streams is not None:
-        what = f"A {each.streams.__name__} as JSON; at the end [DONE]."
+        end = "; at the end [DONE]." if each.done else "."
+        what = f"A {each.streams.__name__} as JSON{end}"
         event = {"data": {"type": "string", "description": what}}
         content["text/event-stream"] = {
             "schema": {"type": "object", "properties": event, "required": ["data"]}

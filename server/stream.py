@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -21,8 +22,26 @@ def event(content: Any) -> bytes:
     return b"data: " + _encode(content) + b"\n\n"
 
 
+def failure(error: ApiError) -> bytes:
+    """The event of an error."""
+    return b"data: " + error.body() + b"\n\n"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a route writes its events, an error among them, and the end; refusal: how it says no."""
+
+    event: Callable[[Any], bytes] = event
+    failure: Callable[[ApiError], bytes] = failure
+    end: bytes = DONE
+    refusal: Callable[[ApiError], ApiError] = lambda error: error
+
+
 async def events(
-    call: Call, pieces: Callable[[int, Delta], list[Any]], last: Callable[[], list[Any]]
+    call: Call,
+    pieces: Callable[[int, Delta], list[Any]],
+    last: Callable[[], list[Any]],
+    form: Form = Form(),
 ) -> AsyncIterator[bytes]:
     """The stream of a call: what `pieces` makes of every delta, then what `last` adds.
 
@@ -39,12 +58,12 @@ async def events(
             chunks = [chunk for number, delta in news for chunk in pieces(number, delta)]
             if chunks:
                 begun = True
-                yield b"".join(map(event, chunks))
-        yield b"".join([*map(event, last()), DONE])
+                yield b"".join(map(form.event, chunks))
+        yield b"".join([*map(form.event, last()), form.end])
     except ApiError as error:
         if not begun:
-            raise
+            raise form.refusal(error) from None
         call.note_error(error)
-        yield b"data: " + error.body() + b"\n\n" + DONE
+        yield form.failure(error) + form.end
     finally:
         call.close()
