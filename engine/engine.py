@@ -16,10 +16,11 @@ from .errors import RequestError
 from .generation import Branch, Generation
 from .grammar import GrammarCompiler
 from .grammar_state import GrammarState
-from .inputs import Prompt, as_list, encode, spread, spread_attention
+from .inputs import Prompt, as_list, check_scoring, encode, spread, spread_attention
 from .outputs import RequestOutput
 from .params import SamplingParams, validate_prompt_ids
 from .policies import AttentionSpec
+from .pooling import Vector, normalized
 from .progress import Progress
 from .sampler import Sampler
 from .steps import Steps
@@ -91,6 +92,36 @@ class Engine:
         items = as_list(prompts)
         params = spread(sampling_params, len(items))
         wishes = spread_attention(attention, len(items))
+        return [each.whole() for each in self._run_all(items, params, wishes, progress)]
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: str = "mean",
+        normalize: bool = False,
+        attention: AttentionSpec | Sequence[AttentionSpec | None] | None = None,
+    ) -> list[Vector]:
+        """A float32 vector [hidden] per prompt, from the final hidden states (after the last norm):
+        their "mean", or the "last" token's; normalize: to length 1. attention: as in `generate`.
+
+        Raises RequestError when a prompt is refused, SaccadeError when one fails.
+        """
+        items = as_list(prompts)
+        each = SamplingParams(max_tokens=1, temperature=0, detokenize=False, pooling=pooling)
+        wishes = spread_attention(attention, len(items))
+        generations = self._run_all(items, spread(each, len(items)), wishes, False)
+        vectors = [generation.vector() for generation in generations]
+        return [normalized(vector) for vector in vectors] if normalize else vectors
+
+    def _run_all(
+        self,
+        items: Sequence[Prompt],
+        params: Sequence[SamplingParams],
+        wishes: Sequence[AttentionSpec | None],
+        progress: bool | None,
+    ) -> list[Generation]:
+        """Adds them all and steps until they have ended; all or none."""
         generations: list[Generation] = []
         try:
             for prompt, each, wish in zip(items, params, wishes, strict=True):
@@ -103,7 +134,7 @@ class Engine:
             for generation in generations:
                 self.abort(generation.id)
             raise
-        return [generation.whole() for generation in generations]
+        return generations
 
     def stream(
         self,
@@ -191,7 +222,7 @@ class Engine:
         validate_prompt_ids(ids, vocabulary)
         params.check_against(vocabulary)
         if self.policy.needs_whole_text:
-            self._check_scoring(ids, params)
+            check_scoring(self.policy.text, self.config.max_num_batched_tokens, ids, params)
         name = request_id if request_id is not None else self._new_id()
         if name in self._live:
             raise RequestError(f"Request id {name!r} is already in use.", "request_id")
@@ -243,22 +274,6 @@ class Engine:
         return self._runner.progress
 
     # ---- small parts ----
-
-    def _check_scoring(self, ids: Sequence[int], params: SamplingParams) -> None:
-        """What a text's first rows see depends on its last ones, so nothing can be appended."""
-        name = self.policy.text
-        if params.max_tokens != 1:
-            raise RequestError(
-                f"{name} scores texts as they are and cannot continue them: ask for max_tokens=1 "
-                "(and prompt_logprobs), or use another mode",
-                "max_tokens",
-            )
-        if len(ids) > self.config.max_num_batched_tokens:
-            raise RequestError(
-                f"{name} reads a text in one step: {len(ids)} tokens are more than "
-                f"max_num_batched_tokens={self.config.max_num_batched_tokens}",
-                "prompt",
-            )
 
     def _close_if_finished(self, request_id: str) -> None:
         entry = self._branches.get(request_id)

@@ -8,10 +8,12 @@ import time
 from collections.abc import Sequence
 
 from .completion import Completion
+from .errors import SaccadeError
 from .grammar_state import GrammarState
 from .logprobs import PromptLogprobs
 from .outputs import CompletionOutput, RequestOutput, Timings, TokenLogprobs
 from .params import SamplingParams
+from .pooling import Pooling, Vector
 from .request import Policy, Request, RequestState
 from .sampler import Sampled, Sampler
 from .sampler_state import SamplerState
@@ -56,6 +58,9 @@ class Generation:
         self._sent_prompt_logprobs = False
         if params.prompt_logprobs is not None:
             self.prompt_logprobs = PromptLogprobs(prompt_ids, params.prompt_logprobs)
+        self.pooling: Pooling | None = None
+        if params.pooling is not None:
+            self.pooling = Pooling(params.pooling, len(prompt_ids))
         self._arrival = time.perf_counter()
         self._first_step: float | None = None
         self._first_token: float | None = None
@@ -120,6 +125,12 @@ class Generation:
         branch.completion.break_off()
         if self.finished:
             self._end = time.perf_counter()
+
+    def vector(self) -> Vector:
+        """What pooling has made of the prompt. SaccadeError when the request failed."""
+        if self.error is not None or self.pooling is None:
+            raise SaccadeError(self.error or "this request asked for no vector")
+        return self.pooling.result()
 
     def delta(self) -> RequestOutput:
         """What is new since the last `delta`."""

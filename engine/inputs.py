@@ -60,3 +60,24 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None) -> Sequence[int]:
             "The checkpoint has no tokenizer.json: give token ids instead of text.", "prompt"
         )
     return tokenizer.encode(prompt)
+
+
+def check_scoring(
+    policy: str, max_num_batched_tokens: int, ids: Sequence[int], params: SamplingParams
+) -> None:
+    """For a policy that reads whole texts. RequestError.
+
+    What a text's first rows see depends on its last ones, so nothing can be appended.
+    """
+    if params.max_tokens != 1:
+        raise RequestError(
+            f"{policy} scores texts as they are and cannot continue them: ask for max_tokens=1 "
+            "(and prompt_logprobs), or use another mode",
+            "max_tokens",
+        )
+    if len(ids) > max_num_batched_tokens:
+        raise RequestError(
+            f"{policy} reads a text in one step: {len(ids)} tokens are more than "
+            f"max_num_batched_tokens={max_num_batched_tokens}",
+            "prompt",
+        )

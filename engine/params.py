@@ -21,6 +21,8 @@ from .checks import (
 from .errors import RequestError
 from .structure import Structure
 
+POOLINGS = ("mean", "last")
+
 # Below this the distribution is a point mass for any practical logits: treated as exactly greedy.
 GREEDY_TEMPERATURE = 1e-5
 
@@ -68,6 +70,8 @@ class SamplingParams:
     logprobs, prompt_logprobs: None or 0..20 alternatives per token, of the model's raw distribution
         (before temperature, penalties, bias and masks); the token itself is always reported.
     skip_special_tokens: special tokens leave no text; detokenize: False returns token ids only.
+    pooling: "mean" or "last": the request wants a vector of its prompt (Engine.embed), no text; it
+        takes max_tokens=1 and n=1.
     structure: the form of the text, such as Structure.json_object(). It outranks min_tokens,
         ignore_eos and stop_token_ids: where nothing may follow, the completion ends ("stop").
 
@@ -95,6 +99,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     detokenize: bool = True
     structure: Structure | None = None
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
         self.check()
@@ -163,6 +168,8 @@ def _check_types(params: SamplingParams) -> None:
             raise _refusal(params, name, "True or False")
     if not isinstance(params.structure, Structure | None):
         raise _refusal(params, "structure", "a Structure")
+    if params.pooling is not None and params.pooling not in POOLINGS:
+        raise _refusal(params, "pooling", " or ".join(POOLINGS))
     if not _is_str(params.stop) and not _is_list_of(params.stop, _is_str):
         raise _refusal(params, "stop", "a string or a list of strings")
     if not _is_list_of(params.stop_token_ids, is_int):
@@ -205,6 +212,8 @@ def _check_together(params: SamplingParams) -> None:
         )
     if params.stop_strings and not params.detokenize:
         raise RequestError("stop strings need detokenize=True: there is no text to search", "stop")
+    if params.pooling is not None and (params.n, params.max_tokens) != (1, 1):
+        raise RequestError("pooling needs n=1 and max_tokens=1: it makes a vector", "pooling")
 
 
 def _is_list_of(value: object, test: Callable[[object], bool]) -> bool:

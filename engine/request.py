@@ -103,8 +103,10 @@ class Request:
 
     @property
     def reuses_prefix(self) -> bool:
-        """Prompt logprobs need the logits of every prompt token: nothing may be skipped then."""
-        return self.params.prompt_logprobs is None
+        """Prompt logprobs need the logits of every prompt token, a mean of hidden states all of
+        those: nothing may be skipped then.
+        """
+        return self.params.prompt_logprobs is None and self.params.pooling != "mean"
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids [start, stop) of prompt and output as one sequence."""

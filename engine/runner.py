@@ -58,11 +58,15 @@ class StepResult:
 
         Pieces bound the memory: a vocabulary of 150K takes 150 MiB for 256 rows.
         """
+        for start, hidden in self.chunk_hidden(chunk):
+            for at in range(0, hidden.shape[0], size):
+                yield start + at, self._logits(hidden[at : at + size])
+
+    def chunk_hidden(self, chunk: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first position, final hidden states [R, hidden]) pieces over all rows of a chunk."""
         for run, row in self._batch.runs:
             if run.chunk == chunk:
-                for at in range(run.start, run.stop, size):
-                    begin, end = row + at - run.start, row + min(at + size, run.stop) - run.start
-                    yield at, self._logits(self._hidden[begin:end])
+                yield run.start, self._hidden[row : row + run.stop - run.start]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(), single_threaded_torch():

@@ -78,6 +78,7 @@ class Steps:
             self._scheduler.fail_request(chunks[index].request.id, NOT_FINITE)
         for index, chunk in enumerate(chunks):
             self._read_prompt_logprobs(index, chunk, result)
+            self._pool(index, chunk, result)
         wanted = [index for index, chunk in enumerate(chunks) if chunk.sample]
         sampled = self._sample(result, chunks, wanted)
         self._note_reads(result)
@@ -127,6 +128,12 @@ class Steps:
             else:
                 sampled[request_id] = each
         return sampled
+
+    def _pool(self, index: int, chunk: Chunk, result: StepResult) -> None:
+        pooling = self._branches[chunk.request.id][0].pooling
+        if pooling is not None:
+            for start, hidden in result.chunk_hidden(index):
+                pooling.add(start, hidden)
 
     def _read_prompt_logprobs(self, index: int, chunk: Chunk, result: StepResult) -> None:
         generation, branch = self._branches[chunk.request.id]

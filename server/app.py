@@ -11,6 +11,7 @@ from .gate import Gate
 from .openapi import specification
 from .protocol.chat import ChatChunk, ChatCompletion, ChatRequest
 from .protocol.completions import Completion, CompletionRequest
+from .protocol.embeddings import Embeddings, EmbeddingsRequest
 from .protocol.other import (
     AbortReply,
     AbortRequest,
@@ -27,6 +28,7 @@ from .protocol.responses import ResponseEvent, ResponseReply, ResponsesRequest
 from .routes import about, other
 from .routes.chat import chat_completions
 from .routes.completions import completions
+from .routes.embeddings import embeddings
 from .routes.responses import responses
 from .service import Service
 
@@ -63,6 +65,7 @@ def endpoints() -> list[Endpoint]:
             done=False,
             generates=True,
         ),
+        Endpoint(post, "/v1/embeddings", embeddings, EmbeddingsRequest, Embeddings, generates=True),
         Endpoint(get, "/v1/models", other.models, None, ModelList),
         Endpoint(get, "/v1/models/{model:path}", other.model, None, Model),
         Endpoint(post, "/tokenize", other.tokenize, TokenizeRequest, TokenizeReply, generates=True),

@@ -15,7 +15,8 @@ class ServerConfig:
     names: what clients may call the model, the first is the one it calls itself. api_keys: none:
     everybody may ask. cors_origins: none: no browser on another page may. chat_template: jinja
     source instead of the checkpoint's own. tool_parser, reasoning_parser: as in server/formats.py;
-    "auto": as the template shows. model_defaults: sampling defaults of the checkpoint's
+    "auto": as the template shows. pooling: of embeddings; None: as the checkpoint says, else the
+    last token. model_defaults: sampling defaults of the checkpoint's
     generation_config.json. silence_s: how long the engine may be silent or stand still before it is
     restarted. drain_s: how long requests may go on after SIGTERM.
     """
@@ -28,6 +29,7 @@ class ServerConfig:
     chat_template: str | None = None
     tool_parser: str = "auto"
     reasoning_parser: str = "auto"
+    pooling: str | None = None
     model_defaults: bool = True
     limits: Limits = field(default_factory=Limits)
     metrics_compat: tuple[str, ...] = ()

@@ -46,7 +46,7 @@ class LiveRequest:
         if not pieces and prompt is None and end is None:
             return None
         cached = generation.branches[0].request.num_cached
-        return Delta(self.id, cached, pieces, prompt, end)
+        return Delta(self.id, cached, pieces, prompt, end, self._vector() if end else None)
 
     def _piece(self, index: int) -> Piece | None:
         new = self._generation.branches[index].completion.delta()
@@ -66,6 +66,10 @@ class LiveRequest:
             return None
         self._prompt_told = True
         return [None if each is None else entries(each) for each in found.result()]
+
+    def _vector(self) -> bytes | None:
+        pooling = self._generation.pooling
+        return pooling.result().tobytes() if pooling is not None and pooling.complete else None
 
     def _end(self) -> End:
         ending = self._generation.ending()

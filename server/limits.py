@@ -16,10 +16,10 @@ class Limits:
 
     body_bytes, header_bytes: of an HTTP request. body_s: until its body has arrived. send_s: until
     a client that leaves a full buffer unread is let go. prompts: of one request; sequences: prompts
-    x n; output_tokens: sequences x max_tokens; logprob_entries: alternatives asked for, over all
-    tokens of prompt and output. queued_requests: sequences beyond those that the engine can run at
-    once. queued_tokens: of prompts that have no first token yet; None: four times what the engine's
-    pages hold.
+    x n; inputs: texts of one request for embeddings; output_tokens: sequences x max_tokens;
+    logprob_entries: alternatives asked for, over all tokens of prompt and output. queued_requests:
+    sequences beyond those that the engine can run at once. queued_tokens: of prompts that have no
+    first token yet; None: four times what the engine's pages hold.
     """
 
     body_bytes: int = 16 * MIB
@@ -28,6 +28,7 @@ class Limits:
     send_s: float = 60.0
     prompts: int = 256
     sequences: int = 256
+    inputs: int = 2048
     output_tokens: int = 1_000_000
     logprob_entries: int = 1_000_000
     queued_requests: int = 256
@@ -41,6 +42,12 @@ class Limits:
         if prompts * n > self.sequences:
             message = f"prompts x n may be at most {self.sequences}, got {prompts} x {n}"
             raise ApiError(400, message, "n", "invalid_value")
+
+    def check_inputs(self, count: int) -> None:
+        """Refuses too many texts to embed. ApiError."""
+        if count > self.inputs:
+            message = f"input may hold at most {self.inputs} texts, got {count}"
+            raise ApiError(400, message, "input", "invalid_value")
 
     def check_output(self, sequences: int, max_tokens: int, logprobs: int | None) -> None:
         """Refuses an answer that could become too large. ApiError."""

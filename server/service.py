@@ -18,7 +18,7 @@ from .call import Call
 from .chat import ChatTemplate
 from .client import EngineClient, State
 from .config import ServerConfig
-from .defaults import read_defaults
+from .defaults import read_defaults, read_pooling
 from .formats import Formats
 from .inbox import UnavailableError
 from .limits import Admission
@@ -48,6 +48,7 @@ class Service:
         self.texts = TokenTexts(tokenizer)
         self.formats = Formats.of(template, tokenizer, config.tool_parser, config.reasoning_parser)
         self.defaults: dict[str, Any] = read_defaults(folder) if config.model_defaults else {}
+        self.pooling = config.pooling or read_pooling(folder)
         self.metrics = Metrics(self)
         self._calls: dict[str, set[Call]] = {}  # by the exchange's id
 

@@ -66,6 +66,7 @@ class EngineInfo(Message, tag="ready"):
 
     folder: str
     vocab_size: int
+    hidden_size: int
     max_model_len: int
     max_num_seqs: int
     num_tokens: int  # context that fits into all pages
@@ -122,13 +123,16 @@ class End(Message):
 
 
 class Delta(Message):
-    """What is new of a request. prompt_logprobs: once, with the first token."""
+    """What is new of a request. prompt_logprobs: once, with the first token; vector: of its pooled
+    prompt, float32, with its end.
+    """
 
     id: str
     cached: int
     pieces: list[Piece]
     prompt_logprobs: list[list[LogprobEntry] | None] | None = None
     end: End | None = None
+    vector: bytes | None = None
 
 
 class Deltas(Message, tag="deltas"):

@@ -77,6 +77,7 @@ def load(start: wire.Start) -> tuple[Engine, EngineInfo]:
     info = EngineInfo(
         folder=str(find_checkpoint(start.model)),
         vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
         max_model_len=memory.max_model_len,
         max_num_seqs=engine.config.max_num_seqs,
         num_tokens=memory.num_tokens,

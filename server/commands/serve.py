@@ -45,6 +45,10 @@ SERVICE: dict[str, dict[str, Any]] = {
         "choices": REASONING_PARSERS,
         "help": "whether the model's reasoning is split off (default auto: as its template shows)",
     },
+    "--pooling": {
+        "choices": ("mean", "last"),
+        "help": "for embeddings (default: as the checkpoint says, else last)",
+    },
     "--generation-config": {
         "choices": ("auto", "none"),
         "help": "sampling defaults of the checkpoint (default auto)",
@@ -138,6 +142,7 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
     for option in ("tool_call_parser", "reasoning_parser"):
         if option in found:
             settings[option.replace("_call", "")] = found[option]
+    settings["pooling"] = found.get("pooling")
     if "chat_template" in found:
         settings["chat_template"] = read_text(found["chat_template"], "--chat-template")
     for option, name in (("drain_timeout", "drain_s"), ("engine_timeout", "silence_s")):

@@ -21,7 +21,7 @@ PromptField = str | list[int | str | list[int]]
 
 _TEXT = {"type": "string", "minLength": 1}
 _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_PROMPT = {
+PROMPT_SCHEMA = {
     "anyOf": [
         _TEXT,
         {"type": "array", "items": _TEXT, "minItems": 1},
@@ -35,7 +35,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
     """A prompt to be continued; null is the same as left out."""
 
     HIDDEN: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, "suffix")
-    SCHEMAS: ClassVar[dict[str, Any]] = {"prompt": _PROMPT}
+    SCHEMAS: ClassVar[dict[str, Any]] = {"prompt": PROMPT_SCHEMA}
 
     prompt: PromptField
     max_tokens: Annotated[

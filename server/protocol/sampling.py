@@ -138,18 +138,8 @@ class SamplingFields(msgspec.Struct, kw_only=True):
         self.check_unsupported()
         if self.stream_options is not None and not self.streams:
             raise ApiError(400, "stream_options needs stream to be true", "stream_options")
-        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < -1:
-            message = "truncate_prompt_tokens must be at least 1, or -1 for the model's length"
-            raise ApiError(400, message, "truncate_prompt_tokens", "invalid_value")
-        if self.truncate_prompt_tokens == 0:
-            message = "truncate_prompt_tokens must not be 0: a prompt needs a token"
-            raise ApiError(400, message, "truncate_prompt_tokens", "invalid_value")
-        if self.cache_salt is not None and not 0 < len(self.cache_salt) <= _MAX_SALT:
-            message = f"cache_salt must have 1 to {_MAX_SALT} characters"
-            raise ApiError(400, message, "cache_salt", "invalid_value")
-        if self.priority is not None and not -(2**31) <= self.priority < 2**31:
-            message = "priority must be a 32-bit integer"
-            raise ApiError(400, message, "priority", "invalid_value")
+        check_truncation(self.truncate_prompt_tokens)
+        check_placing(self.cache_salt, self.priority)
 
     def placing(self) -> dict[str, Any]:
         """Options of Call.submit."""
@@ -205,3 +195,24 @@ _SAMPLING = (
     *("repetition_penalty", "logit_bias", "seed", "stop", "stop_token_ids", "ignore_eos"),
     *("include_stop_str_in_output", "min_tokens", "skip_special_tokens", "prompt_logprobs"),
 )
+
+
+def check_truncation(tokens: int | None) -> None:
+    """Refuses a truncate_prompt_tokens that leaves nothing. ApiError."""
+    param = "truncate_prompt_tokens"
+    if tokens is not None and tokens < -1:
+        message = f"{param} must be at least 1, or -1 for the model's length"
+        raise ApiError(400, message, param, "invalid_value")
+    if tokens == 0:
+        message = f"{param} must not be 0: a prompt needs a token"
+        raise ApiError(400, message, param, "invalid_value")
+
+
+def check_placing(cache_salt: str | None, priority: int | None) -> None:
+    """Refuses a salt or a priority out of range. ApiError."""
+    if cache_salt is not None and not 0 < len(cache_salt) <= _MAX_SALT:
+        message = f"cache_salt must have 1 to {_MAX_SALT} characters"
+        raise ApiError(400, message, "cache_salt", "invalid_value")
+    if priority is not None and not -(2**31) <= priority < 2**31:
+        message = "priority must be a 32-bit integer"
+        raise ApiError(400, message, "priority", "invalid_value")
