@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.store import PageLayout
+from .allowed import Allowed
 from .attention.base import LayerShape
 from .attention.policy import AttentionPolicy, parse_policy
 from .cache import KVCache, bytes_per_page, kept_bytes_per_page, layer_groups
@@ -81,7 +82,8 @@ def assemble(config: EngineConfig) -> Parts:
         eos_token_ids=model_config.eos_token_ids,
         prefix_caching=config.enable_prefix_caching and not whole,
     )
-    policies = Policies(policy, shapes, config.page_size)
+    allowed = Allowed.of(config.allowed_attention, config.least_chunk)
+    policies = Policies(policy, shapes, config.page_size, allowed)
     runner = ModelRunner(model, cache, groups)
     return Parts(model_config, policies, memory, scheduler, runner, tokenizer)
 

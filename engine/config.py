@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from .attention.spec import describe_methods
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu")
 PAGE_SIZES = (16, 32, 64, 128, 256)
@@ -22,6 +24,8 @@ class EngineConfig:
     sequences that run at once. max_num_batched_tokens: tokens of one step. kv_cache_memory: bytes
     of pages; None: a share of what is available. long_prefill_share: part of a step that long
     prompts may take while others have work. check_finite: refuse weights with NaN or infinity.
+    allowed_attention: methods that requests may ask for, with commas between, or "own": nothing but
+    the engine's own; None: any. least_chunk: the smallest chunks of `chunked` in such a request.
     calibration: a file that `saccade calibrate` made; None: calibration.json in the folder, if any.
     """
 
@@ -40,6 +44,8 @@ class EngineConfig:
     long_prefill_share: float = 0.5
     check_finite: bool = False
     calibration: str | None = None
+    allowed_attention: str | None = None
+    least_chunk: int = 1
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -53,11 +59,22 @@ class EngineConfig:
                 raise ValueError(f"{name} must be a spec like 'window(size=64)', not {value!r}")
         if not isinstance(self.calibration, str | None):
             raise ValueError(f"calibration must be a path, not {self.calibration!r}")
+        self._check_allowed()
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory"):
             self._check_positive(name)
+        self._check_positive("least_chunk")
         share = self.long_prefill_share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ValueError(f"long_prefill_share must be in (0, 1], not {share!r}")
+
+    def _check_allowed(self) -> None:
+        if not isinstance(self.allowed_attention, str | None):
+            raise ValueError(f"allowed_attention must be names, not {self.allowed_attention!r}")
+        known = ["own", *(info.name for info in describe_methods())]
+        for name in (self.allowed_attention or "own").split(","):
+            if name.strip() not in known:
+                message = f"no method {name.strip()!r}; it may hold {', '.join(known)}"
+                raise ValueError(f"allowed_attention: there is {message}")
 
     def _check_positive(self, name: str) -> None:
         value = getattr(self, name)

@@ -35,8 +35,8 @@ class Engine:
     model: a checkpoint folder in Hugging Face format, or "demo". `options` are the fields of
     EngineConfig: device, dtype, attention, prefill_attention, decode_attention, max_model_len,
     max_num_seqs, max_num_batched_tokens, kv_cache_memory, page_size, enable_prefix_caching,
-    long_prefill_share, check_finite, calibration. verbose: print the memory plan to stderr at
-    start. Not thread-safe: one thread drives an engine.
+    long_prefill_share, check_finite, calibration, allowed_attention, least_chunk. verbose: print
+    the memory plan to stderr at start. Not thread-safe: one thread drives an engine.
 
     Raises CheckpointError, CapacityError, or ValueError for a bad option.
     """

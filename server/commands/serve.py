@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..limits import Limits
 
 KEY_VARIABLE = "SACCADE_API_KEY"
+LEAST_CHUNK = 128  # a client must not make attention slow for everybody
 
 NETWORK: dict[str, dict[str, Any]] = {
     "--host": {"help": "address to listen on (default 127.0.0.1: this machine only)"},
@@ -63,6 +64,17 @@ SERVICE: dict[str, dict[str, Any]] = {
     "--log-level": {"choices": ("debug", "info", "warning", "error"), "help": "default info"},
     "--log-prompts": {"action": "store_true", "help": "write prompts into the log"},
 }
+ALLOWED: dict[str, dict[str, Any]] = {
+    "--allowed-attention": {
+        "metavar": "NAMES",
+        "help": "methods that a request may ask for, e.g. dense,window; or own (default: any)",
+    },
+    "--least-chunk": {
+        "type": int,
+        "metavar": "N",
+        "help": f"smallest chunks of chunked(...) in a request (default {LEAST_CHUNK})",
+    },
+}
 LIMITS: dict[str, dict[str, Any]] = {
     "--max-body-size": {"metavar": "SIZE", "help": "of a request (default 16MiB)"},
     "--body-timeout": {"type": float, "metavar": "S", "help": "to send a request (default 60)"},
@@ -93,7 +105,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", help="a checkpoint folder, or `demo` for the shipped one")
     add_group(parser, "network", NETWORK)
     add_group(parser, "service", SERVICE)
-    add_group(parser, "limits", LIMITS)
+    add_group(parser, "limits", LIMITS | ALLOWED)
     add_group(parser, "engine", ENGINE)
     parser.set_defaults(run=run)
 
@@ -155,7 +167,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of Engine, checked as far as that is possible without the model."""
     from ...engine.config import EngineConfig
 
-    options = given(args, ENGINE)
+    options = {"least_chunk": LEAST_CHUNK} | given(args, ENGINE | ALLOWED)
     try:
         if "kv_cache_memory" in options:
             options["kv_cache_memory"] = parse_size(options["kv_cache_memory"])

@@ -208,3 +208,17 @@ def test_many_wishes_are_not_kept_for_ever(checkpoint: Checkpoints, make_engine:
     assert len(engine._policies._known) <= 64
     assert engine._policies.of("window(9)") is engine._policies.of("window(9)")
     assert engine._policies.of(None) is engine.policy
+
+
+def test_what_the_operator_allows(checkpoint: Checkpoints) -> None:
+    from saccade.engine.config import EngineConfig
+
+    with pytest.raises(ValueError, match="no method 'sparse'; it may hold own, dense"):
+        EngineConfig("demo", allowed_attention="dense,sparse")
+    options: Any = {"page_size": 16, "kv_cache_memory": 4 << 20}
+    folder = checkpoint("llama")
+    with Engine(folder, attention=WINDOW, allowed_attention="own", **options) as engine:
+        for wish in (WINDOW, {"decode_attention": WINDOW}):
+            engine.generate([[5, 6, 7]], greedy(2), attention=[wish])
+        with pytest.raises(RequestError, match="allows none but its own"):
+            engine.generate([[5, 6, 7]], greedy(2), attention="dense")

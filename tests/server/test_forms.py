@@ -10,6 +10,7 @@ import pytest
 
 from saccade.engine.tokenizer import Tokenizer
 
+from .conftest import Serve
 from .running import Running, completion, streamed
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 60}
@@ -97,3 +98,27 @@ def test_attention_of_ones_own(server: Running) -> None:
     share = narrow["saccade"]["attention"]["decode"]["share"]
     assert dense["saccade"]["attention"]["decode"]["share"] == 1.0 and share < 0.3
     assert completion(server, prompt)["choices"] == dense["choices"]
+
+
+def test_an_operator_bounds_what_requests_may_ask(server: Running, serve: Serve) -> None:
+    """By default any method, but no chunks of one token; `--allowed-attention` says which."""
+
+    def ask(where: Running, attention: str) -> str:
+        body = {"prompt": [40] * 40, "max_tokens": 2, "attention": attention}
+        reply = where.http.post("/v1/completions", json=body)
+        if reply.status_code == 200:
+            return "done"
+        error = reply.json()["error"]
+        assert reply.status_code == 400 and error["param"] == "attention"
+        message: str = error["message"]
+        return message
+
+    assert "at least 128 here" in ask(server, "chunked(q_chunk=1,k_chunk=1)")
+    assert "at least 128 here" in ask(server, "0:chunked(q_chunk=512,k_chunk=4); *:dense")
+    assert ask(server, "chunked") == "done"
+    tight = serve("--allowed-attention", "window, chunked", "--least-chunk", "8")
+    assert ask(tight, "window(size=16)") == ask(tight, "chunked(8,8)") == "done"
+    assert ask(tight, "dense") == "done"  # the engine's own
+    refusal = ask(tight, "lessismore")
+    assert "does not let requests attend by lessismore" in refusal
+    assert "chunked, window" in refusal
