@@ -58,7 +58,8 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
     model, formats = service.model_name(body.model), service.formats
     use = body.tool_use()
     check_use(use, formats)
-    names = body.names | ({"structure": "tools"} if use is not None else {})
+    forced = use is not None and bool(use.forced)
+    names = body.names | ({"structure": "tools"} if forced else {})
     try:
         check_calls(body.messages)
     except RequestError as error:

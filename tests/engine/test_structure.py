@@ -392,3 +392,58 @@ def test_the_demo_vocabulary() -> None:
     ids = tokenizer.encode('{"name": "abc", "kind": "é", "sizes": [10]}', add_special_tokens=False)
     assert follows(copy, tokenizer, ids) == len(ids)
     assert copy.is_complete
+
+
+SHAPE = Structure.json_schema(
+    {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"]}
+    | {"additionalProperties": False}
+)
+FORMS = {
+    "json_schema": (SHAPE, '{"a":1}', '{"a":2}'),
+    "json_object": (Structure.json_object(), "{}", "[]"),
+    "regex": (Structure.regex("[0-9]{2}"), "42", "4a"),
+    "choice": (Structure.choice(["yes", "no"]), "no", "nay"),
+    "grammar": (Structure.grammar('start: mark_0 "x"', markers=("<c>",)), "<c>x", "<d>x"),
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_form_behind_free_text(kind: str) -> None:
+    form, good, bad = FORMS[kind]
+    opened, perhaps = form.behind("</t>"), form.behind("</t>", "<t>")
+    for free in ("", "hm", "a < b </t", '{"a":1} [0]\n\n'):
+        for space in ("", "\n\n"):
+            assert accepts(opened, f"{free}</t>{space}{good}")
+            assert accepts(perhaps, f"<t>{free}</t>{space}{good}")
+        assert not accepts(opened, f"{free}</t>{bad}")
+        assert not accepts(perhaps, f"<t>{free}</t>{bad}")
+    assert accepts(perhaps, good) and not accepts(opened, good)
+    assert not accepts(perhaps, bad) and not accepts(perhaps, f"hm</t>{good}")
+
+
+def test_the_marker_behind_free_text_may_be_a_special_token() -> None:
+    state = COMPILER.compile(FORMS["choice"][0].behind("[CALL]")).copy()
+    call = BYTES.id_of("[CALL]")
+    assert call is not None
+    ids = [*BYTES.encode_plain("a [CALL b"), call, *BYTES.encode_plain("yes")]
+    assert follows(state, BYTES, ids) == len(ids) and state.is_complete
+    state = COMPILER.compile(FORMS["choice"][0].behind("[CALL]")).copy()
+    assert not writes(state, b"a yes")
+
+
+def test_either_of_two_forms() -> None:
+    for first in FORMS:
+        for second in FORMS:
+            both = Structure(**{**vars(FORMS[first][0]), "otherwise": FORMS[second][0]})
+            for structure in (both, both.behind("</t>", "<t>")):
+                for name in (first, second):
+                    assert accepts(structure, FORMS[name][1])
+                    assert accepts(structure, FORMS[name][1])
+                assert not accepts(structure, "[[")
+
+
+def test_what_nothing_satisfies_is_refused_behind_free_text_as_well() -> None:
+    impossible = Structure.json_schema({"type": "integer", "minimum": 3, "maximum": 2})
+    for structure in (impossible, impossible.behind("</t>"), impossible.behind("</t>", "<t>")):
+        with pytest.raises(RequestError, match="cannot be used"):
+            COMPILER.compile(structure)
