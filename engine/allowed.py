@@ -8,6 +8,7 @@ from .attention.base import AttentionMethod
 from .attention.parse import method_text
 from .attention.policy import AttentionPolicy
 from .attention.spec import info_of
+from .errors import RequestError
 
 OWN = "own"
 
@@ -28,7 +29,7 @@ class Allowed:
         return cls(names, least_chunk)
 
     def check(self, policy: AttentionPolicy, own: AttentionPolicy) -> None:
-        """ValueError for the first method that a request may not ask for."""
+        """RequestError for the first method that a request may not ask for."""
         known = {*own.prefill, *own.decode}
         for method in (*policy.prefill, *policy.decode):
             if method not in known:
@@ -38,12 +39,14 @@ class Allowed:
         name = info_of(method).name
         if self.names is not None and name not in self.names:
             others = ", ".join(sorted(self.names - {OWN})) or "none but its own"
-            raise ValueError(
-                f"attention: this server does not let requests attend by {name}; it allows {others}"
+            raise RequestError(
+                f"attention: requests may not attend by {name} here; allowed: {others}",
+                "attention",
             )
         sizes = [getattr(method, size, None) for size in ("q_chunk", "k_chunk")]
         if any(size is not None and size < self.least_chunk for size in sizes):
-            raise ValueError(
+            raise RequestError(
                 f"attention: {method_text(method)}: q_chunk and k_chunk of a request must be at "
-                f"least {self.least_chunk} here"
+                f"least {self.least_chunk} here",
+                "attention",
             )

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from ..kernels.store import PageLayout
-from .allowed import Allowed
 from .attention.base import LayerShape
 from .attention.policy import AttentionPolicy, parse_policy
 from .cache import KVCache, bytes_per_page, kept_bytes_per_page, layer_groups
@@ -82,8 +81,7 @@ def assemble(config: EngineConfig) -> Parts:
         eos_token_ids=model_config.eos_token_ids,
         prefix_caching=config.enable_prefix_caching and not whole,
     )
-    allowed = Allowed.of(config.allowed_attention, config.least_chunk)
-    policies = Policies(policy, shapes, config.page_size, allowed)
+    policies = Policies(policy, shapes, config.page_size)
     runner = ModelRunner(model, cache, groups)
     return Parts(model_config, policies, memory, scheduler, runner, tokenizer)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .allowed import Allowed
 from .assembly import assemble
 from .config import EngineConfig
 from .errors import RequestError
@@ -56,6 +57,7 @@ class Engine:
         )
         self.policy, self.scheduler = parts.policies.own, parts.scheduler
         self._policies = parts.policies
+        self._allowed = Allowed.of(self.config.allowed_attention, self.config.least_chunk)
         self._runner = parts.runner
         self._sampler = Sampler()
         self.grammars = GrammarCompiler(
@@ -226,6 +228,8 @@ class Engine:
         name = request_id if request_id is not None else self._new_id()
         if name in self._live:
             raise RequestError(f"Request id {name!r} is already in use.", "request_id")
+        policy = self._policies.of(attention)
+        self._allowed.check(policy, self.policy)
         if params.structure is not None and grammar is None:
             grammar = self.grammars.compile(params.structure)
         generation = Generation(
@@ -233,7 +237,7 @@ class Engine:
             text,
             list(ids),
             params,
-            self._policies.of(attention),
+            policy,
             sampler=self._sampler,
             tokenizer=self.tokenizer,
             eos_ids=self.model_config.eos_token_ids,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .allowed import Allowed
 from .attention.base import LayerShape, PageField
 from .attention.parse import method_text
 from .attention.policy import AttentionPolicy, parse_policy
@@ -24,18 +23,11 @@ _MAX_KNOWN = 64  # parsed wishes that are remembered
 class Policies:
     """Turns what a request says into its policy; equal wishes get the same object.
 
-    own: the engine's policy, whose page fields the cache has. allowed: what the operator allows.
+    own: the engine's policy, whose page fields the cache has.
     """
 
-    def __init__(
-        self,
-        own: AttentionPolicy,
-        shapes: Sequence[LayerShape],
-        page_size: int,
-        allowed: Allowed = Allowed(),  # noqa: B008 - frozen
-    ) -> None:
+    def __init__(self, own: AttentionPolicy, shapes: Sequence[LayerShape], page_size: int) -> None:
         self.own = own
-        self._allowed = allowed
         self._shapes = shapes
         self._page_size = page_size
         self._known: dict[tuple[str | None, ...], AttentionPolicy] = {}
@@ -43,8 +35,8 @@ class Policies:
     def of(self, wish: AttentionSpec | None) -> AttentionPolicy:
         """The policy of a request; None: the engine's own.
 
-        Raises RequestError for a bad spec, for a method that is not allowed, and for one whose page
-        fields the pages lack, or that reads what the engine's own policy frees.
+        Raises RequestError for a bad spec, and for a method whose page fields the pages lack, or
+        that reads what the engine's own policy frees.
         """
         if wish is None:
             return self.own
@@ -54,7 +46,6 @@ class Policies:
                 raise ValueError(f"attention: a spec may have at most {_MAX_CHARS} characters")
             if specs not in self._known:
                 policy = self._parse(*specs)
-                self._allowed.check(policy, self.own)
                 self._check_fields(policy)
                 self._check_pages(policy)
                 if len(self._known) >= _MAX_KNOWN:

@@ -220,5 +220,5 @@ def test_what_the_operator_allows(checkpoint: Checkpoints) -> None:
     with Engine(folder, attention=WINDOW, allowed_attention="own", **options) as engine:
         for wish in (WINDOW, {"decode_attention": WINDOW}):
             engine.generate([[5, 6, 7]], greedy(2), attention=[wish])
-        with pytest.raises(RequestError, match="allows none but its own"):
+        with pytest.raises(RequestError, match="allowed: none but its own"):
             engine.generate([[5, 6, 7]], greedy(2), attention="dense")
