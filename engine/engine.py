@@ -262,8 +262,10 @@ class Engine:
         plan = self.scheduler.schedule()
         names = [chunk.request.id for chunk in plan.chunks]
         part = {name: self._branches[name][0] for name in names}
+        began = time.perf_counter()
         try:
             self._steps.run(plan)
+            self.scheduler.note_time(plan, time.perf_counter() - began)
         finally:
             for name in names:
                 self._close_if_finished(name)

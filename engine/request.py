@@ -84,6 +84,8 @@ class Request:
         # Written by Scheduler.add: order of service, and output tokens this request may have.
         self.rank: tuple[int, float, int] = (priority, arrival, 0)
         self.max_output = 0
+        # Written by Scheduler.note_time: seconds a token of its latest chunk of a prompt took.
+        self.pace = 0.0
         # Written by PageTables: per layer group, page ids by position; -1: dropped by a window.
         self.pages: list[list[int]] = []
         self.num_dropped: list[int] = []  # per layer group, entries of -1, behind pages of sinks

@@ -23,6 +23,9 @@ from .stats import SchedulerStats
 from .step_builder import StepBuilder
 from .step_plan import Chunk, LayerGroup, SchedulerLimits, StepPlan
 
+# Keys whose attention costs about as much as everything else that a token needs.
+_FLAT = 1024
+
 __all__ = ["Chunk", "LayerGroup", "Scheduler", "SchedulerLimits", "StepPlan"]
 
 
@@ -199,6 +202,17 @@ class Scheduler:
         request.output.append(token)
         if (end := finish_by_token(request, self._eos)) is not None:
             self._finish(request, end[0], end[1])
+
+    def note_time(self, plan: StepPlan, seconds: float) -> None:
+        """A step has taken so long: what it says of the next chunks of the prompts in it.
+
+        A chunk's part of the time goes by its tokens and by how deep in their context they lie.
+        """
+        weights = [chunk.count * (chunk.start + chunk.count + _FLAT) for chunk in plan.chunks]
+        whole = sum(weights)
+        for chunk, weight in zip(plan.chunks, weights, strict=True):
+            if chunk.count > 1:
+                chunk.request.pace = seconds * weight / whole / chunk.count
 
     def finish(self, request_id: str, reason: FinishReason, stop: int | str | None = None) -> bool:
         """Ends a request for a reason found outside (a stop string); False if it is not here."""

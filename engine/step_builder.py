@@ -5,6 +5,12 @@ from __future__ import annotations
 from .request import Request
 from .step_plan import Chunk, PageCopy, SchedulerLimits, StepPlan
 
+# Deep in a long context a token costs many times what it costs at its start, so that a share of a
+# step's tokens bounds nothing that a person feels. Chunks of long prompts are also bounded by the
+# time they should take (s): while anybody else has work, and alone (who comes then has to wait).
+BESIDE_OTHERS_S = 0.1
+ALONE_S = 0.2
+LEAST_CHUNK = 32  # tokens; below, a chunk costs hardly less
 # Looking up a long prompt costs a fraction of a millisecond; this many a step are tried in vain.
 MAX_VAIN_LOOKUPS = 16
 
@@ -25,6 +31,8 @@ class StepBuilder:
         self._budget = limits.max_num_batched_tokens
         self._long_tokens = limits.long_tokens
         self._long_budget = limits.long_tokens if crowded else limits.max_num_batched_tokens
+        self._seconds = BESIDE_OTHERS_S if crowded else ALONE_S
+        self._paced = False  # whether a chunk that is bounded by its time is in the step
         self._vain_lookups = 0
 
     def is_spent(self, request: Request) -> bool:
@@ -42,11 +50,21 @@ class StepBuilder:
         room = min(self._budget, self._max_chunk)
         if end - start > self._long_tokens:
             room = min(room, self._long_budget)
+        room = min(room, self._timely(request))
         if end - start <= room:
             return end - start
         if self._limits.whole_texts:
             return 0
         return max(0, (start + room) // align * align - start)
+
+    def _timely(self, request: Request) -> int:
+        """Tokens of a request that can be computed in the time that is left for long prompts; for
+        the first of them never so few that it stands still.
+        """
+        if request.pace <= 0 or self._limits.whole_texts or request.remaining == 1:
+            return self._budget
+        count = int(self._seconds / request.pace)
+        return count if self._paced else max(count, LEAST_CHUNK, request.policy.align)
 
     def is_worth_a_lookup(self, request: Request) -> bool:
         """False for a long prompt if many such were tried and the share of long prefills is used.
@@ -69,6 +87,9 @@ class StepBuilder:
         self._budget -= count
         if request.remaining > self._long_tokens:
             self._long_budget -= count
+        if request.pace > 0 and request.remaining > 1:
+            self._paced = True
+            self._seconds = max(0.0, self._seconds - count * request.pace)
 
     def drop(self, request: Request) -> None:
         """Takes a request out again whose pages somebody of higher rank needs."""
