@@ -19,10 +19,11 @@ export SACCADE_REQUIRE_NATIVE := 1
 export SACCADE_BUILD_AMX_EMULATION := 1
 
 .NOTPARALLEL:
-.PHONY: help demo test lint format native wheel bench clean
+.PHONY: help demo test soak lint format native wheel bench clean
 help:
 	@echo "make demo    install, build and answer a prompt with the shipped demo checkpoint"
 	@echo "make test    every test (ARGS='-k name' passes options to pytest)"
+	@echo "make soak    the server under load and faults, every count in full (about an hour)"
 	@echo "make lint    ruff, mypy and clang-format (make format: rewrite the files)"
 	@echo "make native  build the compiled kernels into this folder"
 	@echo "make bench   the benchmark tables of benchmarks/results"
@@ -34,6 +35,11 @@ demo: $(RUNTIME) $(NATIVE)
 
 test: $(DEV) $(NATIVE)
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+soak: export SACCADE_TEST_LOAD := full
+soak: $(DEV) $(NATIVE)
+	$(BIN)/pytest -s tests/server/test_faults.py tests/server/test_neighbours.py tests/server/test_soak.py \
+	  tests/server/test_pressure.py tests/server/test_injection.py tests/server/test_specification.py $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -90,6 +90,7 @@ setup(
     package_data={
         "saccade": ["py.typed", "csrc/cuda/*.cu", "csrc/cuda/*.cuh"],
         "saccade.engine": ["demo/*"],
+        "saccade.server": ["*.html"],
     },
     ext_modules=[Extension("saccade._native", sources=[], optional=True)],
     cmdclass={"build_py": BuildPy, "build_ext": BuildNative},

@@ -133,6 +133,45 @@ def _rate(rows: Sequence[EngineRow], name: str, context: int, field: str) -> flo
     return None if value is None else float(value.value)
 
 
+def serve(
+    runs: Sequence[Mapping[str, Any]], title: str, path: Path, labels: Sequence[str] = ()
+) -> None:
+    """Time to first token and between tokens of every run, and its throughput."""
+    made, (first, between, rate) = figure((4.6, 4.6, 4.0), 4.2, title)
+    names = list(labels) or [
+        f"{run['request_rate']:g}/s" if run["request_rate"] else str(run["max_concurrency"])
+        for run in runs
+    ]
+    for axes, name, text in ((first, "ttft", "first token"), (between, "itl", "between tokens")):
+        series = {
+            f"p{share}": [run.get(f"p{share}_{name}_ms") for run in runs] for share in (50, 90, 99)
+        }
+        paired_bars(axes, names, series, (OURS, PEER, CEILING))
+        axes.set_title(text, fontsize=9)
+        axes.set_ylabel("ms")
+        axes.legend(fontsize=7)
+    paired_bars(rate, names, {"output": [run["output_throughput"] for run in runs]}, (OURS,))
+    rate.set_title("throughput", fontsize=9)
+    rate.set_ylabel("output tokens/s")
+    save(made, path)
+
+
+def serve_overhead(rounds: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """The engine's step beside the time between tokens that clients see."""
+    made, (axes, beside) = figure((5.0, 3.0), 4.2, title)
+    series = {
+        name: [1e3 * each[key] for each in rounds]
+        for name, key in (("engine step", "step_s"), ("between tokens", "served_itl_s"))
+    }
+    paired_bars(axes, [f"round {n + 1}" for n in range(len(rounds))], series, (OURS, PEER))
+    axes.set_ylabel("ms")
+    names = [f"round {n + 1}" for n in range(len(rounds))]
+    paired_bars(beside, names, {"overhead": [100 * r["overhead"] for r in rounds]}, (OURS,))
+    beside.set_ylabel("overhead (% of a step)")
+    axes.legend(fontsize=7)
+    save(made, path)
+
+
 def _against_peer(axes: Any, rows: Sequence[Row], field: str, title: str, unit: str) -> None:
     axes.set_title(title, fontsize=9)
     axes.set_ylabel(unit)

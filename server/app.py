@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 from .endpoints import Endpoint
 from .gate import Gate
 from .openapi import specification
+from .playground import playground
 from .protocol.chat import ChatChunk, ChatCompletion, ChatRequest
 from .protocol.completions import Completion, CompletionRequest
 from .protocol.embeddings import Embeddings, EmbeddingsRequest
@@ -93,6 +94,7 @@ def build_app(service: Service) -> ASGIApp:
     routes = [Route(each.path, each.handler, methods=[each.method]) for each in table]
     routes.append(Route("/openapi.json", about.openapi(document)))
     routes.append(Route("/docs", about.docs(document)))
+    routes.append(Route("/", about.playground(playground())))
     app: ASGIApp = Router(routes, redirect_slashes=False)
     app = Gate(app, service)
     if service.config.cors_origins:

@@ -36,7 +36,8 @@ class EngineLoop:
         self._live: dict[str, LiveRequest] = {}
         self._steps = 0
         self._told = 0.0  # when the last stats were sent
-        self._busy_s, self._told_steps = 0.0, 0
+        self._busy_s = self._told_busy_s = 0.0
+        self._told_steps = 0
         self._stopping = False
         self._compiling = Compiling(engine.grammars)
         self._poller = zmq.Poller()
@@ -161,7 +162,7 @@ class EngineLoop:
         """Sends a snapshot."""
         self._told = time.monotonic()
         self._report(self._stats())
-        self._busy_s, self._told_steps = 0.0, self._steps
+        self._told_busy_s, self._told_steps = self._busy_s, self._steps
 
     def _stats(self) -> EngineStats:
         found = self._engine.scheduler.stats()
@@ -182,7 +183,8 @@ class EngineLoop:
             finished=dict(found.finished),
             attention=self._engine.reads.as_dict(),
             steps=self._steps,
-            step_s=self._busy_s / steps if steps else 0.0,
+            step_s=(self._busy_s - self._told_busy_s) / steps if steps else 0.0,
+            busy_s=self._busy_s,
         )
 
     def _report(self, report: wire.Report) -> None:

@@ -118,6 +118,7 @@ class EngineCollector(Collector):
                 service.client.restarts,
             ),
             "engine_steps": ("Steps of the engine", stats.steps),
+            "engine_busy_seconds": ("Time of all steps", stats.busy_s),
             "preemptions": ("Sequences put back to waiting", stats.preemptions),
             "prefix_cache_queries": ("Tokens looked up in the prefix cache", stats.lookup_tokens),
             "prefix_cache_hits": ("Tokens found there", stats.hit_tokens),

@@ -151,7 +151,8 @@ class Beat(Message, tag="beat"):
 class EngineStats(Message, tag="stats"):
     """A snapshot for metrics: scheduler.stats() and what has been read, since the engine's start.
 
-    Pages per layer group. step_s: the mean time of the steps since the last snapshot, 0 for none.
+    Pages per layer group. step_s: the mean time of the steps since the last snapshot, 0 for none;
+    busy_s: the time of all steps.
     """
 
     running: int = 0
@@ -170,6 +171,7 @@ class EngineStats(Message, tag="stats"):
     attention: dict[str, dict[str, float | int | None]] = {}
     steps: int = 0
     step_s: float = 0.0
+    busy_s: float = 0.0
 
     @property
     def pages_in_use(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""`saccade bench kernels|engine`: hands its options to the benchmark of that name."""
+"""`saccade bench kernels|engine|serve`: hands its options to the benchmark of that name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 BENCHMARKS = {
     "kernels": "every op x shape x dtype x implementation, against this machine's ceilings",
     "engine": "prefill and decode tokens per second by context length",
+    "serve": "load on an OpenAI-compatible server: latencies and throughput",
 }
 
 
 def add_parser(commands: Any) -> None:
     """Register the subcommand; the options belong to the benchmark's own parser."""
     parser = commands.add_parser(
-        "bench", help="measure kernels or the engine (`saccade bench kernels --help`)"
+        "bench", help="measure kernels, the engine or a server (`saccade bench kernels --help`)"
     )
     names = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     for name, text in BENCHMARKS.items():

@@ -11,6 +11,7 @@ from ..docs import page
 from ..exchange import JsonReply
 from ..metrics import CONTENT_TYPE
 from ..openapi import Json
+from ..playground import Page
 from ..service import service_of
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -33,10 +34,20 @@ def openapi(document: Json) -> Handler:
 
 def docs(document: Json) -> Handler:
     """The handler of /docs."""
-    content = page(document)
+    made = Page.of(page(document))
 
     async def docs_page(request: Request) -> Response:
         """The specification as a page to read."""
-        return HTMLResponse(content)
+        return HTMLResponse(made.content, headers=made.headers)
 
     return docs_page
+
+
+def playground(made: Page) -> Handler:
+    """The handler of /."""
+
+    async def playground_page(request: Request) -> Response:
+        """A page to try the model with."""
+        return HTMLResponse(made.content, headers=made.headers)
+
+    return playground_page

@@ -1,0 +1,166 @@
+"""Requests for a server under load, how they are sent, and what became of each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+from .http_client import Exchange, Target, read, send
+
+_WORDS = "the a of and to in is that for it with as on be at by this from or an are not".split()
+_PATIENCE_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Tokens of a prompt and of an answer. text: words, whose tokens the server counts."""
+
+    input_tokens: int
+    output_tokens: int
+    text: bool = False
+
+    def line(self) -> str:
+        """In a few words."""
+        kind = "words" if self.text else "tokens"
+        return f"prompts of {self.input_tokens} {kind}, answers of {self.output_tokens} tokens"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One request: times in seconds from when it was sent; `gaps` between pieces of its answer."""
+
+    status: int
+    sent: float  # time.perf_counter()
+    ttft_s: float = 0.0
+    total_s: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the whole answer came."""
+        return not self.error
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean time of a token after the first."""
+        return (self.total_s - self.ttft_s) / max(1, self.output_tokens - 1)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A server, and what is asked of it."""
+
+    target: Target
+    model: str
+    shape: Shape
+    seed: int = 0
+    max_model_len: int | None = None
+
+    def shaped(self, input_tokens: int, output_tokens: int) -> Load:
+        """The same with other lengths."""
+        return replace(self, shape=replace(
+            self.shape, input_tokens=input_tokens, output_tokens=output_tokens
+        ))  # fmt: skip
+
+    def body(self, number: int) -> dict[str, Any]:
+        """The body of a request; every number has a prompt of its own, so that no prefix hits."""
+        random = Random(self.seed * 1_000_003 + number)
+        count = self.shape.input_tokens
+        prompt: Any = [random.randrange(32, 256) for _ in range(count)]  # in any vocabulary
+        if self.shape.text:
+            prompt = " ".join(random.choice(_WORDS) for _ in range(count))
+        return {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": self.shape.output_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+    async def start(self, number: int) -> Exchange:
+        """Sends one request."""
+        return await send(self.target, "/v1/completions", self.body(number))
+
+    async def one(self, number: int) -> Exchange:
+        """Sends one request and waits for its end."""
+        exchange = await self.start(number)
+        await asyncio.wait_for(exchange.ended, _PATIENCE_S)
+        return exchange
+
+
+def outcome(exchange: Exchange) -> Outcome:
+    """What became of a request."""
+    reply = read(exchange)
+    if reply.status != 200:
+        return Outcome(reply.status, exchange.sent, error=reply.body[:200].decode(errors="replace"))
+    times, usage, error = [], {}, "" if reply.whole else "the connection broke"
+    for came, event in reply.events:
+        usage = event.get("usage") or usage
+        error = str(event["error"]) if "error" in event else error
+        times += [came] if event.get("choices") else []
+    if not times:
+        return Outcome(200, exchange.sent, error=error or "an empty stream")
+    return Outcome(
+        200,
+        exchange.sent,
+        times[0] - exchange.sent,
+        times[-1] - exchange.sent,
+        [b - a for a, b in pairwise(times)],
+        usage.get("prompt_tokens", 0),
+        usage.get("completion_tokens", len(times)),
+        error,
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One setting's requests. concurrency or rate: what was set; duration: first send to end."""
+
+    outcomes: list[Outcome]
+    duration: float
+    concurrency: int | None = None
+    rate: float | None = None
+
+
+async def closed(load: Load, requests: int, concurrency: int, first: int = 0) -> Run:
+    """So many at once: as soon as one ends, another begins."""
+    numbers = iter(range(first, first + requests))
+    done: list[Exchange] = []
+
+    async def client() -> None:
+        for number in numbers:
+            done.append(await load.one(number))
+
+    return await _timed(done, [client() for _ in range(concurrency)], concurrency=concurrency)
+
+
+async def open_loop(load: Load, requests: int, rate: float, first: int = 0) -> Run:
+    """Arrivals at random (Poisson), whether or not earlier ones have ended."""
+    random, at = Random(load.seed), 0.0
+    done: list[Exchange] = []
+
+    async def client(number: int, delay: float) -> None:
+        await asyncio.sleep(delay)
+        done.append(await load.one(number))
+
+    clients = []
+    for number in range(first, first + requests):
+        clients.append(client(number, at))
+        at += random.expovariate(rate)
+    return await _timed(done, clients, rate=rate)
+
+
+async def _timed(done: list[Exchange], clients: Sequence[Any], **about: Any) -> Run:
+    began = time.perf_counter()
+    await asyncio.gather(*clients)
+    return Run([outcome(each) for each in done], time.perf_counter() - began, **about)

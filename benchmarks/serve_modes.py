@@ -1,0 +1,84 @@
+"""What `saccade bench serve` measures: load, and short requests beside a long one."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import plots, serve_figures
+from .options import progress
+from .report import Table
+from .serve_load import Load, Outcome, Run, closed, open_loop, outcome
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a mode brings: tables, its part of the JSON document, and how to draw it."""
+
+    tables: Sequence[Table]
+    document: dict[str, Any]
+    plot: Callable[[Path], None]
+
+
+def load(args: argparse.Namespace, load: Load) -> Found:
+    """A run per concurrency or rate."""
+    from .serve import numbers
+
+    requests = args.requests or (16 if args.quick else 64)
+    runs: list[Run] = []
+    asyncio.run(closed(load, 4, 2, first=10**6))  # warm
+    if args.rate:
+        for rate in numbers(args.rate, "rate"):
+            progress(f"{requests} requests at {rate:g} a second")
+            runs.append(asyncio.run(open_loop(load, requests, rate, len(runs) * requests)))
+    else:
+        for count in numbers(args.concurrency or "8", "concurrency"):
+            progress(f"{requests} requests, {count:g} at once")
+            runs.append(asyncio.run(closed(load, requests, int(count), len(runs) * requests)))
+    limits = (args.goodput_ttft_ms, args.goodput_itl_ms)
+    found = [serve_figures.summary(run, *limits) for run in runs]
+    return Found(
+        [serve_figures.latency_table(found), serve_figures.throughput_table(found)],
+        {"runs": found, **(found[0] if len(found) == 1 else {})},
+        lambda path: plots.serve(found, load.model, path),
+    )
+
+
+def long(args: argparse.Namespace, load: Load) -> Found:
+    """Short requests alone, and again while one long prompt is read."""
+    room = (load.max_model_len or args.long_tokens + 64) - 64
+    tokens = min(args.long_tokens, room)
+    if tokens < args.long_tokens:
+        progress(f"the model's context holds a prompt of {tokens} tokens, not {args.long_tokens}")
+    short = load.shaped(args.input_tokens, 8)
+    count = args.requests or (8 if args.quick else 24)
+    asyncio.run(closed(short, 4, 1, first=10**6))
+    alone = asyncio.run(closed(short, count, 1))
+    progress(f"short requests beside a prompt of {tokens} tokens")
+    beside, big = asyncio.run(_beside(short, load.shaped(tokens, 8), count))
+    rows = {"alone": alone, f"beside a prompt of {tokens} tokens": beside}
+    found = {name: serve_figures.summary(run) for name, run in rows.items()}
+    return Found(
+        [serve_figures.beside_table(found, big, tokens)],
+        {"long_tokens": tokens, "long_ttft_s": big.ttft_s, "short": found},
+        lambda path: plots.serve(list(found.values()), load.model, path, list(found)),
+    )
+
+
+async def _beside(short: Load, big: Load, count: int) -> tuple[Run, Outcome]:
+    exchange = await big.start(10**7)
+    await asyncio.sleep(0.2)  # its reading has begun
+    run = await closed(short, count, 1, first=count)
+    number = 2 * count
+    while not exchange.begun.done():  # and on, as long as it is read
+        more = await closed(short, 4, 1, first=number)
+        number += 4
+        run = Run([*run.outcomes, *more.outcomes], run.duration + more.duration, 1)
+    await exchange.ended
+    found = outcome(exchange)
+    until = exchange.sent + found.ttft_s
+    return Run([each for each in run.outcomes if each.sent < until], run.duration, 1), found

@@ -1,0 +1,107 @@
+"""`saccade bench serve`: its figures are right, and its modes run against a real server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saccade.benchmarks import serve, serve_figures
+from saccade.benchmarks.http_client import Target
+from saccade.benchmarks.serve_load import Outcome, Run
+from saccade.engine.errors import RequestError
+
+from .running import Running
+
+# The names that people's scripts read out of `vllm bench serve`.
+KEYS = {
+    "completed", "total_input_tokens", "total_output_tokens", "duration", "request_throughput",
+    "output_throughput", "total_token_throughput",
+    *(f"{kind}_{name}_ms" for kind in ("mean", "median", "std", "p90", "p99")
+      for name in ("ttft", "tpot", "itl", "e2el")),
+}  # fmt: skip
+
+
+def test_figures_of_a_run() -> None:
+    fine = Outcome(200, 0.0, 0.1, 0.4, [0.1, 0.2], 10, 3)
+    slow = Outcome(200, 0.0, 1.0, 3.0, [1.0, 1.0], 20, 3)
+    lost = Outcome(503, 0.0, error="overloaded")
+    found = serve_figures.summary(Run([fine, slow, lost], 3.0, concurrency=2), 500.0, None)
+    assert set(found) >= KEYS and found["completed"] == 2 and found["failed"] == 1
+    assert found["request_throughput"] == pytest.approx(2 / 3)
+    assert found["request_goodput"] == pytest.approx(1 / 3)
+    assert (found["total_input_tokens"], found["total_output_tokens"]) == (30, 6)
+    assert found["median_ttft_ms"] == pytest.approx(550)
+    assert found["mean_tpot_ms"] == pytest.approx(575)  # (0.15 + 1) / 2
+    assert found["mean_itl_ms"] == pytest.approx(575) and found["p50_itl_ms"] == 600
+    assert found["errors"] == ["overloaded"]
+    nothing = serve_figures.summary(Run([lost], 1.0, rate=2.0))
+    assert nothing["completed"] == 0 and "mean_ttft_ms" not in nothing
+    assert "2 a second" in serve_figures.latency_table([nothing]).plain() + serve_figures.setting(
+        nothing
+    )
+
+
+def test_percentiles() -> None:
+    assert [serve_figures.percentile([3, 1, 2], share) for share in (0, 50, 100)] == [1, 2, 3]
+    assert serve_figures.percentile([1, 2], 90) == pytest.approx(1.9)
+
+
+def test_addresses() -> None:
+    assert Target.of("127.0.0.1:80").prefix == "" and Target.of("http://h/v1/").prefix == ""
+    far = Target.of("https://h/api/v1")
+    assert (far.host, far.port, far.prefix, far.tls) == ("h", 443, "/api", True)
+    for wrong in ("ftp://h", "http://"):
+        with pytest.raises(ValueError, match="address"):
+            Target.of(wrong)
+
+
+def measured(server: Running, folder: Path, *options: str) -> Any:
+    """The JSON document of a quick run."""
+    file = folder / "found.json"
+    lengths = ("--input-tokens", "20", "--output-tokens", "8")
+    argv = ["--url", f"{server.url}/v1", "--quick", *lengths, "--json", str(file), *options]
+    assert serve.main(argv) == 0
+    return json.loads(file.read_text())
+
+
+def test_load(server: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "plot.png"
+    found = measured(server, tmp_path, "--concurrency", "1,4", "--plot", str(plot))
+    first, second = found["runs"]
+    for run in (first, second):
+        assert run["completed"] == 16 and run["failed"] == 0
+        assert run["total_input_tokens"] == 16 * 20 and run["total_output_tokens"] == 16 * 8
+        assert 0 < run["p50_ttft_ms"] <= run["p99_ttft_ms"] < run["p99_e2el_ms"]
+    assert "4 at once" in capsys.readouterr().out and plot.read_bytes()[1:4] == b"PNG"
+    rate = measured(server, tmp_path, "--rate", "50", "--requests", "8", "--text")
+    assert rate["completed"] == 8 and rate["request_rate"] == 50  # one run: at the top, as vLLM's
+
+
+def test_short_requests_beside_a_long_one(server: Running, tmp_path: Path) -> None:
+    found = measured(server, tmp_path, "--mode", "long", "--requests", "4")
+    assert found["long_tokens"] == 512 - 64 and found["long_ttft_s"] > 0
+    assert found["short"]["alone"]["completed"] == 4
+
+
+def test_overhead(server: Running, tmp_path: Path) -> None:
+    found = measured(
+        server, tmp_path, "--mode", "overhead", "--rounds", "1", "--output-tokens", "460"
+    )
+    middle = found["median"]
+    assert middle["steps"] > 10 and 0 < middle["step_s"] < 1 and middle["bare_step_s"] is None
+    assert middle["served_itl_s"] > 0 and found["goals"][0]["target"] == 0.05
+
+
+def test_unusable_options(server: Running) -> None:
+    for options, words in (
+        (["--url", "ftp://x"], "address"),
+        (["--url", server.url, "--concurrency", "0"], "positive"),
+        (["--url", server.url, "--rate", "x"], "positive"),
+        (["--url", server.url, "--served-model-name", "nobody"], "tiny"),
+        (["--url", "http://127.0.0.1:9"], "nobody listens"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            serve.main(options)
