@@ -142,12 +142,41 @@ void sigmoid_mul(Kernels& kernels, int dtype, int64_t rows, int64_t width, int64
                                x_row, pointer<const void>(gate), gate_row, pointer<void>(out)});
 }
 
-void key_conv(Kernels& kernels, int dtype, int64_t rows, int64_t width, int64_t taps, uintptr_t k,
-              int64_t k_row, uintptr_t history, uintptr_t before, uintptr_t weight, uintptr_t out) {
-  kernels.run(&KernelTable::key_conv,
-              KeyConvParams{static_cast<DType>(dtype), rows, width, taps, pointer<const void>(k),
-                            k_row, pointer<const void>(history), pointer<const int64_t>(before),
-                            pointer<const void>(weight), pointer<void>(out)});
+void key_conv(Kernels& kernels, int dtype, int64_t rows, int64_t width, int64_t taps, bool residual,
+              uintptr_t k, int64_t k_row, uintptr_t history, uintptr_t before, uintptr_t weight,
+              uintptr_t out) {
+  kernels.run(
+      &KernelTable::key_conv,
+      KeyConvParams{static_cast<DType>(dtype), rows, width, taps, residual, pointer<const void>(k),
+                    k_row, pointer<const void>(history), pointer<const int64_t>(before),
+                    pointer<const void>(weight), pointer<void>(out)});
+}
+
+void gated_delta(Kernels& kernels, int dtype, int64_t seqs, int64_t heads, int64_t key_heads,
+                 int64_t key_dim, int64_t value_dim, uintptr_t cu, uintptr_t rows, uintptr_t load,
+                 uintptr_t store, uintptr_t q, int64_t q_row, uintptr_t k, int64_t k_row,
+                 uintptr_t v, int64_t v_row, uintptr_t decay, uintptr_t beta, uintptr_t states,
+                 uintptr_t out) {
+  kernels.run(&KernelTable::gated_delta, GatedDeltaParams{static_cast<DType>(dtype),
+                                                          seqs,
+                                                          heads,
+                                                          key_heads,
+                                                          key_dim,
+                                                          value_dim,
+                                                          pointer<const int64_t>(cu),
+                                                          pointer<const int64_t>(rows),
+                                                          pointer<const int64_t>(load),
+                                                          pointer<const int64_t>(store),
+                                                          pointer<const void>(q),
+                                                          q_row,
+                                                          pointer<const void>(k),
+                                                          k_row,
+                                                          pointer<const void>(v),
+                                                          v_row,
+                                                          pointer<const float>(decay),
+                                                          pointer<const float>(beta),
+                                                          pointer<float>(states),
+                                                          pointer<void>(out)});
 }
 
 void merge(Kernels& kernels, int dtype, int64_t rows, int64_t dim, uintptr_t out_a, uintptr_t lse_a,
@@ -470,6 +499,7 @@ PYBIND11_MODULE(_native, m) {
       .def("silu_mul", &silu_mul)
       .def("sigmoid_mul", &sigmoid_mul)
       .def("key_conv", &key_conv)
+      .def("gated_delta", &gated_delta)
       .def("merge", &merge)
       .def("write_pages", &write_pages)
       .def("keep_best", &keep_best)

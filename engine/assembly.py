@@ -68,8 +68,10 @@ def assemble(config: EngineConfig) -> Parts:
         memory.max_model_len,
         1.0 if whole else config.long_prefill_share,
         policy.align,
-        # A page that is not full keeps the raw keys of its owner's last tokens alone.
-        fork_align=config.page_size if any(shape.key_taps for shape in shapes) else 1,
+        # A page that is not full keeps raw keys, or a state, of its owner's last tokens alone.
+        fork_align=config.page_size
+        if any(shape.key_taps or shape.recurrent for shape in shapes)
+        else 1,
         whole_texts=whole,
     )
     scheduler = Scheduler(

@@ -58,6 +58,8 @@ def kept_rule(shapes: Sequence[LayerShape], policy: AttentionPolicy) -> KeptRule
 
 def layer_group(layer: int, shape: LayerShape, policy: AttentionPolicy) -> LayerGroup:
     """What a layer keeps. ValueError where its two phases disagree on what may be dropped."""
+    if shape.recurrent is not None:
+        return LayerGroup(window=1)  # the page of the last token
     prefill, decode = policy.prefill[layer], policy.decode[layer]
     kept = [
         method.keeps(shape) if isinstance(method, EvictingMethod) else None
@@ -85,6 +87,8 @@ def layer_fields(
 
     Raises ValueError for a method that cannot serve a layer of this shape.
     """
+    if shape.recurrent is not None:
+        return shape.fields
     methods = (policy.prefill[layer], policy.decode[layer])
     if shape.latent is not None and not all(isinstance(each, LatentMethod) for each in methods):
         raise ValueError(f"layer {layer} keeps latents, which only the method asa reads")

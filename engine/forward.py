@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.gated_delta import gated_delta
 from ..kernels.store import write_pages
 from .attention.base import (
     KEY_TAIL,
@@ -24,6 +25,7 @@ from .attention.experts import Chosen, ExpertMethod
 from .batch import Batch
 from .cache import KVCache
 from .key_tails import KeyTails
+from .snapshots import STATE, Slots, Snapshots
 from .tally import Tally
 
 
@@ -66,6 +68,8 @@ class Forward:
         self._positions = batch.positions
         self._batch = batch
         self._tails: dict[tuple[int, int], KeyTails] = {}  # by layer group and taps
+        self._snapshots: dict[int, Snapshots] = {}  # by layer group
+        self._slots: tuple[int, Slots] | None = None  # of the recurrent layer at work
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, aux: Aux
@@ -110,6 +114,56 @@ class Forward:
         if tail is None:  # one tap: no token before matters
             tail = k.new_empty((0, 1, *k.shape[1:]))
         return self._tails[group, taps].convolve(tail, k, weight)
+
+    def recall(
+        self, layer: int, name: str, x: torch.Tensor, weight: torch.Tensor, dilation: int = 1
+    ) -> torch.Tensor:
+        """silu of the causal convolution of x [T, C], in a recurrent layer; see `Snapshots`."""
+        cache = self._cache.layers[layer]
+        plan, slots = self._recurrent(layer)
+        return plan.convolve(cache.fields[name], slots, x, weight, dilation)
+
+    def recur(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        decay: torch.Tensor,
+        beta: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the rows read of a recurrent layer's state, [T, H, dv]; see `kernels.gated_delta`.
+
+        The layer's states, and tails of convolutions, are those behind this step from here on.
+        """
+        fields = self._cache.layers[layer].fields
+        plan, slots = self._recurrent(layer)
+        out = gated_delta(q, k, v, decay, beta, fields[STATE].flatten(0, 1), plan.walk(slots))
+        plan.commit(fields, slots)
+        self._slots = None
+        self._on_layer()
+        return out
+
+    def tokens_before(self, count: int) -> torch.Tensor:
+        """int64 [T, count]: the token 1, 2 ... before each row; -1 where a text begins later."""
+        found = torch.full((len(self._positions), count), -1)
+        for run, row in self._batch.runs:
+            first = max(run.start - count, 0)
+            known = [-1] * (count - run.start + first) + list(run.request.tokens(first, run.stop))
+            windows = torch.tensor(known[:-1]).unfold(0, count, 1)
+            found[row : row + run.stop - run.start] = windows.flip(1)
+        return found
+
+    def _recurrent(self, layer: int) -> tuple[Snapshots, Slots]:
+        """The plan of a recurrent layer, and which states it reads and writes."""
+        group = self._cache.group_of[layer]
+        if group not in self._snapshots:
+            size = self._cache.layout.page_size
+            self._snapshots[group] = Snapshots.of(self._batch, group, size)
+        plan = self._snapshots[group]
+        if self._slots is None or self._slots[0] != layer:
+            self._slots = layer, plan.slots(self._cache.layers[layer].fields)
+        return plan, self._slots[1]
 
     def choose(self, layer: int, scores: torch.Tensor, thresholds: torch.Tensor | None) -> Chosen:
         """The rows that each expert-choice head chooses by its router's scores, float32 [T, E].
@@ -171,10 +225,11 @@ class Planner:
         self._plans: dict[tuple[Any, ...], tuple[int, Any]] = {}
 
     def layers(self) -> list[list[Part]]:
-        """Per layer, a part for each lane."""
+        """Per layer, a part for each lane; none for a recurrent layer."""
+        lanes = range(len(self._lanes))
         return [
-            [self._part(layer, lane) for lane in range(len(self._lanes))]
-            for layer in range(len(self._shapes))
+            [] if shape.recurrent else [self._part(layer, lane) for lane in lanes]
+            for layer, shape in enumerate(self._shapes)
         ]
 
     def _part(self, layer: int, lane: int) -> Part:

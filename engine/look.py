@@ -43,7 +43,8 @@ class Looker:
             raise RequestError("heads that choose which tokens they keep cannot be drawn yet")
         self.policy = self._parts.policies.own
         self.num_layers = len(self._shapes)
-        self.num_heads = max(shape.num_heads for shape in self._shapes)
+        attending = [shape for shape in self._shapes if shape.recurrent is None]
+        self.num_heads = max((shape.num_heads for shape in attending), default=0)
 
     def look(
         self,
@@ -58,8 +59,8 @@ class Looker:
 
         generated: how many of the last tokens are read as if the model had written them, by the
         decode method; None: half of them where it is another than that of prompts, else none.
-        layers, heads: None: all. cell: tokens of a cell; None: a power of two from 16 on. Raises
-        RequestError for a text that is too long or an option that does not fit.
+        layers, heads: None: all that attend. cell: tokens of a cell; None: a power of two from 16
+        on. Raises RequestError for a text that is too long or an option that does not fit.
         """
         ids = _ids(self._parts, text)
         size = cell if cell is not None else _cell(len(ids))
@@ -68,6 +69,9 @@ class Looker:
             generated = len(ids) // 2 if self.policy.differs else 0
         _check_range("generated", generated, 0, len(ids) - 1)
         chosen_layers = _chosen("layer", layers, self.num_layers)
+        for layer in chosen_layers if layers is not None else ():
+            if self._shapes[layer].recurrent is not None:
+                raise RequestError(f"layer {layer} keeps a state, not keys: no map", "layer")
         chosen_heads = _chosen("head", heads, self.num_heads)
         maker = MapMaker(Choice(chosen_layers, chosen_heads, len(ids), size))
         _run(self._parts, ids, len(ids) - generated, maker)

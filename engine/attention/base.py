@@ -13,6 +13,7 @@ import torch
 from ...kernels.attend import Keys, attend
 from ...kernels.store import PageLayout
 from ..branches import BranchShape, Compressor
+from ..recurrent_shape import RecurrentShape
 from .experts import Chosen, ExpertShape, KeptCache
 
 # The page field of raw keys, in layers that convolve them.
@@ -62,6 +63,7 @@ class LayerShape:
     key_taps: int = 0  # tokens over which keys are convolved; 0: they are not
     experts: ExpertShape | None = None  # further heads, which keep tokens of their choice
     branches: BranchShape | None = None  # it computes gates for several branches
+    recurrent: RecurrentShape | None = None  # it keeps a state, no keys; no method is asked
 
     @property
     def kept_heads(self) -> int:
@@ -78,6 +80,8 @@ class LayerShape:
     @property
     def fields(self) -> dict[str, PageField]:
         """What pages of this layer keep besides, whatever its method: see `engine/key_tails.py`."""
+        if self.recurrent is not None:
+            return _recurrent_fields(self.recurrent)
         if self.key_taps < 2:
             return {}
         return {KEY_TAIL: PageField((self.key_taps - 1, self.num_kv_heads, self.head_dim))}
@@ -91,6 +95,17 @@ class PageField:
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None  # None: as K and V
+
+
+def _recurrent_fields(shape: RecurrentShape) -> dict[str, PageField]:
+    """See `engine/snapshots.py`: two states, and how many tokens lie behind each."""
+    return {
+        "recurrent_tokens": PageField((2,), torch.int64),
+        "recurrent_state": PageField(
+            (2, shape.heads, shape.key_dim, shape.value_dim), torch.float32
+        ),
+        **{name: PageField((2, inputs, width)) for name, inputs, width in shape.tails},
+    }
 
 
 # Compact page tables leave out multiples of this: whatever tile of keys a kernel takes at a time,

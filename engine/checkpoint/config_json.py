@@ -77,6 +77,8 @@ def read_config(folder: Path, calibration: Path | None = None) -> ModelConfig:
     num_heads, num_kv_heads, head_dim = own_heads or _heads(config, family)
     features = family.features(config, num_layers) if family.features else Features()
     own_windows = variant.windows if variant else None
+    if features.deltanet is not None:  # where layer_types says more than windows
+        own_windows = (None,) * num_layers
     windows = own_windows or layer_windows(config, family, num_layers)
     moba = _moba(config, family, windows)
     features = moba.added_to(features) if moba else features

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .family_features import (
     read_gated_qwen3,
     read_granite_swa,
+    read_qwen3_5,
     read_qwen3_next,
     read_smollm3,
 )
@@ -82,6 +83,9 @@ _FLA_TENSORS = (
     (".post_attention_layernorm.", ".mlp_norm."),
 )
 
+# Where every feed-forward layer has experts.
+_EXPERT_KEYS = (("intermediate_size", "moe_intermediate_size"),)
+
 _ALL = (
     Family(
         "LlamaForCausalLM",
@@ -112,14 +116,16 @@ _ALL = (
             output_bias="attention_bias",
             qk_norm=True,
             default_head_dim=256,
-            features=read_qwen3_next,
+            features=features,
             own_keys=("num_experts",),
             rotary_share=0.25,
             rotary_keys=("mrope_section", "mrope_interleaved"),
+            keys=keys,
         )
-        for architecture, model_type in (
-            ("Qwen3NextForCausalLM", "qwen3_next"),
-            ("Qwen3_5ForCausalLM", "qwen3_5_text"),
+        for architecture, model_type, features, keys in (
+            ("Qwen3NextForCausalLM", "qwen3_next", read_qwen3_next, ()),
+            ("Qwen3_5ForCausalLM", "qwen3_5_text", read_qwen3_5, ()),
+            ("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", read_qwen3_5, _EXPERT_KEYS),
         )
     ),
     Family(
@@ -189,7 +195,7 @@ _ALL = (
         own_keys=("num_experts",),
         rotary_share=0.25,
         rotary_keys=("mrope_section", "mrope_interleaved"),
-        keys=(("intermediate_size", "moe_intermediate_size"),),
+        keys=_EXPERT_KEYS,
     ),
     Family("AsaForCausalLM", "asa", variant=read_latent),
     Family("MosaForCausalLM", "mosa", variant=read_mosa),

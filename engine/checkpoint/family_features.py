@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .features import Features, Gate
+from .deltanet_config import read_deltanet, read_layer_kinds
+from .features import Experts, Features, Gate
 from .json_object import Fields
 
 
@@ -21,16 +22,52 @@ def read_gated_qwen3(config: Fields, num_layers: int) -> Features:
 
 
 def read_qwen3_next(config: Fields, num_layers: int) -> Features:
-    """Full-attention layers of Qwen3-Next and Qwen3.5: gated, with norm weights around zero."""
-    kinds = config.values.get("layer_types")
-    if kinds is None or (isinstance(kinds, list) and "linear_attention" in kinds):
-        message = "layers of Gated DeltaNet (linear_attention) are not supported"
-        raise config.error("layer_types", message if kinds else f"missing: {message}")
-    if config.integer("num_experts", 0, least=0):
-        raise config.error("num_experts", "feed-forward layers of experts are not supported")
+    """Qwen3-Next: gated attention, norm weights around zero, layers of Gated DeltaNet, experts."""
+    return _read_hybrid(config, num_layers, packed=True)
+
+
+def read_qwen3_5(config: Fields, num_layers: int) -> Features:
+    """Qwen3.5: the same, with a projection for each part of a recurrent layer."""
+    return _read_hybrid(config, num_layers, packed=False)
+
+
+def _read_hybrid(config: Fields, num_layers: int, packed: bool) -> Features:
     if not config.boolean("attn_output_gate", True):
         raise config.error("attn_output_gate", "false is not supported: these layers have a gate")
-    return Features(gate=Gate(True, "head"), norm_offset=1.0)
+    recurrent = read_layer_kinds(config, num_layers, ("full_attention",))
+    return Features(
+        gate=Gate(True, "head"),
+        norm_offset=1.0,
+        deltanet=read_deltanet(config, recurrent, packed=packed),
+        experts=_softmax_experts(config, num_layers),
+    )
+
+
+def _softmax_experts(config: Fields, num_layers: int) -> Experts | None:
+    """Experts in every decoder_sparse_step-th layer that mlp_only_layers does not list."""
+    count = config.integer("num_experts", 0, least=0, most=1 << 16)
+    if not count:
+        return None
+    every = config.integer("decoder_sparse_step", 1)
+    without = config.values.get("mlp_only_layers") or []
+    if not isinstance(without, list) or any(type(each) is not int for each in without):
+        raise config.error("mlp_only_layers", f"expected a list of layers, found {without!r:.80}")
+    layers = {layer for layer in range(num_layers) if (layer + 1) % every == 0}
+    return read_softmax_experts(config, frozenset(layers.difference(without)))
+
+
+def read_softmax_experts(config: Fields, layers: frozenset[int]) -> Experts:
+    """Experts routed by probabilities, and a shared one behind a gate, in these layers."""
+    count = config.integer("num_experts", most=1 << 16)
+    return Experts(
+        layers=layers,
+        count=count,
+        per_token=config.integer("num_experts_per_tok", most=count),
+        inner=config.integer("moe_intermediate_size"),
+        shared_inner=config.integer("shared_expert_intermediate_size"),
+        router="softmax",
+        normalised=config.boolean("norm_topk_prob", True),
+    )
 
 
 def read_smollm3(config: Fields, num_layers: int) -> Features:

@@ -62,6 +62,51 @@ class HyperConnections:
 
 
 @dataclass(frozen=True)
+class DeltaNet:
+    """Layers of Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464) in place of attention.
+
+    packed: one projection gives queries, keys, values and output gates, those of a key head side by
+    side, and another the two gates of the state; else each has its own. gate: "silu" or "sigmoid".
+    """
+
+    layers: frozenset[int]
+    key_heads: int
+    heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    gate: str = "silu"
+    packed: bool = False
+
+    @property
+    def width(self) -> int:
+        """Channels of queries, keys and values together: they are convolved."""
+        return 2 * self.key_heads * self.key_dim + self.heads * self.value_dim
+
+
+@dataclass(frozen=True)
+class NgramEmbedding:
+    """Layers that first add to the residual streams what a table says of the last tokens.
+
+    sizes: per n-gram (of 2 tokens, 3, ... up to `tokens`) and head, a prime number of rows; rows:
+    of the whole table, as it is padded; parts: in how many pieces a checkpoint has it. dim:
+    channels of all heads. taps: of the convolution over inputs that lie `tokens` tokens apart.
+    end: the token that no n-gram reaches across.
+    """
+
+    layers: tuple[int, ...]
+    tokens: int
+    heads: int
+    sizes: tuple[tuple[int, ...], ...]  # of each of the layers
+    rows: tuple[int, ...]
+    multipliers: tuple[tuple[int, ...], ...]  # of the token, the one before it, ...
+    dim: int
+    taps: int
+    end: int
+    parts: int
+
+
+@dataclass(frozen=True)
 class Features:
     """What the layers have besides projections, rotary embedding and query-key norms."""
 
@@ -83,4 +128,6 @@ class Features:
     swiglu: SwiGLU | None = None  # of feed-forward layers with one gate_up_proj; None: SiLU
     dense_inner: int | None = None  # width of feed-forward layers; None: intermediate_size
     experts: Experts | None = None
+    deltanet: DeltaNet | None = None
+    ngrams: NgramEmbedding | None = None
     hyper: HyperConnections | None = None  # None: one residual stream, normed before each layer

@@ -1,18 +1,21 @@
 """Qwen4-Exp's keys in config.json, as transformers 5.23 writes them.
 
-layer_types: "indexed_attention" (in some files "full_attention") per layer. indexer_n_heads,
-indexer_head_dim: of an indexer, with indexer_kv_heads = 1 key per token. indexer_compress_ratio:
-tokens of a block; indexer_budget: tokens of the blocks that a row reads. hc_count, hc_lowrank:
-residual streams. num_experts, num_experts_per_tok, moe_intermediate_size,
-shared_expert_intermediate_size, norm_topk_prob: of the feed-forward layers.
+layer_types: "indexed_attention" (in some files "full_attention") or "linear_attention" per layer
+(`deltanet_config.py`). indexer_n_heads, indexer_head_dim: of an indexer, with indexer_kv_heads = 1
+key per token. indexer_compress_ratio: tokens of a block; indexer_budget: tokens of the blocks that
+a row reads. hc_count, hc_lowrank: residual streams. num_experts, num_experts_per_tok,
+moe_intermediate_size, shared_expert_intermediate_size, norm_topk_prob: of the feed-forward layers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .features import Experts, Features, Gate, HyperConnections
+from .deltanet_config import read_deltanet, read_layer_kinds
+from .family_features import read_softmax_experts
+from .features import Features, Gate, HyperConnections
 from .json_object import Fields
+from .ngram_config import read_ngrams
 
 _INDEXED = ("indexed_attention", "full_attention")
 
@@ -50,7 +53,6 @@ class QsaConfig:
 
 def read_qwen4(config: Fields, num_layers: int) -> QsaConfig:
     """CheckpointError for a key that is missing or does not fit the others."""
-    _check_layers(config, num_layers)
     config.integer("indexer_kv_heads", most=1)
     dim = config.integer("indexer_head_dim", least=2, most=1024)
     rope = config.fields("rope_parameters")
@@ -69,36 +71,16 @@ def read_qwen4(config: Fields, num_layers: int) -> QsaConfig:
 
 def read_qwen4_features(config: Fields, num_layers: int) -> Features:
     """Gated attention, norms around zero, residual streams, and experts in every layer."""
-    count = config.integer("num_experts", most=1 << 16)
+    recurrent = read_layer_kinds(config, num_layers, _INDEXED)
+    gate = config.choice("output_gate_type", ("silu", "sigmoid"), "silu")
+    deltanet = read_deltanet(config, recurrent, gate)
     return Features(
         gate=Gate(True, "head"),
         norm_offset=1.0,
+        deltanet=deltanet,
+        ngrams=read_ngrams(config, deltanet.layers if deltanet else frozenset()),
         hyper=HyperConnections(
             config.integer("hc_count", 4, least=2, most=256), config.integer("hc_lowrank", 320)
         ),
-        experts=Experts(
-            layers=frozenset(range(num_layers)),
-            count=count,
-            per_token=config.integer("num_experts_per_tok", most=count),
-            inner=config.integer("moe_intermediate_size"),
-            shared_inner=config.integer("shared_expert_intermediate_size"),
-            router="softmax",
-            normalised=config.boolean("norm_topk_prob", True),
-        ),
+        experts=read_softmax_experts(config, frozenset(range(num_layers))),
     )
-
-
-def _check_layers(config: Fields, num_layers: int) -> None:
-    kinds = config.values.get("layer_types")
-    if kinds is None or (isinstance(kinds, list) and "linear_attention" in kinds):
-        message = "layers of Gated DeltaNet (linear_attention) are not supported"
-        raise config.error("layer_types", message if kinds else f"missing: {message}")
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        message = f"expected a list of {num_layers} entries, one per layer"
-        raise config.error("layer_types", message)
-    for kind in kinds:
-        if kind not in _INDEXED:
-            message = f"{kind!r:.80} is not supported; supported: {', '.join(_INDEXED)}"
-            raise config.error("layer_types", message)
-    if config.values.get("ple_layer_ids"):
-        raise config.error("ple_layer_ids", "per-layer n-gram embeddings are not supported")

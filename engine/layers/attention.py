@@ -46,6 +46,36 @@ class AttentionContext(Protocol):
         """
         ...
 
+    @property
+    def tokens(self) -> torch.Tensor:
+        """int64 [T], the token of each row."""
+        ...
+
+    def recall(
+        self, layer: int, name: str, x: torch.Tensor, weight: torch.Tensor, dilation: int = 1
+    ) -> torch.Tensor:
+        """silu of the causal convolution of x [T, C] by weight [taps, C], in a recurrent layer.
+
+        name: of the page field that keeps its last inputs. dilation: tokens from tap to tap.
+        """
+        ...
+
+    def recur(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        decay: torch.Tensor,
+        beta: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the rows read of a recurrent layer's state [T, H, dv]; after all its `recall`s."""
+        ...
+
+    def tokens_before(self, count: int) -> torch.Tensor:
+        """int64 [T, count]: the token 1, 2 ... before each row; -1 where a text begins later."""
+        ...
+
     def choose(self, layer: int, scores: torch.Tensor, thresholds: torch.Tensor | None) -> Chosen:
         """The rows that each expert-choice head chooses by its router's scores, float32 [T, E]."""
         ...

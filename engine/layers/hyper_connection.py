@@ -19,6 +19,14 @@ def hyper_of(config: ModelConfig) -> HyperConnections:
     return config.features.hyper
 
 
+def stream_norms(config: ModelConfig, name: str, weights: Weights) -> list[Norm]:
+    """The norms of all streams, whose weights lie side by side."""
+    return [
+        Norm(weight.clone(), config.rms_norm_eps, config.features.norm_offset)
+        for weight in weights.tensor(name).chunk(hyper_of(config).streams)
+    ]
+
+
 class HyperConnection:
     """The mean of the normed streams, every channel behind a gate; gates, and the shares of the
     layer's output that the streams get, are computed from all normed streams together.
@@ -31,10 +39,7 @@ class HyperConnection:
     ) -> None:
         """injects: something is added to the streams afterwards."""
         self.streams = hyper_of(config).streams
-        self.norms = [
-            Norm(weight.clone(), config.rms_norm_eps, config.features.norm_offset)
-            for weight in weights.tensor(name + "hc_norm.weight").chunk(self.streams)
-        ]
+        self.norms = stream_norms(config, name + "hc_norm.weight", weights)
         self.down = weights.projection(name + "input_mix_weight_down")
         self.up = weights.projection(name + "input_mix_weight_up")
         self.inject = weights.projection(name + "block_inject_weight") if injects else None

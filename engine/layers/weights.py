@@ -30,6 +30,10 @@ class Weights:
         """The tensor in float32, whatever the type of the others."""
         return self.checkpoint.tensor(name, torch.float32)
 
+    def joined(self, *names: str) -> torch.Tensor:
+        """The tensors one behind the other along their first dimension."""
+        return self.checkpoint.rows(names, self.dtype).clone()
+
     def stacked(self, name: str) -> list[PackedWeight]:
         """The linear layers of a tensor [n, out, in], each packed on its own."""
         return [pack(each) for each in self.checkpoint.rows([name], self.dtype)]

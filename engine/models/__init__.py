@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..checkpoint.loader import Checkpoint
 from ..errors import CheckpointError
 from ..layers.kinds import layer_shapes
+from ..layers.ngram import ngram_buffers
 from ..layers.weights import Weights
 from .hyper import HyperModel
 from .llama import LlamaModel
@@ -27,7 +28,8 @@ def load_model(
     """
     config, wanted = checkpoint.config, checkpoint.dtype(dtype)
     expected = expected_tensors(config)
-    checkpoint.verify(expected, spare=[LM_HEAD] if config.tied_embeddings else [])
+    spare = [LM_HEAD] if config.tied_embeddings else []
+    checkpoint.verify(expected, spare=[*spare, *ngram_buffers(config)])
     if config.tied_embeddings and LM_HEAD in checkpoint:
         _check_tie(checkpoint)
     if check_finite:

@@ -7,12 +7,14 @@ import torch
 from ...kernels.linear import pack
 from ..attention.base import LayerShape
 from ..checkpoint.config_json import ModelConfig
+from ..layers.attention import AttentionContext
 from ..layers.hyper_connection import HyperConnection, hyper_of
 from ..layers.kinds import attention_kind
 from ..layers.mlp import feed_forward
+from ..layers.ngram import NgramLayer
 from ..layers.rope import RotaryEmbedding
 from ..layers.weights import Weights
-from .llama import LlamaModel, ModelContext
+from .llama import LlamaModel
 from .tensors import ATTENTION_MIX, EMBEDDING, FINAL_MIX, MLP_MIX
 
 
@@ -31,7 +33,7 @@ class HyperModel(LlamaModel):
         self.lm_head = pack(self.embedding) if tied else weights.projection("lm_head")
         self.rope = RotaryEmbedding(config.rope, config.rope_dim, max_model_len)
 
-    def forward(self, step: ModelContext) -> torch.Tensor:
+    def forward(self, step: AttentionContext) -> torch.Tensor:
         """The final hidden states [T, hidden] of the step's T rows."""
         streams = self.embedding.index_select(0, step.tokens).repeat(1, self.streams)
         for block in self.blocks:
@@ -49,13 +51,18 @@ class HyperLayer:
 
     def __init__(self, config: ModelConfig, index: int, weights: Weights) -> None:
         name = f"model.layers.{index}."
+        ngrams = config.features.ngrams
+        has_table = ngrams is not None and index in ngrams.layers
+        self.ngrams = NgramLayer(config, index, weights) if has_table else None
         self.attention_mix = HyperConnection(config, name + ATTENTION_MIX, weights)
         self.attention = attention_kind(config)(config, index, weights)
         self.mlp_mix = HyperConnection(config, name + MLP_MIX, weights)
         self.mlp = feed_forward(config, index, weights)
 
-    def forward(self, streams: torch.Tensor, step: ModelContext) -> None:
+    def forward(self, streams: torch.Tensor, step: AttentionContext) -> None:
         """Adds what the layer computes to `streams` [T, streams * hidden] in place."""
+        if self.ngrams is not None:
+            self.ngrams.add(streams, step)
         x, shares = self.attention_mix.read(streams)
         self.attention_mix.add(streams, self.attention(x, step), shares)
         x, shares = self.mlp_mix.read(streams)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 
 from ...kernels.linear import linear, pack
@@ -16,15 +14,6 @@ from ..layers.norm import Norm
 from ..layers.rope import RotaryEmbedding
 from ..layers.weights import Weights
 from .tensors import EMBEDDING, FINAL_NORM
-
-
-class ModelContext(AttentionContext, Protocol):
-    """What the step gives to the model: the rows' tokens, and what attention needs."""
-
-    @property
-    def tokens(self) -> torch.Tensor:
-        """int64 [T], the token of each row."""
-        ...
 
 
 class LlamaModel:
@@ -41,7 +30,7 @@ class LlamaModel:
         self.lm_head = pack(self.embedding) if tied else weights.projection("lm_head")
         self.rope = RotaryEmbedding(config.rope, config.rope_dim, max_model_len)
 
-    def forward(self, step: ModelContext) -> torch.Tensor:
+    def forward(self, step: AttentionContext) -> torch.Tensor:
         """The final hidden states [T, hidden] of the step's T rows."""
         residual = _scaled(
             self.embedding.index_select(0, step.tokens), self.config.features.embedding_scale
@@ -75,7 +64,7 @@ class DecoderLayer:
         self.mlp = feed_forward(config, index, weights)
 
     def forward(
-        self, update: torch.Tensor | None, residual: torch.Tensor, step: ModelContext
+        self, update: torch.Tensor | None, residual: torch.Tensor, step: AttentionContext
     ) -> torch.Tensor:
         """Adds `update`, the contribution of the layer before, to `residual` in place.
 

@@ -8,8 +8,9 @@ import torch
 
 from ..checkpoint.config_json import ModelConfig
 from ..layers.hyper_connection import HyperConnection
-from ..layers.kinds import attention_kind
+from ..layers.kinds import attention_kind, layer_part
 from ..layers.mlp import mlp_tensors
+from ..layers.ngram import ngram_tensors
 
 EMBEDDING, FINAL_NORM, LM_HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 # Of models with hyper-connections, in place of norms.
@@ -28,7 +29,10 @@ def expected_tensors(config: ModelConfig) -> Shapes:
         for name, shape in _around(config).items():
             shapes[prefix + name] = shape
         attention = attention_kind(config).tensors(config, layer)
-        shapes |= {f"{prefix}self_attn.{name}": shape for name, shape in attention.items()}
+        part = prefix + layer_part(config, layer)
+        shapes |= {part + name: shape for name, shape in attention.items()}
+        ngrams = ngram_tensors(config, layer)
+        shapes |= {f"{prefix}ple.{name}": shape for name, shape in ngrams.items()}
         mlp = mlp_tensors(config, layer)
         shapes |= {f"{prefix}mlp.{name}": shape for name, shape in mlp.items()}
     if config.features.hyper is None:

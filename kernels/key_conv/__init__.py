@@ -1,4 +1,4 @@
-"""Convolution of keys over the tokens before them, each channel on its own."""
+"""Convolution of rows over the tokens before them, each channel on its own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ KEY_CONV = Op("key_conv", reference.key_conv, (Implementation("cpu", cpu.key_con
 
 
 def key_conv(
-    k: torch.Tensor, history: torch.Tensor, before: torch.Tensor, weight: torch.Tensor
+    k: torch.Tensor,
+    history: torch.Tensor,
+    before: torch.Tensor,
+    weight: torch.Tensor,
+    residual: bool = True,
 ) -> torch.Tensor:
     """k[t] + silu(sum over l of weight[l] * the key l tokens before row t): [T, Hkv, d].
+
+    residual: False: without k[t] itself.
 
     k: [T, Hkv, d], not changed; weight: [taps, Hkv, d]; before: int64 [T, taps - 1], where the key
     1, 2 ... tokens before each row lies: r >= 0 in row r of k, -1 nowhere (zero), -2 - i in row i
@@ -35,5 +41,5 @@ def key_conv(
             f"key_conv: {taps} taps must be from 1 to {MOST_TAPS} and before [T, taps - 1], "
             f"not {tuple(before.shape)}"
         )
-    out: torch.Tensor = KEY_CONV(k, history, before, weight)
+    out: torch.Tensor = KEY_CONV(k, history, before, weight, residual)
     return out

@@ -8,7 +8,11 @@ from .. import native
 
 
 def supports(
-    k: torch.Tensor, history: torch.Tensor, before: torch.Tensor, weight: torch.Tensor
+    k: torch.Tensor,
+    history: torch.Tensor,
+    before: torch.Tensor,
+    weight: torch.Tensor,
+    residual: bool = True,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
     if k.stride(1) != k.shape[2]:
@@ -19,7 +23,11 @@ def supports(
 
 
 def key_conv(
-    k: torch.Tensor, history: torch.Tensor, before: torch.Tensor, weight: torch.Tensor
+    k: torch.Tensor,
+    history: torch.Tensor,
+    before: torch.Tensor,
+    weight: torch.Tensor,
+    residual: bool = True,
 ) -> torch.Tensor:
     """See `saccade.kernels.key_conv.key_conv`."""
     out = torch.empty(k.shape, dtype=k.dtype)
@@ -28,6 +36,7 @@ def key_conv(
         k.shape[0],
         k.shape[1] * k.shape[2],
         weight.shape[0],
+        residual,
         k.data_ptr(),
         k.stride(0),
         history.data_ptr(),

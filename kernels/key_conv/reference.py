@@ -6,7 +6,11 @@ import torch
 
 
 def key_conv(
-    k: torch.Tensor, history: torch.Tensor, before: torch.Tensor, weight: torch.Tensor
+    k: torch.Tensor,
+    history: torch.Tensor,
+    before: torch.Tensor,
+    weight: torch.Tensor,
+    residual: bool = True,
 ) -> torch.Tensor:
     """See `saccade.kernels.key_conv.key_conv`.
 
@@ -18,4 +22,5 @@ def key_conv(
     total = weight[0].float() * k.float()
     for tap in range(1, weight.shape[0]):
         total = total + weight[tap].float() * table[at[:, tap - 1]]
-    return (k.float() + total * total.double().sigmoid().float()).to(k.dtype)
+    own = k.float() if residual else 0.0
+    return (own + total * total.double().sigmoid().float()).to(k.dtype)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from saccade.engine.checkpoint.features import Features, Gate
+from saccade.engine.checkpoint.features import DeltaNet, Experts, Features, Gate
 from saccade.engine.errors import CheckpointError
 from saccade.engine.layers.head_rows import attention_tensors, row_order
+from saccade.engine.layers.kinds import layer_part
 
 from .test_config_json import ABSENT, LLAMA, QWEN3, read
 
@@ -28,6 +30,13 @@ NEXT = {
     "model_type": "qwen3_next",
     "layer_types": ["full_attention"] * 4,
     "num_experts": 0,
+}
+HYBRID = {**NEXT, "layer_types": ["linear_attention", "full_attention"] * 2}
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
 }
 
 
@@ -64,6 +73,26 @@ def test_gates_of_qwen3_next(tmp_path: Path) -> None:
     assert (config.head_dim, config.rope_dim, config.rope.theta) == (256, 128, 1e7)
 
 
+def test_layers_of_gated_deltanet(tmp_path: Path) -> None:
+    """Every fourth layer attends, unless layer_types says otherwise."""
+    config = read(tmp_path, HYBRID)
+    sizes = DeltaNet(frozenset((0, 2)), 16, 32, 128, 128, 4, packed=True)
+    assert config.features.deltanet == sizes and config.windows == (None,) * 4
+    config = read(tmp_path, HYBRID, layer_types=ABSENT)
+    assert config.features.deltanet == replace(sizes, layers=frozenset((0, 1, 2)))
+    assert [layer_part(config, layer) for layer in (2, 3)] == ["linear_attn.", "self_attn."]
+    config = read(tmp_path, HYBRID, layer_types=ABSENT, full_attention_interval=1)
+    assert config.features.deltanet is None
+
+
+def test_experts_of_qwen3_next(tmp_path: Path) -> None:
+    config = read(tmp_path, NEXT, **EXPERTS, mlp_only_layers=[0])
+    experts = Experts(frozenset((1, 2, 3)), 8, 2, 24, 40, router="softmax")
+    assert config.features.experts == experts
+    config = read(tmp_path, NEXT, **EXPERTS, decoder_sparse_step=2, norm_topk_prob=False)
+    assert config.features.experts == replace(experts, layers=frozenset((1, 3)), normalised=False)
+
+
 def test_layers_without_rotary_embedding(tmp_path: Path) -> None:
     config = read(tmp_path, SMOLLM3)
     assert config.features.unrotated == {3} and config.tied_embeddings
@@ -97,9 +126,13 @@ def test_granite_swa(tmp_path: Path) -> None:
             "headwise_attn_output_gate: contradicts elementwise",
         ),
         (LLAMA, {"use_qk_norm": True}, "use_qk_norm: is not part of LlamaForCausalLM"),
-        (NEXT, {"layer_types": ABSENT}, "layer_types: missing: layers of Gated DeltaNet"),
-        (NEXT, {"layer_types": ["linear_attention"] * 4}, "layer_types: layers of Gated DeltaNet"),
-        (NEXT, {"num_experts": 8}, "num_experts: feed-forward layers of experts"),
+        (NEXT, {"layer_types": ["linear_attention"]}, "layer_types: expected a list of 4 entries"),
+        (NEXT, {"layer_types": ["sliding_attention"] * 4}, "layer_types: 'sliding_attention' is"),
+        (HYBRID, {"linear_num_key_heads": 3}, "linear_num_key_heads: 3 does not divide"),
+        (HYBRID, {"linear_conv_kernel_dim": 17}, "linear_conv_kernel_dim: expected an integer"),
+        (NEXT, {"num_experts": 8, "num_experts_per_tok": 9}, "num_experts_per_tok: .* 1 to 8"),
+        (NEXT, {"num_experts": 8}, "num_experts_per_tok: missing"),
+        (NEXT, {**EXPERTS, "mlp_only_layers": "all"}, "mlp_only_layers: expected a list of layers"),
         (NEXT, {"attn_output_gate": False}, "attn_output_gate: false is not supported"),
         (NEXT, {"partial_rotary_factor": 0.1}, "partial_rotary_factor: makes 25 rotary channels"),
         (NEXT, {"partial_rotary_factor": 1.5}, "partial_rotary_factor: above 1"),

@@ -118,7 +118,15 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, relative: float =
     assert error < relative, f"relative error {error:.2e}"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Layers that keep a state need a whole engine: tests/engine/test_engine_families.py.
+WITHOUT_STATE = [
+    family
+    for family, (_, own) in FAMILIES.items()
+    if "linear_attention" not in own.get("layer_types", [])
+]
+
+
+@pytest.mark.parametrize("family", WITHOUT_STATE)
 def test_logits_of_every_family_however_the_prompt_is_cut(tmp_path: Path, family: str) -> None:
     tokens = some_tokens()
     # The stand-in for a step is dense: an indexer has to choose every block.

@@ -113,9 +113,49 @@ _QSA = {
     "indexer_compress_ratio": 4,
     "attention_bias": True,
 }
+_DELTANET = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 16,
+}
+_NGRAMS = {
+    "ple_layer_ids": [1, 2],
+    "ple_embed_dim": 32,
+    "heads_per_ngram": 4,
+    "ngram_vocab_size_base": 50,
+    "make_ngram_vocab_size_divisible_by": 16,
+    "split_ngram_parts": 4,
+}
+_EXPERTS = {
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+}
+_LAYERS = ["linear_attention", "full_attention", "linear_attention"]
+FAMILIES["qwen3_next_hybrid"] = (
+    "Qwen3Next",
+    {"layer_types": _LAYERS, "head_dim": 32, **_DELTANET, **_EXPERTS, "mlp_only_layers": [1]},
+)
+FAMILIES["qwen3_5_hybrid"] = ("Qwen3_5", {"layer_types": _LAYERS, "head_dim": 32, **_DELTANET})
+FAMILIES["qwen3_5_moe"] = (
+    "Qwen3_5Moe",
+    {"layer_types": _LAYERS, "head_dim": 32, **_DELTANET, **_EXPERTS},
+)
+FAMILIES["qwen4"] = (
+    "Qwen4Exp",
+    {**_QSA, **_DELTANET, **_NGRAMS, "layer_types": ["linear_attention", *_LAYERS[:2]]},
+)
 FAMILIES["qwen4_qsa"] = ("Qwen4Exp", {**_QSA, "layer_types": ["indexed_attention"] * 3})
-TEXT_CONFIGS = {"Qwen3_5", "Qwen4Exp", "MiniMaxM3VL"}  # their config classes are called so
-AROUND_ZERO = {"qwen3_next", "qwen3_5", "minimax_m3", "qwen4_qsa"}  # norms add 1 to their weights
+TEXT_CONFIGS = {
+    "Qwen3_5",
+    "Qwen3_5Moe",
+    "Qwen4Exp",
+    "MiniMaxM3VL",
+}  # their config classes are called so
+# The stems of families whose norms add 1 to their weights.
+AROUND_ZERO = {"Qwen3Next", "Qwen3_5", "Qwen3_5Moe", "Qwen4Exp", "MiniMaxM3VL"}
 _TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n" * 4
 
 
@@ -149,7 +189,7 @@ def write_tiny(
     kind = f"{stem}TextConfig" if stem in TEXT_CONFIGS else f"{stem}Config"
     config = getattr(transformers, kind)(**{**BASE, **own, **vocabulary, **overrides})
     model = getattr(transformers, f"{stem}ForCausalLM")(config).to(getattr(torch, dtype))
-    _randomise(model, seed, norm=0.0 if family in AROUND_ZERO else 1.0)
+    _randomise(model, seed, norm=0.0 if stem in AROUND_ZERO else 1.0)
     model.generation_config.max_length = None
     model.save_pretrained(path, **({"max_shard_size": shard_size} if shard_size else {}))
     if tokenizer:

@@ -88,6 +88,8 @@ def both(reads: dict[str, dict[str, Any]], key: str) -> float:
         ("llama", {"attention": "adaptive(20, 3, 0.3, full, 16, bound=1)"}),
         ("minimax_m3", {}),
         ("qwen4_qsa", {}),
+        ("qwen4", {}),
+        ("qwen3_next_hybrid", {"attention": "moba(16, 2)"}),
         ("mistral", {}),
         ("qwen3_mixed", {"attention": "chunked(5, 7)"}),
         ("nsa_fla", {}),

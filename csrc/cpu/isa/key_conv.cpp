@@ -43,14 +43,16 @@ void key_conv_rows(const KeyConvParams& p, int64_t begin, int64_t end) {
         p.width,
         [&](int64_t i) {
           const F<W> sum = convolved<E>(keys, weight, p.taps, p.width, i);
-          E::template put<W>(out + i, E::template get<W>(keys[0] + i) + silu<W>(sum));
+          const F<W> own = p.residual ? E::template get<W>(keys[0] + i) : F<W>{};
+          E::template put<W>(out + i, own + silu<W>(sum));
         },
         [&](int64_t i) {
           float sum = 0.0f;
           for (int64_t tap = 0; tap < p.taps; ++tap)
             if (keys[tap] != nullptr)
               sum = sum + get_one<E>(weight + tap * p.width + i) * get_one<E>(keys[tap] + i);
-          put_one<E>(out + i, get_one<E>(keys[0] + i) + silu<4>(splat<4>(sum))[0]);
+          const float own = p.residual ? get_one<E>(keys[0] + i) : 0.0f;
+          put_one<E>(out + i, own + silu<4>(splat<4>(sum))[0]);
         });
   }
 }

@@ -12,6 +12,7 @@ void rope(const RopeParams&, ThreadPool&);
 void silu_mul(const SiluMulParams&, ThreadPool&);
 void sigmoid_mul(const SigmoidMulParams&, ThreadPool&);
 void key_conv(const KeyConvParams&, ThreadPool&);
+void gated_delta(const GatedDeltaParams&, ThreadPool&);
 void merge(const MergeParams&, ThreadPool&);
 void write_pages(const WritePagesParams&, ThreadPool&);
 void block_means(const BlockMeansParams&, ThreadPool&);

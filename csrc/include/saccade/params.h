@@ -95,17 +95,38 @@ struct SigmoidMulParams {
   void* out;  // [rows, width] contiguous
 };
 
-// k + silu(sum of weight[l] * the key l tokens before), l = 0 .. taps - 1.
+// silu(sum of weight[l] * the key l tokens before), l = 0 .. taps - 1, and k itself if `residual`.
 constexpr int64_t kMostTaps = 16;
 struct KeyConvParams {
   DType dtype;
   int64_t rows, width, taps;
+  bool residual;
   const void* k;  // [rows, width]
   int64_t k_row;
   const void* history;    // [any, width] contiguous: keys of earlier steps
   const int64_t* before;  // [rows, taps - 1]: a row of k; -1: no token; -2 - i: row i of history
   const void* weight;     // [taps, width]
   void* out;              // [rows, width] contiguous
+};
+
+// The gated delta rule: S <- decay S + k (beta (v - decay S^T k))^T, read as S^T q, for rows of
+// several sequences, with q and k of length 1.
+struct GatedDeltaParams {
+  DType dtype;
+  int64_t seqs, heads, key_heads, key_dim, value_dim;  // value_dim: a multiple of 16
+  const int64_t* cu;     // [seqs + 1], of
+  const int64_t* rows;   // [cu[seqs]], in the order of each sequence
+  const int64_t* load;   // [seqs], the state that it begins with, -1: zeros
+  const int64_t* store;  // [cu[seqs]], where the state behind a row goes, -1: nowhere
+  const void* q;         // [rows, key_heads, key_dim], heads adjacent, as k and v
+  int64_t q_row;
+  const void* k;
+  int64_t k_row;
+  const void* v;  // [rows, heads, value_dim]
+  int64_t v_row;
+  const float *decay, *beta;  // [rows, heads]
+  float* states;              // [any, heads, key_dim, value_dim]
+  void* out;                  // [rows, heads, value_dim] contiguous
 };
 
 struct MergeParams {
