@@ -39,6 +39,8 @@ def supports(
         return "pages have the CPU's layout"
     if keys.blocks is None or keys.blocks.ids.shape[2] < 2:
         return "no lists of several blocks"
+    if keys.blocks.block < 16:
+        return "blocks of fewer than 16 tokens"
     if keys.lo is not None or keys.hi is not None or keys.window is not None:
         return "lists with further bounds"
     if value_dim is not None or max(q.shape[2], v_pages.shape[3]) > 256:

@@ -31,6 +31,8 @@ def supports(
         return "pages have the CPU's layout"
     if out_dtype not in (q.dtype, torch.float32):
         return f"output {out_dtype} for input {q.dtype}"
+    if keys.blocks is not None and keys.blocks.block < 16:
+        return "blocks of fewer than 16 tokens"
     for pages in (k_pages, v_pages):
         if pages.numel() and pages.stride(2) != pages.shape[3]:
             return "the rows of a page are not contiguous"
