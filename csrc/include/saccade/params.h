@@ -114,8 +114,8 @@ struct KeyConvParams {
 struct GatedDeltaParams {
   DType dtype;
   int64_t seqs, heads, key_heads, key_dim, value_dim;  // value_dim: a multiple of 16
-  const int64_t* cu;     // [seqs + 1], of
-  const int64_t* rows;   // [cu[seqs]], in the order of each sequence
+  const int64_t* cu;                                   // [seqs + 1], of
+  const int64_t* rows;                                 // [cu[seqs]], in the order of each sequence
   const int64_t* load;   // [seqs], the state that it begins with, -1: zeros
   const int64_t* store;  // [cu[seqs]], where the state behind a row goes, -1: nowhere
   const void* q;         // [rows, key_heads, key_dim], heads adjacent, as k and v
