@@ -37,8 +37,9 @@ def supports(
         return "the heads of a page are not contiguous"
     if q.shape[0] > min(ROWS_PER_SEQUENCE * keys.page_table.shape[0], MOST_ROWS):
         return f"{q.shape[0]} rows of {keys.page_table.shape[0]} sequences: prefill"
-    if (value_dim or 0) % 8 or (value_dim or v_pages.shape[3]) > 8 * THREADS:
-        return f"values of {value_dim or v_pages.shape[3]} channels"
+    v_dim = value_dim or v_pages.shape[3]
+    if v_dim % 8 or not 0 < v_dim <= 8 * THREADS:
+        return f"values of {v_dim} channels"
     if reason := cuda_native.unsupported(q, k_pages, v_pages):
         return reason
     blocks = keys.blocks
@@ -112,8 +113,6 @@ def attend(
     arrived = q.new_zeros(shape[:2], dtype=torch.int32)
     # The copies that `contiguous` makes stay referenced until the kernel is launched.
     held = _held(keys, sink_logits)
-    blocks = keys.blocks
-    ids = held["blocks"]
     fields = {
         "rows": rows,
         "seqs": keys.page_table.shape[0],
@@ -130,22 +129,7 @@ def attend(
         "k_page": k_pages.stride(0),
         "v_pages": 0 if value_dim else v_pages.data_ptr(),
         "v_page": v_pages.stride(0),
-        "table": _pointer(held["table"]),
-        "table_row": keys.page_table.shape[1],
-        "table_width": keys.page_table.shape[1],
-        "cu_rows": _pointer(held["cu_rows"]),
-        "positions": _pointer(held["positions"]),
-        "lo": _pointer(held["lo"]),
-        "hi": _pointer(held["hi"]),
-        "window": keys.window or 0,
-        "sinks": keys.sinks,
-        "sink_logits": _pointer(held["sink_logits"]),
-        "blocks": _pointer(ids),
-        "list_of_row": _pointer(held["list_of_row"]),
-        "lists": 0 if ids is None else ids.shape[0],
-        "owners": 1 if ids is None else ids.shape[1],
-        "list_width": 0 if ids is None else ids.shape[2],
-        "block": 1 if blocks is None else blocks.block,
+        **_seen(keys, held),
         "out": out.data_ptr(),
         "out_f32": int(out_dtype == torch.float32),
         "lse": lse.data_ptr(),
@@ -167,6 +151,29 @@ def attend(
 
 def _pointer(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _seen(keys: Keys, held: dict[str, torch.Tensor | None]) -> dict[str, int]:
+    """The fields that say which keys a row sees."""
+    blocks, ids = keys.blocks, held["blocks"]
+    return {
+        "table": _pointer(held["table"]),
+        "table_row": keys.page_table.shape[1],
+        "table_width": keys.page_table.shape[1],
+        "cu_rows": _pointer(held["cu_rows"]),
+        "positions": _pointer(held["positions"]),
+        "lo": _pointer(held["lo"]),
+        "hi": _pointer(held["hi"]),
+        "window": keys.window or 0,
+        "sinks": keys.sinks,
+        "sink_logits": _pointer(held["sink_logits"]),
+        "blocks": _pointer(ids),
+        "list_of_row": _pointer(held["list_of_row"]),
+        "lists": 0 if ids is None else ids.shape[0],
+        "owners": 1 if ids is None else ids.shape[1],
+        "list_width": 0 if ids is None else ids.shape[2],
+        "block": 1 if blocks is None else blocks.block,
+    }
 
 
 def _held(keys: Keys, sink_logits: torch.Tensor | None) -> dict[str, torch.Tensor | None]:

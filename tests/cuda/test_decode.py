@@ -177,6 +177,23 @@ def test_missing_pages() -> None:
     assert error(hidden[0], seen[0]) < 1e-6 and error(hidden[1], seen[1]) < 1e-6
 
 
+def test_refusals() -> None:
+    """Prefill, values that are no vectors, and a precision that it does not write."""
+    problem = rows([300], [1])
+
+    def reason(problem: Problem, dtype: torch.dtype = torch.float32, value_dim=None) -> str:
+        arguments = (problem.layout, problem.q, problem.k, problem.v, problem.keys, 1.0, None, None)
+        return str(cuda.supports(*arguments, dtype, value_dim))
+
+    assert reason(problem) == "None"
+    assert "prefill" in reason(rows([300], [9]))
+    assert "float64" in reason(problem, torch.float64)
+    assert "channels" in reason(replace(problem, v=problem.v[..., :0]))
+    assert "channels" in reason(replace(problem, v=problem.v[..., :0]), value_dim=12)
+    elsewhere = problem.seeing(lo=torch.zeros(1, dtype=torch.int32, device="meta"))
+    assert "index tensors" in reason(elsewhere)
+
+
 def test_no_rows() -> None:
     out, lse = rows([5], [0]).run()
     assert out.shape[0] == lse.shape[0] == 0
