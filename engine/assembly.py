@@ -17,11 +17,12 @@ from .cache import KVCache, bytes_per_page, kept_bytes_per_page, layer_groups
 from .checkpoint.config_json import ModelConfig
 from .checkpoint.loader import Checkpoint
 from .config import EngineConfig
+from .devices import Place, move_model, place
 from .errors import CheckpointError
 from .layers.hyper_connection import hyper_scratch_bytes
 from .layers.kinds import attention_kind
 from .layers.mlp import mlp_scratch_bytes
-from .memory import GroupPages, MemoryPlan, MemoryRequest, available_memory, plan_memory
+from .memory import GroupPages, MemoryPlan, MemoryRequest, plan_memory
 from .models import layer_shapes, load_model, model_nbytes
 from .policies import Policies, read_specs
 from .runner import ModelRunner
@@ -53,14 +54,17 @@ def assemble(config: EngineConfig) -> Parts:
     model_config, dtype = checkpoint.config, checkpoint.dtype(config.dtype)
     shapes = layer_shapes(model_config)
     policy = _policy(config, model_config, checkpoint.folder)
-    layout = PageLayout(config.page_size)
+    where = place(config.device)
+    layout = where.layout(config.page_size)
     groups, group_of = layer_groups(shapes, policy)
-    memory = _plan(config, model_config, dtype, shapes, policy, layout, groups, group_of)
+    memory = _plan(config, model_config, dtype, shapes, policy, layout, groups, group_of, where)
     folder = checkpoint.folder
     tokenizer = Tokenizer.from_folder(folder) if (folder / _TOKENIZER).exists() else None
     table = _rope_length(memory.max_model_len, model_config, groups)
     model = load_model(checkpoint, config.dtype, table, config.check_finite)
-    cache = KVCache(shapes, group_of, memory.pages, policy, layout, dtype)
+    if where.gpu:
+        move_model(model, where)
+    cache = KVCache(shapes, group_of, memory.pages, policy, layout, dtype, where.device)
     whole = policy.needs_whole_text
     limits = SchedulerLimits(
         config.max_num_seqs,
@@ -84,7 +88,7 @@ def assemble(config: EngineConfig) -> Parts:
         prefix_caching=config.enable_prefix_caching and not whole,
     )
     policies = Policies(policy, shapes, config.page_size)
-    runner = ModelRunner(model, cache, groups)
+    runner = ModelRunner(model, cache, groups, where)
     return Parts(model_config, policies, memory, scheduler, runner, tokenizer)
 
 
@@ -125,6 +129,7 @@ def _plan(
     layout: PageLayout,
     groups: list[LayerGroup],
     group_of: list[int],
+    where: Place,
 ) -> MemoryPlan:
     length = _length(config, model, policy)
     pages = [
@@ -146,7 +151,7 @@ def _plan(
             scratch_bytes=scratch_bytes(
                 model, dtype, config.max_num_batched_tokens, config.max_num_seqs
             ),
-            available_bytes=available_memory(),
+            available_bytes=where.available_memory(),
             kv_cache_memory=config.kv_cache_memory,
             max_model_len=length,
             length_is_explicit=config.max_model_len is not None,

@@ -15,7 +15,7 @@ from .attention.base import (
     LayerShape,
     PageField,
 )
-from .attention.experts import ExpertMethod, ExpertShape, KeptCache
+from .attention.experts import ExpertMethod, KeptCache
 from .attention.parse import method_text
 from .attention.policy import AttentionPolicy
 from .kept_rule import KeptRule
@@ -149,6 +149,7 @@ class KVCache:
         policy: AttentionPolicy,
         layout: PageLayout,
         dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.group_of = list(group_of)
         self.layout = layout
@@ -158,11 +159,14 @@ class KVCache:
             LayerCache(
                 i,
                 layout,
-                *layout.allocate(pages_per_group[g], shape.kept_heads, *shape.kept, dtype),
+                *layout.allocate(pages_per_group[g], shape.kept_heads, *shape.kept, dtype, device),
                 _allocate_fields(
-                    pages_per_group[g], layer_fields(shape, policy, i, layout.page_size), dtype
+                    pages_per_group[g],
+                    layer_fields(shape, policy, i, layout.page_size),
+                    dtype,
+                    device,
                 ),
-                kept=_allocate_kept(pages_per_group[-1], shape, shape.experts, layout, dtype),
+                kept=_allocate_kept(pages_per_group[-1], shape, layout, dtype, device),
             )
             for i, (shape, g) in enumerate(zip(shapes, group_of, strict=True))
         ]
@@ -185,25 +189,30 @@ class KVCache:
 
 
 def _allocate_fields(
-    pages: int, fields: dict[str, PageField], dtype: torch.dtype
+    pages: int,
+    fields: dict[str, PageField],
+    dtype: torch.dtype,
+    device: torch.device | str,
 ) -> dict[str, torch.Tensor]:
     return {
-        name: zeroed((pages, *field.shape), field.dtype or dtype) for name, field in fields.items()
+        name: zeroed((pages, *field.shape), field.dtype or dtype, device)
+        for name, field in fields.items()
     }
 
 
 def _allocate_kept(
     pages: int,
     shape: LayerShape,
-    experts: ExpertShape | None,
     layout: PageLayout,
     dtype: torch.dtype,
+    device: torch.device | str,
 ) -> KeptCache | None:
+    experts = shape.experts
     if experts is None:
         return None
     slots = (pages, experts.heads, layout.page_size)
     return KeptCache(
-        *layout.allocate(pages, experts.heads, shape.head_dim, shape.v_head_dim, dtype),
-        zeroed(slots, torch.int32),
-        zeroed(slots, torch.float32),
+        *layout.allocate(pages, experts.heads, shape.head_dim, shape.v_head_dim, dtype, device),
+        zeroed(slots, torch.int32, device),
+        zeroed(slots, torch.float32, device),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from .attention.spec import describe_methods
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu")
+DEVICES = ("auto", "cpu", "cuda")
 PAGE_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -16,8 +16,9 @@ PAGE_SIZES = (16, 32, 64, 128, 256)
 class EngineConfig:
     """Settings of an engine. Sizes in tokens unless said otherwise.
 
-    model: a checkpoint folder, or "demo". device: "auto" or "cpu". dtype: of weights, activations
-    and pages. attention, prefill_attention, decode_attention: specs (engine/attention/parse.py);
+    model: a checkpoint folder, or "demo". device: "auto" (a GPU, where torch finds one), "cpu" or
+    "cuda". dtype: of weights, activations and pages.
+    attention, prefill_attention, decode_attention: specs (engine/attention/parse.py);
     None: what the checkpoint's config.json says, else dense. max_model_len: prompt plus output of
     one request; None: what the model was trained for, reduced to what fits in memory; it may be any
     length, at no cost, where every layer frees old pages (streaming(mode=evict)). max_num_seqs:

@@ -24,6 +24,7 @@ from .attention.base import (
 from .attention.experts import Chosen, ExpertMethod
 from .batch import Batch
 from .cache import KVCache
+from .devices import Staging
 from .key_tails import KeyTails
 from .snapshots import STATE, Slots, Snapshots
 from .tally import Tally
@@ -38,6 +39,7 @@ class Part:
     method: AttentionMethod
     step: Step
     plan: Any
+    known: tuple[Step, Any]  # step and plan in host memory, for what is counted there
     # Both phases' methods: what one of them reads later, all tokens must have written.
     keepers: tuple[tuple[AttentionMethod, Any], ...]
 
@@ -54,15 +56,22 @@ class Forward:
         cache: KVCache,
         on_layer: Callable[[], None] = lambda: None,
         watch: Watch | None = None,
+        staging: Staging | None = None,
     ) -> None:
-        """on_layer: called when a layer has attended; watch: sees what is read."""
-        self.tokens = batch.tokens
-        self.cos = cos
-        self.sin = sin
+        """on_layer: called when a layer has attended; watch: sees what is read; staging: takes the
+        step to a GPU, once it is planned.
+        """
         self._shapes = shapes
         self._cache = cache
         self._parts = Planner(batch, shapes, cache).layers()
         self.tally = Tally(batch)
+        if staging is not None:
+            sent = (batch.tokens, batch.positions, cos, sin)
+            (tokens, positions, cos, sin), self._parts = _sent(staging, sent, self._parts)
+            batch = replace(batch, tokens=tokens, positions=positions)
+        self.tokens = batch.tokens
+        self.cos = cos
+        self.sin = sin
         self._on_layer = on_layer
         self._watch = watch
         self._positions = batch.positions
@@ -215,6 +224,22 @@ def _expert_method(part: Part) -> ExpertMethod:
     return part.method
 
 
+def _sent(
+    staging: Staging, tensors: tuple[torch.Tensor, ...], parts: list[list[Part]]
+) -> tuple[tuple[torch.Tensor, ...], list[list[Part]]]:
+    """Tensors and parts on the device; methods and what is known of a part stay as they are."""
+    every = [part for layer in parts for part in layer]
+    plans = [(part.step, part.plan, [plan for _, plan in part.keepers]) for part in every]
+    (there, _), known = staging.send((tensors, plans))
+
+    def of(part: Part) -> Part:
+        keepers = tuple((method, known[id(plan)]) for method, plan in part.keepers)
+        step, plan = known[id(part.step)], known[id(part.plan)]
+        return replace(part, step=step, plan=plan, keepers=keepers)
+
+    return there, [[of(part) for part in layer] for layer in parts]
+
+
 class Planner:
     """Plans every layer; layers with equal method, shape and pages share a lane's plan."""
 
@@ -243,7 +268,7 @@ class Planner:
         )
         method, step = both[phase], self._lanes[lane].steps[group]
         number, plan = self._plan(method, shape, group, lane)
-        return Part(lane, number, method, step, plan, keepers)
+        return Part(lane, number, method, step, plan, (step, plan), keepers)
 
     def _plan(
         self, method: AttentionMethod, shape: LayerShape, group: int, lane: int

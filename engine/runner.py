@@ -10,6 +10,7 @@ from ..kernels.native import single_threaded_torch
 from .attention.base import Watch
 from .batch import Batch, Run, build_batch
 from .cache import KVCache
+from .devices import Place, Staging, place
 from .forward import Forward
 from .models import LlamaModel
 from .stats import ReadCounts
@@ -51,7 +52,7 @@ class StepResult:
     def last_logits(self, chunks: Sequence[int]) -> torch.Tensor:
         """float32 [R, V]: logits of the last row of each of these chunks (indices)."""
         rows = torch.tensor([self._batch.last_row[chunk] for chunk in chunks], dtype=torch.int64)
-        return self._logits(self._hidden[rows])
+        return self._logits(self._hidden[rows.to(self._hidden.device)])
 
     def chunk_logits(self, chunk: int, size: int = 256) -> Iterator[tuple[int, torch.Tensor]]:
         """(first position, logits float32 [<= size, V]) pieces over all rows of a chunk.
@@ -76,16 +77,25 @@ class StepResult:
 class ModelRunner:
     """Runs steps over one model and one cache."""
 
-    def __init__(self, model: LlamaModel, cache: KVCache, groups: Sequence[LayerGroup]) -> None:
+    def __init__(
+        self,
+        model: LlamaModel,
+        cache: KVCache,
+        groups: Sequence[LayerGroup],
+        where: Place | None = None,
+    ) -> None:
+        """where: of the model's weights and the pages, by default the processor."""
         self._model = model
         self._cache = cache
         self.shapes = model.layer_shapes
         self._groups = groups
+        self._where = where or place("cpu")
+        self._staging = Staging(self._where, model.rope) if self._where.gpu else None
         self.progress = 0  # layers that have attended since the start
 
     def copy_pages(self, copies: Sequence[PageCopy]) -> None:
         """Makes the page copies of a plan."""
-        with torch.inference_mode(), single_threaded_torch():
+        with torch.inference_mode(), single_threaded_torch(), self._where.scope():
             self._cache.copy_pages(copies)
 
     def run(
@@ -93,13 +103,17 @@ class ModelRunner:
     ) -> StepResult:
         """Copies pages, then computes all rows of `chunks`, which must not be empty."""
         with torch.inference_mode(), single_threaded_torch():
-            self._cache.copy_pages(copies)
+            with self._where.scope():
+                self._cache.copy_pages(copies)
             batch = build_batch(
                 chunks, self._groups, self._cache.layout.page_size, self._model.rope
             )
             cos, sin = self._model.rope.cos_sin(batch.positions)
-            forward = Forward(batch, cos, sin, self.shapes, self._cache, self._note_layer, watch)
-            hidden = self._model.forward(forward)
+            forward = Forward(
+                batch, cos, sin, self.shapes, self._cache, self._note_layer, watch, self._staging
+            )
+            with self._where.scope():
+                hidden = self._model.forward(forward)
             return StepResult(self._model, batch, hidden, forward.tally.result())
 
     def _note_layer(self) -> None:

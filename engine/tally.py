@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,7 @@ from .attention.base import (
     LayerShape,
     PlannedMethod,
     SelectingMethod,
+    Step,
     causal_keys,
     per_sequence,
 )
@@ -38,7 +39,8 @@ class Tally:
     def __init__(self, batch: Batch) -> None:
         self._lanes = batch.lanes
         self._layers: dict[int, _Layers] = {}  # by the number of their plan
-        self._sums: dict[int, torch.Tensor] = {}  # by lane
+        # By lane, and by where they are summed: what is not known from the plan, on the device.
+        self._sums: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def note(self, shape: LayerShape, part: Part) -> None:
         """A layer has attended."""
@@ -49,17 +51,20 @@ class Tally:
         if layers.planned:
             layers.count += 1
         else:
-            self._add(_counts(shape, part), part.lane, 1)
+            self._add(_counts(shape, part, part.step, part.plan), part.lane, 1)
 
     def result(self) -> list[tuple[Run, ReadCounts]]:
         """For every run of the batch, what its rows read in all layers."""
         for layers in self._layers.values():
             if layers.planned:
-                counts = _counts(layers.shape, layers.part)
+                counts = _counts(layers.shape, layers.part, *layers.part.known)
                 self._add(counts, layers.part.lane, layers.count)
         self._layers.clear()
+        lanes: dict[int, torch.Tensor] = {}
+        for (lane, _), sums in self._sums.items():
+            lanes[lane] = lanes[lane] + sums.cpu() if lane in lanes else sums.cpu()
         found = []
-        for lane, sums in self._sums.items():
+        for lane, sums in lanes.items():
             for run, counted in zip(self._lanes[lane].runs, sums.T.tolist(), strict=True):
                 read, seen, blocks, dense = counted
                 rows = run.stop - run.start
@@ -67,13 +72,14 @@ class Tally:
         return found
 
     def _add(self, counts: torch.Tensor, lane: int, times: int) -> None:
-        known = self._sums.get(lane)
-        self._sums[lane] = counts * times if known is None else known + counts * times
+        key = lane, counts.device
+        known = self._sums.get(key)
+        self._sums[key] = counts * times if known is None else known + counts * times
 
 
-def _counts(shape: LayerShape, part: Part) -> torch.Tensor:
+def _counts(shape: LayerShape, part: Part, step: Step, plan: Any) -> torch.Tensor:
     """float64 [4, S] of one layer: keys read and visible, blocks, whether it fell back to dense."""
-    method, step, plan = part.method, part.step, part.plan
+    method = part.method
     seen = causal_keys(step, shape.window)
     visible, read = per_sequence(step, seen), method.keys_read(shape, step, plan)
     blocks, dense = torch.zeros_like(visible), torch.zeros_like(visible)

@@ -15,7 +15,7 @@ _UNITS |= {f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)}
 _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)}
 
 ENGINE: dict[str, dict[str, Any]] = {
-    "--device": {"help": "auto or cpu"},
+    "--device": {"help": "auto, cpu or cuda"},
     "--dtype": {"help": "auto (as the checkpoint says), bfloat16, float16 or float32"},
     "--attention": {"metavar": "SPEC", "help": "e.g. 'window(4096)' or '0-1:dense; *:chunked'"},
     "--prefill-attention": {"metavar": "SPEC", "help": "another method for prompts"},

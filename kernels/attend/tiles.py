@@ -63,21 +63,19 @@ def prefill_tile(
 ) -> Tile:
     """Many rows. A page is one box, so a tile of keys is no larger than a page.
 
-    Hopper and later multiply 64 rows per warp group: 128 rows and 8 warps hold a 128 x 128 output
-    in half of the registers. Ampere has less shared memory and no such product: 64 rows, 4 warps.
-    fp32 is for comparison: products without tensor cores, small tiles.
+    128 rows and 8 warps hold a 128 x 128 output in half of the registers; Hopper multiplies 64
+    rows per warp group. Ampere has less shared memory: two buffers, not three.
+    fp32 is for comparison: three products of tf32 for one, small tiles.
     """
     packed = power_of_two(group)
     wide = max(dim, v_dim) > 256
     if itemsize == 4:
-        rows, keys, warps, stages = 32, 32, 4, 1
-    elif wide:
+        rows, keys, warps, stages = 32, 16, 4, 1
+    elif wide or max(dim, v_dim) > 128:
         rows, keys, warps, stages = 64, 32, 8, 2
-    elif max(dim, v_dim) > 128:
-        rows, keys, warps, stages = 64, 64, 8 if capability >= (9, 0) else 4, 2
     elif capability >= (9, 0):
         rows, keys, warps, stages = 128, 64, 8, 3
     else:
-        rows, keys, warps, stages = 64, 64, 4, 2
+        rows, keys, warps, stages = 128, 32, 8, 3
     packed = min(packed, rows)
     return Tile(rows, packed, packed, min(page, keys), warps, stages)

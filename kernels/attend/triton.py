@@ -165,15 +165,17 @@ class _Call:
         rows_between: tuple[int, int],
         split: int = 0,
         splits: int = 1,
-        by_row: bool = False,
+        by_tile: bool = True,
     ) -> None:
-        """Runs the tiles of sequences of so many rows."""
+        """Runs the tiles of sequences of so many rows; not by_tile: of sequences of one row."""
         from .triton_kernel import attend_tiles
 
         q, k, v, keys = self._q, self._k, self._v, self._keys
         blocks = keys.blocks
         kv_parts = -(-self._group // tile.heads)
-        tiles = q.shape[0] // (tile.rows // tile.slots) + keys.page_table.shape[0]
+        tiles = keys.page_table.shape[0]
+        if by_tile:
+            tiles += q.shape[0] // (tile.rows // tile.slots)
         table, cu_rows = keys.page_table.contiguous(), keys.cu_rows.contiguous()
         attend_tiles[(tiles, k.shape[1] * kv_parts, splits)](
             q,
@@ -206,12 +208,12 @@ class _Call:
             self._softcap or 1.0,
             *rows_between,
             splits,
-            **self._constants(tile, split, by_row),
+            **self._constants(tile, split, by_tile),
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
 
-    def _constants(self, tile: Tile, split: int, by_row: bool) -> dict[str, Any]:
+    def _constants(self, tile: Tile, split: int, by_tile: bool) -> dict[str, Any]:
         """What a variant of the kernel is compiled for."""
         keys, blocks, dim = self._keys, self._keys.blocks, self._q.shape[2]
         main, rest = parts_of(dim)
@@ -239,7 +241,7 @@ class _Call:
             "OWNERS": 0 if blocks is None else blocks.ids.shape[1],
             "LIST_OF_ROW": blocks is not None and blocks.list_of_row is not None,
             "SPLIT": split,
-            "BY_ROW": by_row,
+            "BY_TILE": by_tile,
             "TRIM": blocks is None and not split,
             "UPCAST": gpu.upcast(self._q),
         }

@@ -34,7 +34,7 @@ def product(a, b, UPCAST: tl.constexpr):
     """a @ b in fp32; the interpreter multiplies bf16 as if it were integers, hence UPCAST."""
     if UPCAST:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, input_precision="tf32x3")
 
 
 @triton.jit
@@ -184,14 +184,15 @@ def attend_tiles(
     V_DIM: tl.constexpr, V_PAD: tl.constexpr, VALUES_IN_KEYS: tl.constexpr,
     LO: tl.constexpr, HI: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr, LISTS: tl.constexpr, OWNERS: tl.constexpr, LIST_OF_ROW: tl.constexpr,
-    SPLIT: tl.constexpr, BY_ROW: tl.constexpr, TRIM: tl.constexpr, UPCAST: tl.constexpr,
+    SPLIT: tl.constexpr, BY_TILE: tl.constexpr, TRIM: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One tile of BLOCK_M = rows x SLOTS, with TAKEN heads of a group in the SLOTS of a row; see
     `attend` for the tensors.
 
     Serves sequences of least_rows .. most_rows rows alone. SPLIT: keys per program, whose result
-    goes to [row (BY_ROW) or sequence, head, split] of fp32 `out` and `lse`; 0: all keys. TRIM:
-    tiles of keys that all rows see whole are not masked.
+    goes to [row or sequence, head, split] of fp32 `out` and `lse`; 0: all keys. TRIM:
+    tiles of keys that all rows see whole are not masked. BY_TILE: a program finds its sequence by
+    the number of its tile, or else the tile of each sequence is one row.
     """
     BLOCK_Q: tl.constexpr = BLOCK_M // SLOTS
     # The last rows of a sequence see most keys: they begin first.
@@ -199,10 +200,14 @@ def attend_tiles(
     i_part, i_split = tl.program_id(1), tl.program_id(2)
     parts: tl.constexpr = (GROUP + TAKEN - 1) // TAKEN
     i_kv = i_part // parts
-    i_sequence = sequence_of(cu_rows, sequences, i_tile, BLOCK_Q)
+    i_sequence = i_tile  # of one row each
+    if BY_TILE:
+        i_sequence = sequence_of(cu_rows, sequences, i_tile, BLOCK_Q)
     row_begin = tl.load(cu_rows + i_sequence)
     rows = tl.load(cu_rows + i_sequence + 1) - row_begin
-    tile_begin = (i_tile - (row_begin // BLOCK_Q + i_sequence)) * BLOCK_Q
+    tile_begin = 0
+    if BY_TILE:
+        tile_begin = (i_tile - (row_begin // BLOCK_Q + i_sequence)) * BLOCK_Q
     if tile_begin >= rows or rows < least_rows or rows > most_rows:
         return
     o_m = tl.arange(0, BLOCK_M)
@@ -298,7 +303,7 @@ def attend_tiles(
     b_lse = (b_max + tl.log2(b_sum)) * LN2
     o_out = o_row.to(tl.int64) * HEADS + o_head
     if SPLIT:
-        if not BY_ROW:
+        if not BY_TILE:
             o_out = i_sequence.to(tl.int64) * HEADS + o_head
         o_out = o_out * splits + i_split
     elif SINKS:

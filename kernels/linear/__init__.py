@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, library, reference
 from .packed import PANEL, PackedHeads, PackedWeight, pack, pack_heads
 
 __all__ = [
@@ -20,12 +20,22 @@ __all__ = [
     "pack_heads",
 ]
 
-LINEAR = Op("linear", reference.linear, (Implementation("cpu", cpu.linear, cpu.supports),))
+LINEAR = Op(
+    "linear",
+    reference.linear,
+    (
+        Implementation("cpu", cpu.linear, cpu.supports),
+        Implementation("library", library.linear, library.supports),
+    ),
+)
 
 LINEAR_HEADS = Op(
     "linear_heads",
     reference.linear_heads,
-    (Implementation("cpu", cpu.linear_heads, cpu.supports_heads),),
+    (
+        Implementation("cpu", cpu.linear_heads, cpu.supports_heads),
+        Implementation("library", library.linear_heads, library.supports_heads),
+    ),
 )
 
 

@@ -14,6 +14,8 @@ def supports(x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> s
         return f"output {out_dtype} for input {x.dtype}"
     if x.dtype == torch.bfloat16 and x.shape[1] % 2:
         return "odd number of bf16 inputs"
+    if weight.data.ndim == 2:
+        return "the weight is not packed"
     return native.unsupported(x, weight.data)
 
 
@@ -41,6 +43,8 @@ def supports_heads(x: torch.Tensor, weight: PackedHeads, out: torch.Tensor) -> s
         return "inputs or outputs are not side by side"
     if x.dtype == torch.bfloat16 and x.shape[2] % 2:
         return "odd number of bf16 inputs"
+    if weight.data.ndim == 3:
+        return "the weight is not packed"
     return native.unsupported(weight.data)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ class PackedWeight:
 
     data: [panels, in / unit, 32, unit], outputs padded with zero rows to whole panels. unit is 2
     for bf16 (the machine's dot-product pairs; an odd `in` is padded with a zero column) and 1
-    otherwise. bias: float32 [out] or None.
+    otherwise. bias: float32 [out] or None. Where `as_rows` made it, for a GPU, data is [out, in].
     """
 
     data: torch.Tensor
@@ -35,9 +36,17 @@ class PackedWeight:
 
     def unpack(self) -> torch.Tensor:
         """The weight as [out, in]."""
+        if self.data.ndim == 2:
+            return self.data
         panels, steps, _, unit = self.data.shape
         dense = self.data.permute(0, 2, 1, 3).reshape(panels * PANEL, steps * unit)
         return dense[: self.out_features, : self.in_features]
+
+    def as_rows(self, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedWeight:
+        """The same weight, its rows one behind the other, with `move` applied to its tensors."""
+        data = move(self.unpack().contiguous())
+        bias = None if self.bias is None else move(self.bias)
+        return PackedWeight(data, bias, self.in_features, self.out_features)
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
@@ -83,6 +92,11 @@ class PackedHeads:
     def head(self, h: int) -> PackedWeight:
         """The weight of one head."""
         return PackedWeight(self.data[h], None, self.in_features, self.out_features)
+
+    def as_rows(self, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedHeads:
+        """As `PackedWeight.as_rows`: data is [H, out, in]."""
+        data = move(torch.stack([self.head(h).unpack() for h in range(len(self))]))
+        return PackedHeads(data, self.in_features, self.out_features)
 
 
 def pack_heads(weights: torch.Tensor) -> PackedHeads:
