@@ -40,7 +40,7 @@ def every_case() -> dict[str, Callable[[], object]]:
     """The cases of all ops, by "op/name"."""
     found = {}
     for path in sorted(KERNELS.glob("*/aot.py")):
-        module = import_module(f"...kernels.{path.parent.name}.aot", __name__)
+        module = import_module(f"..kernels.{path.parent.name}.aot", __package__)
         for name, call in module.cases().items():
             found[f"{path.parent.name}/{name}"] = call
     return found

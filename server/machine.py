@@ -17,6 +17,11 @@ from pathlib import Path
 
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 OPTIONAL = {"triton": "triton", "flash-attn": "flash_attn", "cupy": "cupy"}
+USES = {
+    "triton": "kernels on a GPU; without it torch references serve there, slowly",
+    "flash-attn": "not used yet: dense attention on a GPU is our own kernel",
+    "cupy": "loads the CUDA C++ kernels on a GPU",
+}
 
 
 @dataclass(frozen=True)
@@ -148,32 +153,34 @@ def optional_libraries() -> list[Finding]:
 
 
 def optional_library(name: str, module: str) -> Finding:
-    """One optional library; this version has kernels for the CPU only, so none is chosen."""
+    """One optional library, and what it would be used for on a GPU."""
+    use = USES.get(name, "not used")
     if find_spec(module) is None:
-        return Finding("libraries", name, "missing", "not installed (optional)")
+        return Finding("libraries", name, "missing", f"not installed (optional): {use}")
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         version = "unknown version"
-    return Finding("libraries", name, "found", f"{version}; this version has no kernels for it")
+    return Finding("libraries", name, "found", f"{version}: {use}")
 
 
 def gpu() -> list[Finding]:
-    """CUDA GPUs that torch can see."""
+    """CUDA GPUs that torch can see, and whether `device="auto"` takes one."""
     try:
         import torch
 
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        names = [torch.cuda.get_device_name(index) for index in range(count)]
-        built = torch.version.cuda
+        from ..kernels.gpu import gpu_missing
+
+        reason = gpu_missing()
+        names = [] if reason else [torch.cuda.get_device_name(0)]
     except Exception as error:  # noqa: BLE001 - drivers fail in many ways
         return [Finding("devices", "CUDA GPU", "broken", first_line(error))]
-    cpu = Finding("devices", "CPU", "chosen", "this version computes on the CPU")
-    if names:
-        seen = f"{', '.join(names)}; this version has no GPU kernels"
-        return [cpu, Finding("devices", "CUDA GPU", "found", seen)]
-    why = "torch sees none" if built else "this torch was built without CUDA"
-    return [cpu, Finding("devices", "CUDA GPU", "missing", why)]
+    if reason:
+        cpu = Finding("devices", "CPU", "chosen", "there is no GPU")
+        return [cpu, Finding("devices", "CUDA GPU", "missing", reason)]
+    cpu = Finding("devices", "CPU", "found", "device='cpu' computes here")
+    seen = f"{names[0]}: device='auto' computes here"
+    return [cpu, Finding("devices", "CUDA GPU", "chosen", seen)]
 
 
 def first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saccade.kernels.attend import ATTEND, BlockLists
+from saccade.kernels.attend import ATTEND, BlockLists, api
 from saccade.kernels.attend.tiles import decode_tile, parts_of, prefill_tile
 from saccade.kernels.store import PageLayout, RowLayout
 
@@ -22,6 +22,15 @@ pytestmark = [
         "ignore:invalid value", "ignore:divide by zero", "ignore:Conversion of an array"
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _this_kernel_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selected blocks have another kernel too."""
+    own = [each for each in ATTEND.implementations if each.name == "triton"]
+    monkeypatch.setattr(api, "ATTEND", replace(ATTEND, implementations=own))
+
+
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -214,6 +223,8 @@ def test_no_rows_and_refusals(monkeypatch):
             torch.float64,
         )["triton"]
     )  # fmt: skip
+    small = BlockLists(torch.zeros((9, 1, 1), dtype=torch.int32), None, 8)
+    assert "fewer than 16" in str(refusal(problem.seeing(blocks=small)))
     monkeypatch.delenv("SACCADE_CUDA_INTERPRET")
     assert refusal(problem) == "tensor on cpu"
 

@@ -27,7 +27,12 @@ def answers(engine: Engine, before: int) -> list[list[int]]:
     return [list(each.outputs[0].token_ids) for each in found]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The interpreter takes some 10 ms for every tile: these run always, the others with the slow tests.
+QUICK = ("dense", "window", "quest")
+MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_tokens_of_the_processor(
     checkpoint: Checkpoints,
     make_engine: Engines,

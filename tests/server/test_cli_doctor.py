@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -77,14 +76,17 @@ def test_a_broken_torch_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = types.SimpleNamespace(
-        is_available=lambda: True, device_count=lambda: 1, get_device_name=lambda index: "H200"
-    )
-    stand_in = types.SimpleNamespace(cuda=cuda, version=types.SimpleNamespace(cuda="13.0"))
-    monkeypatch.setitem(sys.modules, "torch", stand_in)
+    from saccade.kernels import gpu
+
+    reasons = iter([None, "torch finds no CUDA GPU"])
+    monkeypatch.setattr(gpu, "gpu_missing", lambda: next(reasons))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "H200")
     found = names(machine.gpu())
-    assert found["CUDA GPU"].state == "found"
+    assert found["CUDA GPU"].state == "chosen" and found["CPU"].state == "found"
     assert "H200" in found["CUDA GPU"].detail
+    found = names(machine.gpu())
+    assert found["CUDA GPU"].state == "missing" and found["CPU"].state == "chosen"
+    assert found["CUDA GPU"].detail == "torch finds no CUDA GPU"
 
 
 def test_optional_libraries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,165 @@
+"""Checks of the GPU path: errors of the attention kernels against fp64, and the engine's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from ..kernels import gpu
+from ..kernels.attend import ATTEND, BlockLists, Keys
+from ..kernels.store import RowLayout, write_pages
+from ..kernels.testing import error
+
+NOT_MEASURED = "not measured"
+PAGE = 64
+# Errors relative to the largest output that rounding of inputs' dtype explains.
+BOUNDS = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result. milliseconds: median, of what was timed."""
+
+    section: str
+    case: str
+    result: str
+    note: str = ""
+    milliseconds: float | None = None
+    failed: bool = False
+
+    def line(self) -> str:
+        """For the terminal."""
+        mark = "FAILED " if self.failed else ""
+        return f"{self.section:22} {self.case:34} {mark}{self.result}  {self.note}".rstrip()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Sequences in shuffled pages on the device; each has its last rows as queries."""
+
+    layout: RowLayout
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    keys: Keys
+
+
+def pages(
+    lengths: list[int],
+    rows: list[int],
+    heads: tuple[int, int],
+    dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Pages:
+    """Random K, V and q. Whatever no sequence owns holds NaN."""
+    layout, counts = RowLayout(PAGE), [-(-length // PAGE) for length in lengths]
+    k, v = layout.allocate(sum(counts) + 1, heads[1], dim, dim, dtype, device)
+    k.fill_(torch.nan)
+    v.fill_(torch.nan)
+    order = torch.randperm(sum(counts) + 1).int()
+    table = torch.full((len(lengths), max(counts)), -1, dtype=torch.int32)
+    used = 0
+    for s, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        table[s, :count] = order[used : used + count]
+        used += count
+        at = torch.arange(length)
+        slots = (table[s].long()[at // PAGE] * PAGE + at % PAGE).to(device)
+        new = torch.randn((2, length, heads[1], dim), dtype=torch.float32, device=device).to(dtype)
+        write_pages(layout, k, v, new[0], new[1], slots)
+    positions = torch.cat(
+        [torch.arange(end - count, end) for end, count in zip(lengths, rows, strict=True)]
+    )
+    cu = torch.tensor([0, *torch.tensor(rows).cumsum(0).tolist()], dtype=torch.int32)
+    q = torch.randn((sum(rows), heads[0], dim), device=device).to(dtype)
+    keys = Keys(cu.to(device), positions.to(device), table.to(device))
+    return Pages(layout, q, k, v, keys)
+
+
+def correctness(interpret: bool) -> Iterator[Row]:
+    """Every GPU implementation of attend, in every dtype, under every mask, against fp64 on the
+    host.
+    """
+    device = gpu.device()
+    lengths, rows = ([40, 20], [3, 1]) if interpret else ([2048, 700, 1], [512, 1, 1])
+    for dtype, bound in BOUNDS.items():
+        problem = pages(lengths, rows, (2, 1) if interpret else (16, 4), 64, dtype, device)
+        for name, keys, options in _masks(problem):
+            call = (problem.layout, problem.q, problem.k, problem.v, keys, 64**-0.5, *options)
+            truth, truth_lse = _exact(problem, keys, options)
+            for implementation in ATTEND.implementations:
+                case = f"{implementation.name} {name} {str(dtype)[6:]}"
+                if reason := implementation.supports(*call, dtype):
+                    yield Row("correctness", case, NOT_MEASURED, reason)
+                    continue
+                out, lse = implementation.run(*call, dtype)
+                wrong = error(out.cpu(), truth) / max(float(truth.abs().max()), 1e-30)
+                wrong = max(wrong, error(lse.cpu(), truth_lse) / 10)
+                bad = not wrong <= bound
+                yield Row("correctness", case, f"error {wrong:.1e} of {bound:.0e}", failed=bad)
+
+
+def _masks(problem: Pages) -> Iterator[tuple[str, Keys, tuple[Any, Any]]]:
+    """(name, keys, (softcap, sink logits))."""
+    keys, rows, device = problem.keys, problem.q.shape[0], problem.q.device
+    heads, plain = problem.q.shape[1], (None, None)
+    yield "dense", keys, plain
+    yield "window", replace(keys, window=40, sinks=3), plain
+    lo = (keys.positions - 60).clamp(min=0).int()
+    yield "bounds", replace(keys, lo=lo, hi=(keys.positions + 1).int()), plain
+    yield "softcap", keys, (30.0, torch.randn(heads, device=device))
+    for owners in (problem.k.shape[1], heads):
+        own = (keys.positions // 32).int()[:, None, None].expand(rows, owners, 1)
+        ids = torch.cat([(own - 1).clamp(min=-1), own], -1)
+        ids = torch.where(ids < 0, own, ids)
+        ids[..., 1] = torch.where(ids[..., 0] == ids[..., 1], -1, ids[..., 1])
+        yield f"lists of {owners}", replace(keys, blocks=BlockLists(ids, None, 32)), plain
+
+
+def _exact(
+    problem: Pages, keys: Keys, options: tuple[Any, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """In fp64, on the host."""
+    tensors = ("cu_rows", "positions", "page_table", "lo", "hi")
+    here = {name: _host(getattr(keys, name)) for name in tensors}
+    blocks = keys.blocks and replace(keys.blocks, ids=keys.blocks.ids.cpu())
+    q, k, v = (each.cpu().double() for each in (problem.q, problem.k, problem.v))
+    softcap, sinks = options
+    on_host = replace(keys, **here, blocks=blocks)
+    out: tuple[torch.Tensor, torch.Tensor] = ATTEND.reference(
+        problem.layout, q, k, v, on_host, 64**-0.5, softcap, _host(sinks), torch.float64
+    )
+    return out
+
+
+def _host(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.cpu()
+
+
+def tokens(interpret: bool) -> Iterator[Row]:
+    """The shipped demo model on either device, greedily, in fp32: the same tokens."""
+    from ..engine.engine import Engine
+    from ..engine.params import SamplingParams
+
+    prompt = [3 + i * 7 % 200 for i in range(24 if interpret else 600)]
+    wanted = SamplingParams(max_tokens=2 if interpret else 32, temperature=0.0)
+    specs = ["dense"] if interpret else ["dense", "window(size=64, sinks=4)", "moba(64, 3)"]
+    for spec in specs:
+        found = []
+        for device in ("cpu", "cuda"):
+            options = {"dtype": "float32", "max_model_len": 1024, "attention": spec}
+            engine = Engine("demo", device=device, kv_cache_memory=64 << 20, **options)
+            (answer,) = engine.generate([prompt], wanted)
+            engine.close()
+            found.append(list(answer.outputs[0].token_ids))
+        equal = found[0] == found[1]
+        note = "" if equal else f"cpu {found[0][:8]}, cuda {found[1][:8]}"
+        result = f"{len(found[0])} tokens {'equal' if equal else 'differ'}"
+        yield Row("engine", f"demo, {spec}", result, note, failed=not equal)

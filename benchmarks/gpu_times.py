@@ -1,0 +1,180 @@
+"""Timings on the GPU: ceilings, and attention beside torch's own. In a dry run everything runs once
+and no time is reported.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from ..kernels import gpu
+from ..kernels.attend import BlockLists, attend
+from .gpu_rows import NOT_MEASURED, PAGE, Pages, Row, pages
+
+HEADS, DIM = (32, 8), 128  # Llama-3-8B
+SPAN_MS = 300.0  # of timed calls
+L2_BYTES = 256 << 20  # written between calls, so that no input is found in a cache
+
+
+def milliseconds(call: Callable[[], object], cold: bool = False) -> float:
+    """Median time of a call on the device. cold: with caches emptied before each."""
+    call()
+    torch.cuda.synchronize()
+    flush = torch.empty(L2_BYTES if cold else 0, dtype=torch.uint8, device=gpu.device())
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < SPAN_MS and len(times) < 200):
+        flush.zero_()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
+
+
+def timed(
+    section: str,
+    case: str,
+    call: Callable[[], object],
+    dry: bool,
+    flops: float = 0.0,
+    read: float = 0.0,
+    cold: bool = False,
+) -> Row:
+    """A row with its rate, or with the reason where it cannot run: a peer need not."""
+    try:
+        if dry:
+            call()
+            return Row(section, case, NOT_MEASURED, "dry run")
+        took = milliseconds(call, cold)
+    except Exception as error:  # noqa: BLE001 - a peer may refuse in any way
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.120}"
+        return Row(section, case, NOT_MEASURED, reason)
+    rate = f"{flops / took / 1e9:.0f} TFLOP/s" if flops else f"{read / took / 1e6:.0f} GB/s"
+    return Row(section, case, f"{took:.4f} ms", rate, took)
+
+
+def ceilings(dry: bool) -> Iterator[Row]:
+    """The bf16 matrix product, and copies between device memory."""
+    side, size = (64, 1 << 12) if dry else (8192, 2 << 30)
+    device = gpu.device()
+    a = torch.randn((side, side), device=device).to(torch.bfloat16)
+    yield timed("ceilings", "bf16 product", lambda: a @ a, dry, flops=2 * side**3)
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    yield timed("ceilings", "copy", lambda: target.copy_(source), dry, read=2 * size)
+
+
+def prefill_times(length: int, dry: bool) -> Iterator[Row]:
+    """One layer's causal prefill of a whole prompt, ours and torch's."""
+    heads, dim = ((2, 1), 32) if dry else (HEADS, DIM)
+    dtype, device, section = torch.bfloat16, gpu.device(), f"prefill {length}"
+    problem = pages([length], [length], heads, dim, dtype, device)
+    pairs = length * (length + 1) / 2
+    flops = 4 * dim * heads[0] * pairs
+    yield timed(section, "saccade dense", lambda: _ours(problem), dry, flops=flops)
+    window, sinks = (16, 2) if dry else (2048, 64)
+    narrow = replace(problem, keys=replace(problem.keys, window=window, sinks=sinks))
+    seen = min(window + sinks, length) * length
+    yield timed(
+        section, "saccade window", lambda: _ours(narrow), dry, flops=4 * dim * heads[0] * seen
+    )
+    for block, count in ((16, 2),) if dry else ((512, 8), (128, 8)):
+        listed = _listed(problem, block, count)
+        work = 4 * dim * heads[0] * min(block * count, length) * length
+        name = f"saccade lists {block} x {count}"
+        yield timed(section, name, lambda p=listed: _ours(p), dry, flops=work)
+    if dry:
+        yield Row(section, "torch", NOT_MEASURED, "dry run")
+        return
+    yield from _peers(section, length, flops)
+
+
+def _listed(problem: Pages, block: int, count: int) -> Pages:
+    """Every row with its own block and others before it, at random, per KV head."""
+    rows, owners, device = problem.q.shape[0], problem.k.shape[1], problem.q.device
+    own = (problem.keys.positions // block)[:, None, None]
+    random = torch.rand((rows, owners, count), device=device)
+    ids = torch.cat([(random[..., 1:] * own).long(), own.expand(rows, owners, 1)], -1)
+    ids = ids.sort(-1).values
+    twice = torch.zeros_like(ids, dtype=torch.bool)
+    twice[..., 1:] = ids[..., 1:] == ids[..., :-1]
+    far = 1 << 30
+    ids = ids.masked_fill(twice, far).sort(-1).values
+    ids = ids.masked_fill(ids == far, -1).int()
+    return replace(problem, keys=replace(problem.keys, blocks=BlockLists(ids, None, block)))
+
+
+def _peers(section: str, length: int, flops: float) -> Iterator[Row]:
+    """torch's attention over contiguous K and V, which it needs."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    shape, device = (1, length, DIM), gpu.device()
+    q = torch.randn((shape[0], HEADS[0], *shape[1:]), device=device).to(torch.bfloat16)
+    k, v = (
+        torch.randn((shape[0], HEADS[1], *shape[1:]), device=device).to(torch.bfloat16)
+        for _ in range(2)
+    )
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+
+        def product(chosen: SDPBackend = backend) -> torch.Tensor:
+            with sdpa_kernel(chosen):
+                return torch.nn.functional.scaled_dot_product_attention(
+                    q, k, v, is_causal=True, enable_gqa=True
+                )
+
+        yield timed(section, f"torch SDPA {backend.name}", product, False, flops=flops)
+
+    def flex() -> Callable[[], object]:
+        mask = create_block_mask(
+            lambda b, h, i, j: i >= j, None, None, length, length, device, _compile=True
+        )
+        compiled = torch.compile(flex_attention)
+        return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True)
+
+    try:
+        run = flex()
+    except Exception as error:  # noqa: BLE001 - compilers fail in many ways
+        yield Row(section, "torch FlexAttention", NOT_MEASURED, type(error).__name__)
+        return
+    yield timed(section, "torch FlexAttention", run, False, flops=flops)
+
+
+def decode_times(length: int, batch: int, dry: bool) -> Iterator[Row]:
+    """One layer's decode step over full pages, by a captured graph where that works."""
+    heads, dim = ((2, 1), 32) if dry else (HEADS, DIM)
+    device, section = gpu.device(), f"decode {length} b={batch}"
+    size = batch * length * heads[1] * dim * 4
+    if not dry and size > torch.cuda.mem_get_info(device)[0] * 0.7:
+        yield Row(section, "saccade dense", NOT_MEASURED, f"{size >> 30} GiB of K and V do not fit")
+        return
+    problem = pages([length] * batch, [1] * batch, heads, dim, torch.bfloat16, device)
+    call = _captured(lambda: _ours(problem), dry)
+    yield timed(section, "saccade dense", call, dry, read=size, cold=True)
+    listed = _listed(problem, PAGE, 2 if dry else 64)
+    call = _captured(lambda: _ours(listed), dry)
+    read = batch * min(64 * PAGE, length) * heads[1] * dim * 4
+    yield timed(section, "saccade lists 64 x 64", call, dry, read=read, cold=True)
+
+
+def _captured(call: Callable[[], object], dry: bool) -> Callable[[], object]:
+    """The call as a CUDA graph: launches would outlast short kernels."""
+    if dry:
+        return call
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def _ours(problem: Pages) -> object:
+    return attend(
+        problem.layout, problem.q, problem.k, problem.v, problem.keys, problem.q.shape[2] ** -0.5
+    )
