@@ -137,7 +137,9 @@ class _Call:
         rows, heads, v_dim = out.shape
         parts = rows if by_row else self._keys.page_table.shape[0]
         size = LIST_SPLIT if listed else DENSE_SPLIT
-        length = listed or self._keys.page_table.shape[1] * self._layout.page_size
+        length = self._keys.page_table.shape[1] * self._layout.page_size
+        if listed:  # a list's blocks may be longer than any sequence
+            length = min(length, listed)
         splits = max(-(-length // size), 1)
         part = out.new_empty((parts, heads, splits, v_dim), dtype=torch.float32)
         part_lse = out.new_empty((parts, heads, splits), dtype=torch.float32)

@@ -144,14 +144,18 @@ def over_keys(
 
 @triton.jit
 def listed_tiles(p_ids, columns, most, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr):
-    """How many tiles of keys below `most` an ascending list padded with -1 holds."""
+    """How many tiles of keys below `most` an ascending list padded with -1 holds: the last block may
+    reach beyond, where there are neither keys nor page ids.
+    """
     o_id = tl.arange(0, 64)
-    count = 0
+    count, last = 0, 0
     for i in tl.range(0, columns, 64):
         b_id = tl.load(p_ids + i + o_id, mask=i + o_id < columns, other=-1)
         m_held = (b_id >= 0) & (b_id < tl.cdiv(most, BLOCK))
         count += tl.sum(m_held.to(tl.int32))
-    return count * (BLOCK // BLOCK_N)
+        last = tl.maximum(last, tl.max(tl.where(m_held, b_id, 0)))
+    tiles = tl.cdiv(tl.minimum(most - last * BLOCK, BLOCK), BLOCK_N)
+    return tl.where(count == 0, 0, (count - 1) * (BLOCK // BLOCK_N) + tiles)
 
 
 @triton.jit

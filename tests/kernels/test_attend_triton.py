@@ -138,6 +138,18 @@ def test_block_lists(dtype, owners, shared):
     check(problem.seeing(blocks=lists_of(problem, 128, owners, 1, shared), window=90, sinks=9))
 
 
+@pytest.mark.parametrize("page", [16, 64])
+def test_blocks_that_reach_beyond_the_table(page):
+    """The last block of a list may be far longer than the page table; nothing is read there."""
+    problem = of_rows([70, 40], [2, 1], heads=2, kv_heads=1, page=page)
+    table = problem.keys.page_table[:, : -(-70 // page)]
+    ids = torch.tensor([0, -1], dtype=torch.int32).expand(3, 1, -1)
+    whole = problem.seeing(blocks=BlockLists(ids, None, 4096), page_table=table.contiguous())
+    check(whole)
+    ids = torch.tensor([0, 1], dtype=torch.int32).expand(3, 1, -1)
+    check(whole.seeing(blocks=BlockLists(ids, None, 64)))
+
+
 def test_lists_that_hold_nothing():
     problem = of_rows([100, 30], [2, 1], heads=2, kv_heads=1)
     for ids in ([-1, -1], [], [7, 9], [2**31 - 1, -1]):
