@@ -77,5 +77,7 @@ def prefill_tile(
         rows, keys, warps, stages = 128, 64, 8, 3
     else:
         rows, keys, warps, stages = 128, 32, 8, 3
+    if page < 32 and itemsize == 2 and not wide:  # tensor memory of sm_100: 8 warps spill there
+        rows, warps, stages = 64, 4, 3
     packed = min(packed, rows)
     return Tile(rows, packed, packed, min(page, keys), warps, stages)
