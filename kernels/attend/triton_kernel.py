@@ -144,8 +144,8 @@ def over_keys(
 
 @triton.jit
 def listed_tiles(p_ids, columns, most, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr):
-    """How many tiles of keys below `most` an ascending list padded with -1 holds: the last block may
-    reach beyond, where there are neither keys nor page ids.
+    """How many tiles of keys below `most` an ascending list padded with -1 holds. The last block
+    may reach beyond, where there are neither keys nor page ids.
     """
     o_id = tl.arange(0, 64)
     count, last = 0, 0
