@@ -479,6 +479,35 @@ void gated_sum(Kernels& kernels, int dtype, int64_t rows, int64_t dim, int64_t c
                              pointer<void>(out)});
 }
 
+void scale_first(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
+                 int64_t kv_heads, int64_t dim, int64_t v_dim, uintptr_t q, int64_t q_row,
+                 int64_t q_head, uintptr_t k, uintptr_t v, uintptr_t cu_rows, uintptr_t out,
+                 uintptr_t lse, uintptr_t gains, uintptr_t seen, float scale, float softcap,
+                 uintptr_t result, uintptr_t mass) {
+  kernels.run(&KernelTable::scale_first,
+              ScaleFirstParams{static_cast<DType>(dtype),
+                               seqs,
+                               rows,
+                               heads,
+                               kv_heads,
+                               dim,
+                               v_dim,
+                               pointer<const void>(q),
+                               q_row,
+                               q_head,
+                               pointer<const void>(k),
+                               pointer<const void>(v),
+                               pointer<const int32_t>(cu_rows),
+                               pointer<const float>(out),
+                               pointer<const float>(lse),
+                               pointer<const float>(gains),
+                               pointer<const uint8_t>(seen),
+                               scale,
+                               softcap,
+                               pointer<void>(result),
+                               pointer<float>(mass)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -512,6 +541,7 @@ PYBIND11_MODULE(_native, m) {
       .def("select_keys", &select_keys)
       .def("select_pooled", &select_pooled)
       .def("gated_sum", &gated_sum)
+      .def("scale_first", &scale_first)
       .def("key_moments", &key_moments)
       .def("far_mass", &far_mass)
       .def("stream_read", &Kernels::stream_read);

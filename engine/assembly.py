@@ -53,7 +53,7 @@ def assemble(config: EngineConfig) -> Parts:
     checkpoint = Checkpoint(config.model, config.calibration)
     model_config, dtype = checkpoint.config, checkpoint.dtype(config.dtype)
     shapes = layer_shapes(model_config)
-    policy = _policy(config, model_config, checkpoint.folder)
+    policy = _policy(config, model_config, checkpoint.folder).measured(shapes)
     where = place(config.device)
     layout = where.layout(config.page_size)
     groups, group_of = layer_groups(shapes, policy)

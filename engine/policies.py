@@ -57,12 +57,12 @@ class Policies:
 
     def _parse(self, both: str | None, prefill: str | None, decode: str | None) -> AttentionPolicy:
         policy, own = parse_policy(both, prefill, decode, len(self._shapes)), self.own
-        if both is not None:
-            return policy
-        return AttentionPolicy(
-            own.prefill if prefill is None else policy.prefill,
-            own.decode if decode is None else policy.decode,
-        )
+        if both is None:
+            policy = AttentionPolicy(
+                own.prefill if prefill is None else policy.prefill,
+                own.decode if decode is None else policy.decode,
+            )
+        return policy.measured(self._shapes)
 
     def _check_fields(self, policy: AttentionPolicy) -> None:
         for layer in range(len(self._shapes)):

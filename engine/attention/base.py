@@ -57,6 +57,7 @@ class LayerShape:
     )
     softcap: float | None = None
     sinks: bool = False  # the layer has a learned sink logit per head
+    gammas: str = ""  # names the measured gains on its first token's weight; empty: it has none
     latent: LatentShape | None = None  # pages hold latents (num_kv_heads: groups), no K and V
     index: IndexShape | None = None  # an indexer beside queries and keys
     rotates: bool = True  # its queries and keys turn with the position
@@ -225,6 +226,7 @@ class Aux:
     """
 
     sink_logits: torch.Tensor | None = None  # float32 [H]
+    gammas: torch.Tensor | None = None  # float32 [H]: measured gains on the first token's weight
     rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
     up: UpMaps | None = None
     chosen: Chosen | None = None
@@ -372,6 +374,15 @@ class BranchMethod(Protocol):
 
     def gates(self, shape: LayerShape) -> int:
         """How many of a layer's gates it uses; 0: it leaves the output as it is."""
+        ...
+
+
+@runtime_checkable
+class MeasuredMethod(Protocol):
+    """A method that goes by figures measured for a checkpoint, beyond what its options say."""
+
+    def measured(self, shape: LayerShape) -> AttentionMethod:
+        """The same for layers of this shape, named by their figures. ValueError if there are none."""
         ...
 
 

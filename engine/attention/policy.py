@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
 
-from .base import AttentionMethod, PhasedMethod, PromptEndMethod, PromptModeMethod
+from .base import (
+    AttentionMethod,
+    LayerShape,
+    MeasuredMethod,
+    PhasedMethod,
+    PromptEndMethod,
+    PromptModeMethod,
+)
 from .experts import WholeTextMethod
 from .parse import method_text, parse_layers, parse_method
 from .spec import describe_methods, info_of
@@ -19,6 +27,21 @@ class AttentionPolicy:
 
     prefill: tuple[AttentionMethod, ...]
     decode: tuple[AttentionMethod, ...]
+
+    def measured(self, shapes: Sequence[LayerShape]) -> AttentionPolicy:
+        """The same, methods that go by measured figures named by those of their layers.
+
+        Raises ValueError for a layer without the figures that its method needs.
+        """
+        return AttentionPolicy(
+            *(
+                tuple(
+                    method.measured(shape) if isinstance(method, MeasuredMethod) else method
+                    for method, shape in zip(methods, shapes, strict=True)
+                )
+                for methods in (self.prefill, self.decode)
+            )
+        )
 
     @cached_property
     def name(self) -> str:

@@ -123,6 +123,15 @@ _METHODS = (
         _CPU,
     ),
     MethodInfo(
+        "zerotuning",
+        "ZeroTuning",
+        ("gamma=0.0", "heads=all", "base=dense", "size=4096", "sinks=4", "block=512", "topk=8"),
+        _BOTH,
+        "none; base=moba: as moba",
+        "Han et al. 2025, arXiv 2505.11739",
+        _CPU,
+    ),
+    MethodInfo(
         "infllm",
         "Infllm",
         (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .calibration import with_calibration
+from .calibration import Gammas, read_figures, read_gammas, with_calibration
 from .family import Family, bias, read_family
 from .features import Features
 from .files import read_small
@@ -49,6 +49,7 @@ class ModelConfig:
     features: Features  # what its layers have beyond the Llama shape
     tensor_names: tuple[tuple[str, str], ...]  # (part of a tensor's name, what the files have)
     variant: Variant | None = None  # what takes another class of attention layers
+    gammas: Gammas | None = None  # measured: gains on the first token's weight
     undecided: str | None = None  # what the config leaves open about how to attend; None: nothing
 
     @property
@@ -72,7 +73,8 @@ def read_config(folder: Path, calibration: Path | None = None) -> ModelConfig:
     num_layers = config.integer("num_hidden_layers", most=10_000)
     max_position = config.integer("max_position_embeddings")
     variant = family.variant(config, num_layers) if family.variant else None
-    variant = with_calibration(variant, folder, calibration)
+    figures = read_figures(folder, calibration)
+    variant = with_calibration(variant, figures, calibration)
     own_heads = variant.heads if variant else None
     num_heads, num_kv_heads, head_dim = own_heads or _heads(config, family)
     features = family.features(config, num_layers) if family.features else Features()
@@ -108,6 +110,7 @@ def read_config(folder: Path, calibration: Path | None = None) -> ModelConfig:
         features=features,
         tensor_names=family.tensors,
         variant=variant,
+        gammas=read_gammas(figures, num_layers, num_heads),
         undecided=family.undecided(config) if family.undecided else None,
     )
     if model.rope_dim % 2 or not model.rope_dim:

@@ -116,7 +116,11 @@ class Attention:
         if self.shape.key_taps:  # stored as torch's Conv1d does, the row's own key last
             stored = weights.tensor(name + "k_conv.weight").squeeze(1).T.flip(0)
             self.conv = stored.reshape(-1, config.num_kv_heads, config.head_dim)
-        self.aux = Aux(weights.tensor(name + "sinks").float() if features.sinks else None)
+        gammas = config.gammas
+        self.aux = Aux(
+            weights.tensor(name + "sinks").float() if features.sinks else None,
+            torch.tensor(gammas.rows[layer]) if gammas else None,
+        )
         if features.output_norm_eps is not None:
             self.out_norm = Norm(weights.tensor(name + "o_norm.weight"), features.output_norm_eps)
         self.gate = gate_projections(config, name, weights)
@@ -133,6 +137,7 @@ class Attention:
             scale=config.features.scale or config.head_dim**-0.5,
             window=config.windows[layer],
             sinks=config.features.sinks,
+            gammas=config.gammas.digest if config.gammas else "",
             rotates=layer not in config.features.unrotated,
             key_taps=config.features.key_taps if layer in config.features.convolved else 0,
         )

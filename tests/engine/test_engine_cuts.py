@@ -119,6 +119,15 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "tidal": ("smollm", {"decode_attention": "tidal(budget=48, start=1, correction=0)"}),
+    "zerotuning": ("llama", {"attention": "zerotuning(1.6, base=moba, block=16, topk=2)"}),
+    "zerotuning_phases": (
+        "smollm",
+        {
+            "dtype": "bfloat16",
+            "prefill_attention": "zerotuning(0.5, 0_2)",
+            "decode_attention": "zerotuning(3.0, base=window, size=20, sinks=2)",
+        },
+    ),
     "sinks": ("granite_swa", {"attention": "1:dense; *:moba(block=16, topk=2)"}),
     "gates_per_head": ("gated_heads", {"dtype": "bfloat16"}),
     "gates_per_channel": ("qwen3_next", {"attention": "moba(block=16, topk=2)"}),

@@ -16,12 +16,14 @@ from saccade.engine.attention.spec import describe_methods
 class Small:
     """family: a tiny checkpoint (engine/tiny.py) that the method serves. spec: with blocks and
     windows of 16 tokens or fewer where it has any; all of a text of 80 tokens is then not read.
-    before: tokens that prompts must have more to cross a border of the method.
+    before: tokens that prompts must have more to cross a border of the method. bare: the spec with
+    no more than what has no default that serves every checkpoint; empty: the name alone.
     """
 
     spec: str
     family: str = "llama"
     before: int = 0
+    bare: str = ""
 
 
 SMALL: dict[str, Small] = {
@@ -41,6 +43,7 @@ SMALL: dict[str, Small] = {
     "nsa": Small("nsa(8, 4, topk=4, block=16, window=9)", "nsa_paper"),
     "msa": Small("0:dense; *:msa(16, 2, 1)", "minimax_m3"),
     "qsa": Small("qsa(4, 6)", "qwen4_qsa"),
+    "zerotuning": Small("zerotuning(1.6, 0_2, moba, block=16, topk=2)", bare="zerotuning(1.6)"),
     "asa": Small("asa(16, 3, 1, 1, reuse=4)", "asa"),
 }
 NAMES = [info.name for info in describe_methods()]

@@ -8,7 +8,7 @@ const KernelTable& table() {
       &attend,        &linear,      &rms_norm,   &rope,           &silu_mul,    &sigmoid_mul,
       &key_conv,      &gated_delta, &merge,      &write_pages,    &block_means, &window_means,
       &select_blocks, &compressed,  &key_bounds, &select_bounded, &select_keys, &select_pooled,
-      &gated_sum,     &key_moments, &far_mass,   &keep_best,      &stream_read};
+      &gated_sum,     &key_moments, &far_mass,   &keep_best,      &scale_first, &stream_read};
   return entries;
 }
 

@@ -27,6 +27,7 @@ void gated_sum(const GatedSumParams&, ThreadPool&);
 void key_moments(const KeyMomentsParams&, ThreadPool&);
 void far_mass(const FarMassParams&, ThreadPool&);
 void keep_best(const KeepBestParams&, ThreadPool&);
+void scale_first(const ScaleFirstParams&, ThreadPool&);
 double stream_read(const void* data, int64_t bytes, ThreadPool&);
 const KernelTable& table();
 

@@ -28,6 +28,7 @@ struct KernelTable {
   void (*key_moments)(const KeyMomentsParams&, ThreadPool&);
   void (*far_mass)(const FarMassParams&, ThreadPool&);
   void (*keep_best)(const KeepBestParams&, ThreadPool&);
+  void (*scale_first)(const ScaleFirstParams&, ThreadPool&);
   double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
 };
 

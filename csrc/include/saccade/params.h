@@ -140,6 +140,25 @@ struct MergeParams {
   float* lse;
 };
 
+// The first key of each sequence, its weight scaled after attention.
+struct ScaleFirstParams {
+  DType dtype;  // of q, k, v and the result
+  int64_t seqs, rows, heads, kv_heads, dim, v_dim;
+  const void* q;  // [rows, heads, dim], strides below
+  int64_t q_row, q_head;
+  const void* k;           // [seqs, Hkv, dim] contiguous, the first key of each sequence, and
+  const void* v;           // [seqs, Hkv, v_dim] its value
+  const int32_t* cu_rows;  // [seqs + 1]
+  const float* out;        // [rows, heads, v_dim], what attention gave, and
+  const float* lse;        // [rows, heads]
+  const float* gains;      // [heads]
+  const uint8_t* seen;     // [rows, heads]: 0 where the first key was not among those attended
+                           // to, or null: it always was
+  float scale, softcap;    // softcap 0: none
+  void* result;            // [rows, heads, v_dim]
+  float* mass;             // [rows, heads], the new lse
+};
+
 struct WritePagesParams {
   DType dtype;
   int64_t rows, kv_heads, dim, v_dim, page, pages;

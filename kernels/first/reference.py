@@ -1,0 +1,33 @@
+"""The first key's weight, scaled after attention, in plain torch."""
+
+from __future__ import annotations
+
+import torch
+
+
+def scale_first(
+    q: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_rows: torch.Tensor,
+    gains: torch.Tensor,
+    scale: float,
+    softcap: float | None = None,
+    seen: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `saccade.kernels.first.scale_first`."""
+    sequence = torch.repeat_interleave(torch.arange(k.shape[0]), cu_rows.diff().long())
+    group = q.shape[1] // k.shape[1]
+    first, value = (x[sequence].float().repeat_interleave(group, 1) for x in (k, v))
+    score = (q.float() * first).sum(-1) * scale
+    if softcap is not None:
+        score = softcap * torch.tanh(score / softcap)
+    added = (gains - 1.0) * torch.exp(score - lse)  # by how much the sum of all weights changes
+    idle = gains == 1.0 if seen is None else (gains == 1.0) | ~seen
+    scaled = (out + added[..., None] * value) / (1.0 + added)[..., None]
+    return (
+        torch.where(idle[..., None], out, scaled).to(q.dtype),
+        torch.where(idle, lse, lse + torch.log(1.0 + added)),
+    )

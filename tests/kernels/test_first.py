@@ -1,0 +1,136 @@
+"""Scaling the first key's weight: every instruction set against attention whose first logit has the
+gain's logarithm added, in fp64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from saccade.kernels.first import SCALE_FIRST, scale_first
+from saccade.kernels.testing import within_budget
+
+from .paged import DTYPES
+
+CU = torch.tensor([0, 1, 1, 6, 9], dtype=torch.int32)  # the second sequence has no row
+LENGTHS = [1, 4, 40, 17]
+GAINS = torch.tensor([1.7, 1.0, 0.3, 8.0, 0.05, 1.2])
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def attention(
+    q: torch.Tensor,
+    keys: list[Pair],
+    seen: torch.Tensor,
+    gains: torch.Tensor,
+    softcap: float | None,
+    sink: bool,
+) -> Pair:
+    """(out, lse) in fp64; gains: [H], whose logarithms the first key's logits get."""
+    outs, masses = [], []
+    for s, (k, v) in enumerate(keys):
+        own = slice(int(CU[s]), int(CU[s + 1]))
+        k, v = (x.double().repeat_interleave(2, 1) for x in (k, v))
+        scores = torch.einsum("thd,nhd->thn", q[own].double(), k) * q.shape[2] ** -0.5
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores[..., 0] += gains.double().log()
+        scores[..., 0].masked_fill_(~seen[own], -torch.inf)
+        if sink:
+            scores = torch.cat([scores, torch.full_like(scores[..., :1], 0.3)], -1)
+        masses.append(scores.logsumexp(-1))
+        outs.append(torch.einsum("thn,nhd->thd", scores.softmax(-1)[..., : len(k)], v))
+    return torch.cat(outs), torch.cat(masses)
+
+
+def problem(
+    dtype: torch.dtype, dim: int = 16, v_dim: int = 16, softcap: float | None = None, sink=False
+) -> tuple[list[Any], Pair]:
+    """Arguments of scale_first, and what it should give."""
+    keys = [
+        (torch.randn(n, 3, dim).to(dtype), torch.randn(n, 3, v_dim).to(dtype)) for n in LENGTHS
+    ]
+    q = torch.randn(9, 12, dim)[:, ::2].to(dtype)  # heads are apart
+    seen = torch.rand(9, 6) < 0.7
+    seen[0] = True
+    out, lse = attention(q, keys, seen, torch.ones(6), softcap, sink)
+    k, v = (torch.stack([pair[i][0] for pair in keys]) for i in (0, 1))
+    arguments = [q, out.float(), lse.float(), k, v, CU, GAINS, dim**-0.5, softcap, seen]
+    return arguments, attention(q, keys, seen, GAINS, softcap, sink)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "v_dim"), [(16, 16), (40, 23), (128, 64)])
+@pytest.mark.parametrize(("softcap", "sink"), [(None, False), (3.0, False), (None, True)])
+def test_as_if_the_logit_had_the_gain_added(
+    isa: str, dtype: torch.dtype, dim: int, v_dim: int, softcap: float | None, sink: bool
+) -> None:
+    arguments, truth = problem(dtype, dim, v_dim, softcap, sink)
+    out, lse = scale_first(*arguments)
+    plain, plain_lse = SCALE_FIRST.reference(*arguments)
+    assert out.dtype == dtype
+    within_budget(out, plain, truth[0])
+    # The share is an exponential of a sum, which four lanes add up in longer runs than torch. Row 0
+    # sees one key: scaled down, it leaves a small difference of two large numbers.
+    within_budget(lse[1:], plain_lse[1:], truth[1][1:], factor=4.0)
+    assert torch.allclose(lse[0], truth[1][0].float(), atol=1e-5)
+    alone = [x[6:7] if i in (0, 1, 2, 9) else x for i, x in enumerate(arguments)]
+    alone[3:6] = arguments[3][3:], arguments[4][3:], torch.tensor([0, 1], dtype=torch.int32)
+    assert torch.equal(scale_first(*alone)[0], out[6:7])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_seen_or_has_gain_one_stays(isa: str, dtype: torch.dtype) -> None:
+    arguments, _ = problem(dtype)
+    idle = ~arguments[9] | (GAINS == 1.0)
+    out, lse = scale_first(*arguments)
+    assert torch.equal(out[idle], arguments[1].to(dtype)[idle])
+    assert torch.equal(lse[idle], arguments[2][idle])
+    assert not torch.equal(out[~idle], arguments[1].to(dtype)[~idle])
+    none = [x[:0] if i in (0, 1, 2, 9) else x for i, x in enumerate(arguments)]
+    none[5] = torch.zeros(5, dtype=torch.int32)
+    assert scale_first(*none)[0].shape == (0, 6, 16)
+
+
+def test_threads_do_not_show(isa: str, use_threads: Callable[[int], None]) -> None:
+    q, k = torch.randn(3000, 6, 32), torch.randn(1, 3, 32)
+    out, lse, cu = torch.randn(3000, 6, 32), torch.rand(3000, 6) + 7, torch.tensor([0, 3000]).int()
+    found = []
+    for threads in (1, 3):
+        use_threads(threads)
+        found.append(scale_first(q, out, lse, k, k, cu, GAINS, 0.2))
+    assert found[0][1].isfinite().all()
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+def test_one_key_stays_itself(isa: str) -> None:
+    """The share of an only key is 1, whatever its gain."""
+    q, k, v = torch.randn(1, 6, 16), torch.randn(1, 3, 16), torch.randn(1, 3, 16)
+    lse = (q * k.repeat_interleave(2, 1)).sum(-1) * 0.25
+    out, cu = v.repeat_interleave(2, 1), torch.tensor([0, 1], dtype=torch.int32)
+    found, mass = scale_first(q, out.contiguous(), lse, k, v, cu, GAINS, 0.25)
+    assert torch.allclose(found, out, atol=1e-5)
+    assert torch.allclose(mass, lse + GAINS.log(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (1, torch.zeros(9, 6, 16).half(), r"out must be torch\.float32 \(9, 6, 16\)"),
+        (2, torch.zeros(9, 5), r"lse must be .* got .*\(9, 5\)"),
+        (3, torch.zeros(3, 3, 16), r"k must be torch\.float32 \(4, 3, 16\)"),
+        (4, torch.zeros(4, 2, 16), "v must be"),
+        (5, CU.long(), r"cu_rows torch\.int64"),
+        (6, torch.ones(5), r"gains must be torch\.float32 \(6,\)"),
+        (7, 0.0, "scale 0.0 and softcap None must be positive"),
+        (9, torch.ones(9, 6), r"seen must be torch\.bool"),
+    ],
+)
+def test_doors(place: int, value: Any, words: str) -> None:
+    arguments, _ = problem(torch.float32)
+    arguments[place] = value
+    with pytest.raises(ValueError, match=words):
+        scale_first(*arguments)
