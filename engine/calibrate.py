@@ -21,7 +21,7 @@ import torch
 
 from ..kernels.attend import Keys
 from .assembly import Parts, assemble
-from .attention.base import Aux, LayerShape
+from .attention.base import Aux, Judged, LayerShape
 from .checkpoint.calibration import CALIBRATION, CalibratedVariant
 from .checkpoint.config_json import read_config
 from .checkpoint.files import find_checkpoint
@@ -97,6 +97,9 @@ class _Seen:
         self.chosen.setdefault(layer, []).append(mask)
 
     def read(self, keys: Keys) -> None:
+        """Of no matter here."""
+
+    def judge(self, judged: Judged) -> None:
         """Of no matter here."""
 
     def leave(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
 from ..kernels.attend import Keys
 from ..kernels.attend.reference import visible
-from .attention.base import Aux, LayerShape
+from .attention.base import Aux, Judged, LayerShape
 
 _ROWS = 256  # rows whose probabilities are held at a time
 
@@ -30,13 +30,39 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Decided:
+    """How one head's decisions compare with those of an oracle that knows every key's weight.
+
+    queries: those that had far keys to decide about. agreement: share of them decided as the oracle
+    would. precision: of those that read their far keys, the share that needed them; recall: of
+    those that needed them, the share that read them; 1 where there was none.
+    """
+
+    queries: int
+    agreement: float
+    precision: float
+    recall: float
+
+    @staticmethod
+    def of(judged: Judged, head: int) -> Decided:
+        """One head of a layer."""
+        count, equal, far, needed, found = (
+            float(getattr(judged, each.name)[head]) for each in fields(judged)
+        )
+        shares = (part / all_ if all_ else 1.0 for part, all_ in
+                  ((equal, count), (found, far), (found, needed)))
+        return Decided(int(count), *shares)
+
+
+@dataclass(frozen=True)
 class HeadMap:
     """One head of one layer; cells [i, j] are of queries i and keys j, float32 [cells, cells].
 
     visible: (query, key) pairs that dense attention reads, in the model's own window. read: the
     share of them that was read. mass: dense attention's probability on the cell's keys, mean over
     its queries: the cells of a row add up to 1. keys_share: of all visible pairs, those that were
-    read. mass_share: of the probability, what fell on keys that were read.
+    read. mass_share: of the probability, what fell on keys that were read. decided: of a method
+    whose heads decide whether to read their far keys.
     """
 
     layer: int
@@ -46,6 +72,7 @@ class HeadMap:
     mass: torch.Tensor
     keys_share: float
     mass_share: float
+    decided: Decided | None = None
 
 
 class MapMaker:
@@ -75,6 +102,12 @@ class MapMaker:
         if self._now is not None:
             self._now.reads.append(keys)
 
+    def judge(self, judged: Judged) -> None:
+        """Adds up what the heads decided."""
+        if self._now is not None:
+            known = self._now.judged
+            self._now.judged = judged if known is None else known + judged
+
     def leave(self) -> None:
         """Adds the step's rows to the layer's maps."""
         if self._now is not None:
@@ -91,6 +124,7 @@ class _Layer:
 
     def __init__(self, choice: Choice, shape: LayerShape) -> None:
         self.reads: list[Keys] = []
+        self.judged: Judged | None = None
         self._choice, self._shape = choice, shape
         self._heads = [head for head in choice.heads if head < shape.num_heads]
         grid = (len(self._heads), choice.cells, choice.cells)
@@ -178,6 +212,7 @@ class _Layer:
                 self._mass[i] / rows[:, None],
                 float(self._read[i].sum(dtype=torch.float64) / self._seen.sum(dtype=torch.float64)),
                 float(kept[i]),
+                None if self.judged is None else Decided.of(self.judged, head),
             )
             for i, head in enumerate(self._heads)
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, log
 
 import torch
@@ -20,7 +20,16 @@ from ...kernels.moments import (
 )
 from ...kernels.select import Candidates
 from ...kernels.summarize import CompletedBlocks, completed_blocks, slots_per_page
-from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
+from .base import (
+    Aux,
+    Judged,
+    LayerCache,
+    LayerShape,
+    PageField,
+    Step,
+    causal_keys,
+    per_sequence,
+)
 
 _SLAB = 256  # rows merged at a time: their fp32 partial results stay in the cache
 _LISTED = 65536  # keys that one entry of a list of far keys stands for: all or none are read
@@ -167,6 +176,9 @@ class Adaptive:
         local = cache.attend(q, plan.local, shape.scale, None, aux.sink_logits, torch.float32)
         far = self.decide(shape, cache, plan, q, local[1])
         plan.decided.far = far
+        if cache.watch is not None:
+            needed = self.oracle(shape, cache, plan, q, local[1])
+            cache.watch.judge(Judged.of(far, needed, plan.hi > self.sinks))
         out = local[0].to(q.dtype)
         rows = torch.nonzero(far.any(1)).flatten()
         for at in range(0, rows.shape[0], _SLAB):
@@ -190,6 +202,24 @@ class Adaptive:
         if self.bound:
             stays &= local - self.foretold(shape, cache, plan, q, "bounds") >= self.threshold
         return ~stays & (plan.hi > self.sinks)[:, None]
+
+    def oracle(
+        self,
+        shape: LayerShape,
+        cache: LayerCache,
+        plan: AdaptivePlan,
+        q: torch.Tensor,
+        local: torch.Tensor,
+    ) -> torch.Tensor:
+        """bool [T, H]: the decisions if l_F were known, which takes reading every key."""
+        unseen, needed = replace(cache, watch=None), torch.zeros(local.shape, dtype=torch.bool)
+        rows = torch.nonzero(plan.hi > self.sinks).flatten()
+        for at in range(0, rows.shape[0], _SLAB):
+            some = rows[at : at + _SLAB]
+            every = torch.ones((some.shape[0], q.shape[1]), dtype=torch.bool)
+            mass = self.far_part(shape, unseen, plan, q, some, every)[1]
+            needed[some] = ~(local[some] - mass >= self.threshold)
+        return needed
 
     def foretold(
         self,

@@ -5,7 +5,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -237,6 +237,30 @@ class Aux:
         return replace(self, rows={name: each[rows] for name, each in self.rows.items()})
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Decisions of a layer's heads, and what they would be if the weights of all keys were known.
+
+    Counts over queries that have far keys at all. float64 [H] each.
+    """
+
+    decisions: torch.Tensor
+    equal: torch.Tensor  # decided as the oracle would
+    far: torch.Tensor  # read their far keys
+    needed: torch.Tensor  # should have
+    found: torch.Tensor  # did and should have
+
+    @staticmethod
+    def of(far: torch.Tensor, needed: torch.Tensor, asked: torch.Tensor) -> Judged:
+        """Of decisions bool [T, H] and those of the oracle, over the rows asked, bool [T]."""
+        far, needed = far[asked], needed[asked]
+        counts = (torch.ones_like(far), far == needed, far, needed, far & needed)
+        return Judged(*(each.sum(0, dtype=torch.float64) for each in counts))
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
 class Watch(Protocol):
     """Somebody who looks on while a step runs; see Forward."""
 
@@ -254,6 +278,10 @@ class Watch(Protocol):
 
     def read(self, keys: Keys) -> None:
         """Some of the layer's rows read these keys, at absolute positions; reads add up."""
+        ...
+
+    def judge(self, judged: Judged) -> None:
+        """Rows of the layer decided whether to read their far keys; decisions add up."""
         ...
 
     def leave(self) -> None:

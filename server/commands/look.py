@@ -16,11 +16,15 @@ from .generate import read_prompt
 
 if TYPE_CHECKING:
     from ...engine.look import AttentionMap
+    from ...engine.look_maps import HeadMap
 
 LAYERS, HEADS = 4, 3  # of a picture, unless others are asked for
 FORMATS = (".png", ".pdf", ".svg")
 _NAMES = ("attention", "prefill-attention", "decode-attention", "dtype", "page-size")
 _ENGINE = {f"--{name}": ENGINE[f"--{name}"] for name in (*_NAMES, "kv-cache-memory")}
+# Of heads that decide whether to read their far keys: how many decisions an oracle would share; of
+# those that read them, how many needed them; of those that needed them, how many read them.
+DECIDED = ("as the oracle", "precision", "recall")
 Choose = Callable[[int], Sequence[int]]  # from how many there are
 
 
@@ -64,9 +68,8 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     draw(found, f"{args.model}, {policy}", path)
-    print_table(
-        f"{found.tokens} tokens, {policy}", ("layer", "head", "keys", "weight"), rows(found)
-    )
+    columns = ("layer", "head", "keys", "weight", *DECIDED * decides(found))
+    print_table(f"{found.tokens} tokens, {policy}", columns, rows(found))
     return EXIT_OK
 
 
@@ -99,9 +102,24 @@ def rows(found: AttentionMap) -> list[list[str]]:
             str(each.head),
             f"{100 * each.keys_share:.3g} % read",
             f"{100 * each.mass_share:.3g} % read",
+            *decisions(each) * decides(found),
         ]
         for each in found.heads
     ]
+
+
+def decides(found: AttentionMap) -> bool:
+    """Whether any head decides by itself what it reads."""
+    return any(each.decided for each in found.heads)
+
+
+def decisions(head: HeadMap) -> tuple[str, ...]:
+    """A head's decisions beside those of an oracle that knows every key's weight."""
+    own = head.decided
+    if own is None or not own.queries:
+        return ("-",) * len(DECIDED)
+    shares = (own.agreement, own.precision, own.recall)
+    return tuple(f"{100 * share:.3g} %" for share in shares)
 
 
 def chooser(option: str, text: str | None, default: int) -> Choose:
