@@ -22,6 +22,7 @@ import torch
 from ..kernels.attend import Keys
 from .assembly import Parts, assemble
 from .attention.base import Aux, Judged, LayerShape
+from .attention.experts import Chosen
 from .checkpoint.calibration import CALIBRATION, CalibratedVariant
 from .checkpoint.config_json import read_config
 from .checkpoint.files import find_checkpoint
@@ -78,6 +79,17 @@ class _Seen:
 
     scores: dict[int, list[torch.Tensor]] = field(default_factory=dict)  # float32 [rows, E]
     chosen: dict[int, list[torch.Tensor]] = field(default_factory=dict)  # bool [rows, E]
+
+    def choose(
+        self,
+        layer: int,
+        shape: LayerShape,
+        positions: torch.Tensor,
+        chosen: Chosen,
+        q: torch.Tensor,
+        k: torch.Tensor,
+    ) -> None:
+        """Of no matter here."""
 
     def enter(
         self,

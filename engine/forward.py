@@ -194,6 +194,8 @@ class Forward:
         """Keeps k and v [N, d] of the chosen rows; their attention output, float32 [N, dv]."""
         shape, cache = self._shapes[layer], self._cache.layers[layer]
         out = torch.empty(v.shape)
+        if self._watch is not None:
+            self._watch.choose(layer, shape, self._positions, chosen, q, k)
         for part in self._parts[layer]:
             rows = part.step.rows
             own = ((chosen.rows >= rows.start) & (chosen.rows < rows.stop)).nonzero()[:, 0]

@@ -12,7 +12,8 @@ from .checks import shown
 from .config import EngineConfig
 from .errors import RequestError
 from .inputs import Prompt, encode
-from .look_maps import Choice, HeadMap, MapMaker
+from .look_maker import MapMaker
+from .look_maps import Choice, HeadMap
 from .params import SamplingParams, validate_prompt_ids
 from .request import Request
 
@@ -33,18 +34,22 @@ class AttentionMap:
 class Looker:
     """A model to be looked into; `config` as for an engine of its own.
 
-    Raises as Engine does, and RequestError for a model whose heads keep tokens of their choice.
+    Raises as Engine does.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self._parts = assemble(replace(config, max_num_seqs=1, enable_prefix_caching=False))
         self._shapes = self._parts.runner.shapes
-        if any(shape.experts is not None for shape in self._shapes):
-            raise RequestError("heads that choose which tokens they keep cannot be drawn yet")
         self.policy = self._parts.policies.own
         self.num_layers = len(self._shapes)
         attending = [shape for shape in self._shapes if shape.recurrent is None]
-        self.num_heads = max((shape.num_heads for shape in attending), default=0)
+        self.num_heads = max(
+            (
+                shape.num_heads + (shape.experts.heads if shape.experts else 0)
+                for shape in attending
+            ),
+            default=0,
+        )
 
     def look(
         self,

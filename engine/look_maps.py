@@ -62,7 +62,9 @@ class HeadMap:
     share of them that was read. mass: dense attention's probability on the cell's keys, mean over
     its queries: the cells of a row add up to 1. keys_share: of all visible pairs, those that were
     read. mass_share: of the probability, what fell on keys that were read. decided: of a method
-    whose heads decide whether to read their far keys.
+    whose heads decide whether to read their far keys. kept: tokens that a head of its own choice
+    has kept, at the end or on the way; None: it keeps all. Such a head has queries and keys of
+    these tokens alone: `mass` is its own weights, other queries have none, and mass_share is None.
     """
 
     layer: int
@@ -71,55 +73,19 @@ class HeadMap:
     read: torch.Tensor
     mass: torch.Tensor
     keys_share: float
-    mass_share: float
+    mass_share: float | None
     decided: Decided | None = None
+    kept: int | None = None
 
 
-class MapMaker:
-    """A Watch over the steps of a single sequence, all its rows computed in order and once."""
-
-    def __init__(self, choice: Choice) -> None:
-        self._choice = choice
-        self._layers: dict[int, _Layer] = {}
-        self._now: _Layer | None = None
-
-    def enter(
-        self,
-        layer: int,
-        shape: LayerShape,
-        positions: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        aux: Aux,
-    ) -> None:
-        """Keeps the queries of this step, and all keys so far."""
-        if layer in self._choice.layers:
-            self._now = self._layers.setdefault(layer, _Layer(self._choice, shape))
-            self._now.begin(positions, q, k, aux)
-
-    def read(self, keys: Keys) -> None:
-        """Keeps what the method said it reads."""
-        if self._now is not None:
-            self._now.reads.append(keys)
-
-    def judge(self, judged: Judged) -> None:
-        """Adds up what the heads decided."""
-        if self._now is not None:
-            known = self._now.judged
-            self._now.judged = judged if known is None else known + judged
-
-    def leave(self) -> None:
-        """Adds the step's rows to the layer's maps."""
-        if self._now is not None:
-            self._now.add_rows()
-            self._now = None
-
-    def result(self) -> list[HeadMap]:
-        """The maps, when every row has been computed."""
-        return [each for layer in sorted(self._layers) for each in self._layers[layer].maps(layer)]
+def cell_rows(choice: Choice) -> torch.Tensor:
+    """float32 [cells]: tokens of every cell; the last one may have fewer."""
+    rows = torch.full((choice.cells,), float(choice.cell))
+    rows[-1] = choice.tokens - (choice.cells - 1) * choice.cell
+    return rows
 
 
-class _Layer:
+class LayerMaps:
     """Sums over rows, for the chosen heads of one layer."""
 
     def __init__(self, choice: Choice, shape: LayerShape) -> None:
@@ -142,6 +108,8 @@ class _Layer:
         self._keys = torch.cat([self._keys, k]) if len(self._keys) else k.clone()
 
     def add_rows(self) -> None:
+        if not self._heads:
+            return
         for begin in range(0, len(self._positions), _ROWS):
             rows = slice(begin, begin + _ROWS)
             length = int(self._positions[rows][-1]) + 1
@@ -201,8 +169,7 @@ class _Layer:
         """The maps of the chosen heads."""
         share = self._read / self._seen.clamp(min=1)
         kept = self._weight[0] / self._weight[1]
-        rows = torch.full((self._choice.cells,), float(self._choice.cell))
-        rows[-1] = self._choice.tokens - (self._choice.cells - 1) * self._choice.cell
+        rows = cell_rows(self._choice)
         return [
             HeadMap(
                 layer,

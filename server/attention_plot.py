@@ -68,7 +68,7 @@ def caption(found: AttentionMap) -> str:
 
 
 def _draw_head(pair: Any, found: AttentionMap, each: HeadMap, scale: Any) -> None:
-    """Dense weights on the left; on the right the same colours where keys were read."""
+    """Weights on the left; on the right the same colours where keys were read."""
     import numpy as np
 
     hidden = each.visible.numpy() == 0
@@ -87,6 +87,19 @@ def _draw_head(pair: Any, found: AttentionMap, each: HeadMap, scale: Any) -> Non
         if found.prompt < found.tokens:
             axes.axhline(found.prompt, color="red", linewidth=0.8)
     pair[1].tick_params(labelleft=False)
-    pair[0].set_title(f"layer {each.layer}, head {each.head}: dense", fontsize=9)
-    keys, mass = 100 * each.keys_share, 100 * each.mass_share
-    pair[1].set_title(f"read: {keys:.3g} % of keys, {mass:.3g} % of weight", fontsize=9)
+    pair[0].set_title(left_title(each), fontsize=9)
+    pair[1].set_title(right_title(each, found.tokens), fontsize=9)
+
+
+def left_title(each: HeadMap) -> str:
+    """Which head it is, and whose weights are drawn."""
+    whose = "dense" if each.kept is None else "its own weights"
+    return f"layer {each.layer}, head {each.head}: {whose}"
+
+
+def right_title(each: HeadMap, tokens: int) -> str:
+    """What was read, in numbers."""
+    keys = f"read: {100 * each.keys_share:.3g} % of keys"
+    if each.kept is not None:
+        return f"kept {each.kept} of {tokens} tokens; {keys}"
+    return keys if each.mass_share is None else f"{keys}, {100 * each.mass_share:.3g} % of weight"

@@ -264,6 +264,20 @@ class Judged:
 class Watch(Protocol):
     """Somebody who looks on while a step runs; see Forward."""
 
+    def choose(
+        self,
+        layer: int,
+        shape: LayerShape,
+        positions: torch.Tensor,
+        chosen: Chosen,
+        q: torch.Tensor,
+        k: torch.Tensor,
+    ) -> None:
+        """The layer's heads of their own choice have chosen, with q, k [N, d] of the pairs; comes
+        before the layer's `enter`.
+        """
+        ...
+
     def enter(
         self,
         layer: int,

@@ -101,7 +101,7 @@ def rows(found: AttentionMap) -> list[list[str]]:
             str(each.layer),
             str(each.head),
             f"{100 * each.keys_share:.3g} % read",
-            f"{100 * each.mass_share:.3g} % read",
+            "-" if each.mass_share is None else f"{100 * each.mass_share:.3g} % read",
             *decisions(each) * decides(found),
         ]
         for each in found.heads

@@ -36,10 +36,6 @@ def test_every_method_shows_what_it_says_it_reads(
     checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """By way of `LayerCache.attend` or `Watch.read`: what passes by them is not seen."""
-    if name == "mosa":  # refused, since its lists do not pass by the pages of all tokens
-        with pytest.raises(RequestError, match="cannot be drawn yet"):
-            looker(checkpoint("mosa"), attention=small(name).spec)
-        return
     own = looker(checkpoint(small(name).family), attention=small(name).spec)
     run, steps = own._parts.runner.run, list[StepResult]()
 
@@ -61,7 +57,12 @@ def test_every_method_shows_what_it_says_it_reads(
     assert (read <= visible).all()
     sparse = name not in ("dense", "chunked")
     assert (float(read.sum()) < float(visible.sum())) == sparse
-    assert all((each.keys_share < 1) <= (each.mass_share < 1) for each in found.heads)
+    assert all(
+        (each.keys_share < 1) <= (each.mass_share < 1)
+        for each in found.heads
+        if each.mass_share is not None
+    )
+    assert any(each.mass_share is None for each in found.heads) == (name == "mosa")
 
 
 def test_a_windows_map(checkpoint: Checkpoints) -> None:
