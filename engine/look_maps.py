@@ -49,8 +49,10 @@ class Decided:
         count, equal, far, needed, found = (
             float(getattr(judged, each.name)[head]) for each in fields(judged)
         )
-        shares = (part / all_ if all_ else 1.0 for part, all_ in
-                  ((equal, count), (found, far), (found, needed)))
+        shares = (
+            part / all_ if all_ else 1.0
+            for part, all_ in ((equal, count), (found, far), (found, needed))
+        )
         return Decided(int(count), *shares)
 
 

@@ -424,7 +424,7 @@ class MeasuredMethod(Protocol):
     """A method that goes by figures measured for a checkpoint, beyond what its options say."""
 
     def measured(self, shape: LayerShape) -> AttentionMethod:
-        """The same for layers of this shape, named by their figures. ValueError if there are none."""
+        """The same for layers of this shape, named by their figures; ValueError without any."""
         ...
 
 

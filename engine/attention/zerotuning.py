@@ -119,9 +119,7 @@ class ZeroTuning:
         if self.heads != "all":
             chosen[self._numbers] = True
         gains = torch.full((shape.num_heads,), self.gamma) if self.gamma else None
-        return ZeroPlan(
-            self._base.plan(shape, step), step.page_table[:, 0].long(), gains, chosen
-        )
+        return ZeroPlan(self._base.plan(shape, step), step.page_table[:, 0].long(), gains, chosen)
 
     def summarize(self, cache: LayerCache, step: Step, plan: ZeroPlan, aux: Aux) -> None:
         """The base's summaries."""
@@ -139,9 +137,7 @@ class ZeroTuning:
     ) -> torch.Tensor:
         """The base's result in fp32, scaled, rounded once: [T, H, dv]."""
         keys, seen = self._keys(cache, plan, q)
-        out, lse = cache.attend(
-            q, keys, shape.scale, shape.softcap, aux.sink_logits, torch.float32
-        )
+        out, lse = cache.attend(q, keys, shape.scale, shape.softcap, aux.sink_logits, torch.float32)
         gains = aux.gammas if plan.gains is None else plan.gains
         if gains is None:
             raise ValueError("zerotuning: the layer has no gammas")

@@ -50,9 +50,7 @@ def problem(
     dtype: torch.dtype, dim: int = 16, v_dim: int = 16, softcap: float | None = None, sink=False
 ) -> tuple[list[Any], Pair]:
     """Arguments of scale_first, and what it should give."""
-    keys = [
-        (torch.randn(n, 3, dim).to(dtype), torch.randn(n, 3, v_dim).to(dtype)) for n in LENGTHS
-    ]
+    keys = [(torch.randn(n, 3, dim).to(dtype), torch.randn(n, 3, v_dim).to(dtype)) for n in LENGTHS]
     q = torch.randn(9, 12, dim)[:, ::2].to(dtype)  # heads are apart
     seen = torch.rand(9, 6) < 0.7
     seen[0] = True
