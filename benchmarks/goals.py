@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .measure import Row
-from .method_cases import CASES, DENSE, SHORT
+from .method_cases import CASES, DENSE
+from .method_layers import SHORT
 
 if TYPE_CHECKING:
     from .method_rows import MethodRow
@@ -74,6 +75,8 @@ def method_goals(rows: Sequence[MethodRow]) -> list[Goal]:
     """The goals of the sparse methods at 32K (prefill) and 64K (decode)."""
     goals = []
     for case in CASES:
+        if case.goal is None:
+            continue
         tokens = {"prefill": 32768, "decode": 65536}[case.phase]
         found = [row for row in rows if (row.spec, row.phase) == (case.spec, case.phase)]
         ratios = [row.ratio for row in found if 0 <= tokens - row.tokens <= SHORT]

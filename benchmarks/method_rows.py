@@ -11,10 +11,11 @@ import torch
 from ..engine.errors import SaccadeError
 from . import method_cases
 from .cases import Sizes
-from .method_cases import DENSE, DIM, HEADS, KV_HEADS, PHASES, Problem
+from .method_cases import DENSE, PHASES, MethodCase, Problem
+from .method_layers import DIM, HEADS, KV_HEADS, MODEL_LAYERS
 from .op_times import WITHIN, op_times
 from .report import SHARED, Table, duration
-from .timing import Figure, Run, interleave, ratio
+from .timing import Figure, Run, Samples, interleave, ratio
 
 # Whatever else a method does counts as choosing: its own code between the ops, too.
 _ATTENDING = ("attend", "merge", "gated_sum", WITHIN)
@@ -51,7 +52,7 @@ def choosing(run: Run, seconds: float) -> float:
         for _ in range(max(1, round(SPLIT_TIME / seconds))):
             run()
     total = time.perf_counter() - start - spent[WITHIN]
-    return 1 - sum(spent[name] for name in _ATTENDING) / total
+    return max(0.0, 1 - sum(spent[name] for name in _ATTENDING) / total)
 
 
 def measure(
@@ -64,35 +65,30 @@ def measure(
 def _phase(
     phase: str, sizes: Sizes, repeats: int, progress: Callable[[str], None]
 ) -> list[MethodRow]:
-    specs = [DENSE, *(case.spec for case in method_cases.cases(phase))]
-    progress(f"methods, {phase}: {', '.join(specs)}")
+    chosen = [MethodCase(DENSE, phase), *method_cases.cases(phase)]
+    progress(f"methods, {phase}: {', '.join(case.spec for case in chosen)}")
     torch.manual_seed(0)
-    problem = method_cases.PHASES[phase](sizes, specs)
+    problem = method_cases.PHASES[phase](sizes, chosen)
     for spec, run in problem.runs.items():
-        if not run().isfinite().all():
+        if not all(run().isfinite().all() for _ in range(2)):
             raise SaccadeError(f"{spec} gives NaN or infinity in {phase}")
     samples = interleave(problem.runs, repeats)
-    return [_row(spec, phase, problem, samples[spec], samples[DENSE]) for spec in specs]
+    return [_row(case, problem, samples) for case in chosen]
 
 
-def _row(
-    spec: str,
-    phase: str,
-    problem: Problem,
-    samples: list[float],
-    dense: list[float],
-) -> MethodRow:
-    time_, faster = Figure.of(samples), ratio(dense, samples)
+def _row(case: MethodCase, problem: Problem, samples: Samples) -> MethodRow:
+    own = [seconds / case.layers for seconds in samples[case.spec]]
+    time_, faster = Figure.of(own), ratio(samples[DENSE], own)
     return MethodRow(
-        spec=spec,
-        phase=phase,
-        tokens=problem.memory.tokens,
+        spec=case.spec,
+        phase=case.phase,
+        tokens=problem.tokens,
         seconds=time_.value,
         spread=time_.spread,
         ratio=faster.value,
         ratio_spread=faster.spread,
-        keys=problem.memory.share(spec, problem.start),
-        choosing=choosing(problem.runs[spec], time_.value),
+        keys=problem.share(case.spec),
+        choosing=choosing(problem.runs[case.spec], case.layers * time_.value),
     )
 
 
@@ -105,6 +101,9 @@ def table(rows: Sequence[MethodRow]) -> Table:
         "neighbours agree in nothing), batch 1.",
         "x dense: times as fast as our own dense attention. keys allow: dense keys over keys read. "
         "choosing: time that is not attention (summaries, scores, selection, glue).",
+        f"lessismore, tidal: the mean of {MODEL_LAYERS} layers, of which two are dense and two "
+        f"choose. mosa: {HEADS} heads that choose, each with a K and V of its own, scores evenly "
+        "spread. adaptive: tau=0.01 keeps every head local here, tau=1.0 none.",
     ]
     return Table("Methods beside dense", columns.split(","), [_cells(row) for row in rows], notes)
 

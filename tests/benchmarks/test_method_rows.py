@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saccade.benchmarks import kernels, method_cases, method_rows
+from saccade.benchmarks import kernels, method_cases, method_layers, method_rows
 from saccade.benchmarks.cases import Sizes
 from saccade.benchmarks.goals import method_goals
 from saccade.benchmarks.method_rows import MethodRow
@@ -38,17 +38,18 @@ def test_rows_of_one_sequence_are_those_of_the_whole(phase: str) -> None:
     """A method's last row alone, as decode runs it, is the last row of its prefill."""
     spec = "moba(block=128, topk=2)"
     with torch.inference_mode():
-        memory = method_cases.Memory(500, 2, [spec])
-        q = torch.randn(500, method_cases.HEADS, method_cases.DIM).bfloat16()
-        whole = memory.run(spec, 1, 0, q)()
-        assert torch.equal(memory.run(spec, 1, 499, q[499:])(), whole[499:])
-        assert not torch.equal(memory.run(spec, 0, 0, q)(), whole)  # another sequence's keys
+        memory = method_layers.Memory(500, 2, [spec])
+        q = torch.randn(500, method_layers.HEADS, method_layers.DIM).bfloat16()
+        whole = memory.subject(spec, 1, 0, q)()
+        assert torch.equal(memory.subject(spec, 1, 499, q[499:])(), whole[499:])
+        assert not torch.equal(memory.subject(spec, 0, 0, q)(), whole)  # another sequence's keys
 
 
 def test_the_share_of_keys() -> None:
-    memory = method_cases.Memory(512, 1, ["moba(block=128, topk=2)", "dense"])
-    assert memory.share("moba(block=128, topk=2)", 511) == 0.5
-    assert memory.share("dense", 0) == 1
+    spec, sizes = "moba(block=128, topk=2)", replace(TINY, method_decode=512 + method_layers.SHORT)
+    cases = [method_cases.MethodCase(each, "decode") for each in (spec, "dense")]
+    problem = method_cases.decode(sizes, cases)
+    assert problem.share(spec) == 0.5 and problem.share("dense") == 1
 
 
 def test_every_method_is_measured_in_its_phase() -> None:
@@ -81,7 +82,7 @@ def test_goals() -> None:
     goals = method_goals([ROW, slow, short, dense])
     assert [goal.met for goal in goals[:3]] == [True, False, None]
     assert goals[-1].value == 0.3 and goals[-1].met is False
-    decode = replace(ROW, phase="decode", tokens=65536 - method_cases.SHORT, ratio=9.0)
+    decode = replace(ROW, phase="decode", tokens=65536 - method_layers.SHORT, ratio=9.0)
     assert next(goal.met for goal in method_goals([decode]) if "64K" in goal.name)
 
 
