@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     check_outputs(args)
     plan = plan_of(args)
-    with machine.using(args.isa, args.threads) as here, checkpoint(args) as folder:
+    with machine.using(args.isa, args.threads) as here, checkpoint(args, plan) as folder:
         progress(here.line())
         config = read_config(folder)
         check_length(plan, config)
@@ -66,7 +67,26 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="no peer beyond this context (default 16384)",
     )
+    made.add_argument(
+        "--peer-from",
+        metavar="N,N",
+        help="beyond --peer-max-context, extrapolate the peer from these two contexts "
+        "(two shorter ones, timed first)",
+    )
     made.add_argument("--attention", metavar="SPEC", help="e.g. 'window(4096)'; default dense")
+    made.add_argument("--prefill-attention", metavar="SPEC", help="of the prompt alone")
+    made.add_argument("--decode-attention", metavar="SPEC", help="of generated tokens alone")
+    made.add_argument(
+        "--beside-dense",
+        action="store_true",
+        help="also our own engine with dense attention, in the same rounds",
+    )
+    made.add_argument(
+        "--minutes",
+        type=positive,
+        metavar="N",
+        help="leave out rounds that would not fit into this time, and say first how long one takes",
+    )
     made.add_argument("--max-num-batched-tokens", type=positive, metavar="N")
     made.add_argument("--quick", action="store_true", help="a tiny model: a look, not a record")
     options.add_common(made)
@@ -75,23 +95,39 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_of(args: argparse.Namespace) -> engine_rows.Plan:
     """The options as a plan; RequestError for contexts that are no positive integers."""
-    text = args.contexts or ("64,256" if args.quick else "1024,4096,16384")
+    contexts = lengths(
+        "--contexts", args.contexts or ("64,256" if args.quick else "1024,4096,16384")
+    )
+    peer_from = lengths("--peer-from", args.peer_from) if args.peer_from else ()
+    if peer_from and (len(peer_from) != 2 or peer_from[1] >= contexts[-1]):
+        message = f"--peer-from must be two contexts shorter than {contexts[-1]}"
+        raise RequestError(f"{message}, not {args.peer_from!r}", "peer_from")
+    return engine_rows.Plan(
+        contexts, args.decode_tokens, args.repeats, args.peer_max_context, peer_from, args.minutes
+    )
+
+
+def lengths(option: str, text: str) -> tuple[int, ...]:
+    """Contexts in ascending order; RequestError for anything but positive integers."""
     parts = options.words([text])
     if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
-        message = f"--contexts must be positive integers, not {text!r}"
-        raise RequestError(message, "contexts")
-    contexts = tuple(sorted({int(part) for part in parts}))
-    return engine_rows.Plan(contexts, args.decode_tokens, args.repeats, args.peer_max_context)
+        message = f"{option} must be positive integers, not {text!r}"
+        raise RequestError(message, option.strip("-").replace("-", "_"))
+    return tuple(sorted({int(part) for part in parts}))
 
 
 @contextmanager
-def checkpoint(args: argparse.Namespace) -> Iterator[Path]:
-    """The folder of the model to measure; a random one is removed afterwards."""
+def checkpoint(args: argparse.Namespace, plan: engine_rows.Plan) -> Iterator[Path]:
+    """The folder of the model to measure; a random one is removed afterwards, and has positions for
+    the longest run.
+    """
     if args.model != SHAPE:
         demo = Path(str(files("saccade.engine"))) / "demo"
         yield demo if args.model == "demo" else Path(args.model)
         return
     size = LlamaSize.tiny() if args.quick else LlamaSize()
+    if not args.quick:
+        size = replace(size, max_position=max(size.max_position, longest(plan)))
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder:
         progress("writing a checkpoint with random weights")
         yield write_llama(Path(folder), size)
@@ -99,10 +135,15 @@ def checkpoint(args: argparse.Namespace) -> Iterator[Path]:
 
 def check_length(plan: engine_rows.Plan, config: ModelConfig) -> None:
     """RequestError when the model has no position for the longest run."""
-    needed = plan.contexts[-1] + plan.steps + 1
+    needed = longest(plan)
     if needed > config.max_position:
         message = f"--contexts: {needed} tokens exceed the model's {config.max_position} positions"
         raise RequestError(message, "contexts")
+
+
+def longest(plan: engine_rows.Plan) -> int:
+    """Tokens of the longest sequence of a run."""
+    return plan.contexts[-1] + plan.steps + 1
 
 
 def compare(
@@ -111,9 +152,10 @@ def compare(
     """The rows, and why there is no peer ("" when there is one)."""
     from .engine_subjects import Ours, Subject, Transformers, has_transformers
 
-    keywords = {"attention": args.attention, "max_num_batched_tokens": args.max_num_batched_tokens}
-    given = {name: value for name, value in keywords.items() if value is not None}
-    ours = Ours(str(folder), plan.contexts[-1] + plan.steps + 1, given)
+    names = ("attention", "prefill_attention", "decode_attention", "max_num_batched_tokens")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    ours = Ours(str(folder), longest(plan), given)
+    both = [ours, ours.dense()] if args.beside_dense else [ours]
     peer: Subject | None = None
     note = "transformers: not measured (--peer none)"
     if args.peer == "transformers" and not has_transformers():
@@ -122,7 +164,7 @@ def compare(
         peer = Transformers(folder, getattr(torch, floor.config.dtype or "float32"))
         note = ""
     with ours.engine:
-        return engine_rows.measure(plan, ours, peer, floor, progress), note
+        return engine_rows.measure(plan, both, peer, floor, progress), note
 
 
 def stream_rate(stream: Ceiling) -> float:
@@ -141,8 +183,8 @@ def finish(
     peer_note: str,
 ) -> None:
     """Tables on stdout and whatever files were asked for."""
-    standard = args.model == SHAPE and not args.quick and args.attention in (None, "dense")
-    reached = engine_rows.goals(rows, standard)
+    standard = args.model == SHAPE and not args.quick
+    reached = engine_rows.goals(rows, standard, attention(args) != "dense")
     model = model_line(args, floor.config)
     read = f"streaming read: {rate / 1e9:.3g} GB/s"
     title = "saccade bench engine" + " --quick (not for a record)" * args.quick
@@ -181,5 +223,12 @@ def model_line(args: argparse.Namespace, config: ModelConfig) -> str:
         f"{source}: {config.num_layers} layers, {config.hidden_size} wide, "
         f"{config.num_heads}/{config.num_kv_heads} heads of {config.head_dim}, "
         f"vocabulary {config.vocab_size}, {config.dtype or 'float32'}, "
-        f"attention {args.attention or 'dense'}"
+        f"attention {attention(args)}"
     )
+
+
+def attention(args: argparse.Namespace) -> str:
+    """The attention specs in words."""
+    both = args.attention or "dense"
+    prefill, decode = args.prefill_attention or both, args.decode_attention or both
+    return prefill if prefill == decode else f"{prefill} then {decode}"

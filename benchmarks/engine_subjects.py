@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,9 @@ class Subject(Protocol):
         ...
 
 
+OURS, DENSE = "saccade", "saccade, dense"
+
+
 class Ours:
     """Our engine, one sequence at a time, no prefix cache."""
 
@@ -50,18 +54,21 @@ class Ours:
             enable_prefix_caching=False,
             **options,
         )
+        self.name: str = OURS
+        self._attention: str | None = None
 
-    @property
-    def name(self) -> str:
-        """As tables call it."""
-        return "saccade"
+    def dense(self) -> Ours:
+        """The same engine, its requests asking for dense attention."""
+        other = copy(self)
+        other.name, other._attention = DENSE, "dense"
+        return other
 
     def run(self, prompt: Sequence[int], steps: int) -> Trial:
         """Prefill is the time to the first token, decode that between the first and the last."""
         params = SamplingParams(
             max_tokens=steps + 1, temperature=0.0, ignore_eos=True, detokenize=False
         )
-        done = self.engine.generate([list(prompt)], params)[0]
+        done = self.engine.generate([list(prompt)], params, attention=self._attention)[0]
         timings = done.timings
         if done.error or timings.ttft_s is None or timings.decode_s is None:
             raise SaccadeError(f"the engine did not finish a benchmark request: {done.error}")

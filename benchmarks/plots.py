@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .method_rows import MethodRow
 
 OURS, PEER, CEILING = "#1f77b4", "#c7c7c7", "#d62728"
+OURS_DENSE = "#9ecae1"
 
 
 def available() -> bool:
@@ -108,7 +109,8 @@ def engine(rows: Sequence[EngineRow], floors: Mapping[int, float], title: str, p
             name: [_rate(rows, name, context, field) for context in contexts]
             for name in dict.fromkeys(row.implementation for row in rows)
         }
-        paired_bars(axes, [str(context) for context in contexts], series, (OURS, PEER))
+        colours = (OURS, OURS_DENSE, PEER) if len(series) == 3 else (OURS, PEER)
+        paired_bars(axes, [str(context) for context in contexts], series, colours)
         axes.set_title(field, fontsize=9)
         axes.set_xlabel("context (tokens)")
         axes.set_ylabel("tokens/s")

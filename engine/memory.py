@@ -103,7 +103,8 @@ class MemoryPlan:
         ]
         if windows := _windows_that_fit(self.request, self.pages):
             seqs = min(windows, self.request.max_num_seqs)
-            lines.append(f"  {seqs} sequences fit, each of up to {self.max_model_len} tokens.")
+            fit = "1 sequence fits, of" if seqs == 1 else f"{seqs} sequences fit, each of"
+            lines.append(f"  {fit} up to {self.max_model_len} tokens.")
         else:
             lines.append(
                 f"  {self.num_tokens} tokens of context fit; one sequence may have "

@@ -51,6 +51,8 @@ def test_without_transformers_the_table_says_so(
 def test_unusable_options_are_refused() -> None:
     with pytest.raises(RequestError, match="contexts"):
         engine.main(["--contexts", "1024,many"])
+    with pytest.raises(RequestError, match="--peer-from must be two contexts shorter than 256"):
+        engine.main(["--quick", "--peer-from", "64,256"])
     with pytest.raises(RequestError, match="exceed the model's 4096 positions"):
         engine.main(["--quick", "--contexts", "4096"])
 
@@ -61,3 +63,23 @@ def test_the_time_of_the_first_step_is_prefill_and_not_queueing(tmp_path: Path) 
         timings = made.generate([list(range(500))], params)[0].timings
     assert timings.ttft_s is not None and timings.prefill_s is not None
     assert timings.prefill_s > 0.5 * timings.ttft_s
+
+
+def test_sparse_beside_dense_and_an_extrapolated_peer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    options = "--quick --contexts 600 --peer-max-context 256 --peer-from 64,128 --decode-tokens 2"
+    more = "--repeats 1 --threads 1 --beside-dense --minutes 1".split()
+    sparse = ["--prefill-attention", "moba(block=128, topk=2)"]
+    sparse += ["--decode-attention", "quest(budget=256)"]
+    path = tmp_path / "found.json"
+    assert engine.main([*options.split(), *more, *sparse, "--json", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert "attention moba(block=128, topk=2) then quest(budget=256)" in captured.out
+    assert "transformers (extrapolated)" in captured.out and "saccade, dense" in captured.out
+    assert "a round of saccade may take" in captured.err
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["implementation"] for row in rows] == ["saccade", "saccade, dense", "transformers"]
+    assert rows[0]["prefill_dense"] > 0 and rows[0]["decode_ratio"] > 0
+    assert rows[2]["extrapolated"] == [64, 128]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from saccade.benchmarks import engine_rows
+from saccade.benchmarks.engine_estimate import Curve, spare_rounds
 from saccade.benchmarks.engine_rows import EngineRow, Floor, Plan, Trial
 from saccade.benchmarks.llama_checkpoint import LlamaSize, write_llama
 from saccade.benchmarks.roofline import Ceiling, Work
@@ -39,7 +40,7 @@ def floor(tmp_path_factory: pytest.TempPathFactory) -> Floor:
 
 def rows_of(floor: Floor, peer: Fake | None, limit: int = 10**6) -> list[EngineRow]:
     plan = Plan(contexts=(32, 128), steps=2, repeats=3, peer_max_context=limit)
-    return engine_rows.measure(plan, Fake("saccade", 0.01, 0.1), peer, floor, lambda text: None)
+    return engine_rows.measure(plan, [Fake("saccade", 0.01, 0.1)], peer, floor, lambda text: None)
 
 
 def test_rates_and_ratios(floor: Floor) -> None:
@@ -90,3 +91,55 @@ def test_goals_need_the_standard_model() -> None:
     assert [goal.met for goal in engine_rows.goals([row], True)] == [True, False, True]
     assert [goal.met for goal in engine_rows.goals([row], False)] == [None] * 3
     assert [goal.met for goal in engine_rows.goals([], True)] == [None] * 3
+
+
+@dataclass
+class Growing(Fake):
+    """Attention grows with the context: prefill a T + b T^2, a step c + d T."""
+
+    def run(self, prompt: Sequence[int], steps: int) -> Trial:
+        self.prompts.append(list(prompt))
+        n = len(prompt)
+        return Trial(n * (self.prefill + 1e-5 * n), self.step + 1e-4 * n, self.tokens)
+
+
+def test_a_slow_peer_is_extrapolated_and_the_table_says_so(floor: Floor) -> None:
+    plan = Plan((128,), 2, 2, peer_max_context=32, peer_from=(16, 32))
+    ours = [Fake("saccade", 0.01, 0.1), Fake("saccade, dense", 0.03, 0.4)]
+    peer = Growing("transformers", 0.02, 0.4)
+    rows = engine_rows.measure(plan, ours, peer, floor, lambda text: None)
+    assert [len(prompt) for prompt in peer.prompts] == [64, 16, 16, 32, 32]  # a first call
+    own, dense, other = rows
+    assert other.extrapolated == (16, 32) and not own.extrapolated
+    assert other.prefill is not None
+    assert other.prefill.value == pytest.approx(1 / (0.02 + 1e-5 * 128))
+    assert own.prefill_ratio == pytest.approx((0.02 + 1e-5 * 128) / 0.01)
+    assert own.decode_ratio == pytest.approx((0.4 + 1e-4 * 128) / 0.1)
+    assert own.same_tokens is None
+    assert (own.prefill_dense, own.decode_dense) == (pytest.approx(3), pytest.approx(4))
+    assert dense.prefill_dense is None and dense.ours
+    text = engine_rows.table(rows, plan, floor, 1e9).plain()
+    assert "transformers (extrapolated)" in text and "timed at 16, 32 tokens" in text
+    assert text.count("memory floor") == 1 and "prefill x dense" in text
+
+
+def test_noise_does_not_make_times_shrink_with_the_context() -> None:
+    curve = Curve({16: Trial(1.0, 0.5, ()), 32: Trial(1.5, 0.4, ())})
+    assert curve.trial(64) == Trial(pytest.approx(3.0), pytest.approx(0.4), ())
+
+
+def test_rounds_are_left_out_where_time_is_short(floor: Floor) -> None:
+    assert [spare_rounds(1, each) for each in (10.0, 29.0, 45.0, 600.0)] == [5, 1, 0, 0]
+    told: list[str] = []
+    plan = Plan((4096,), 1, 3, 10**6, minutes=1)
+    engine_rows.measure(plan, [Fake("saccade", 0.01, 0.1)], None, floor, told.append)
+    assert "a round of saccade may take 41 s" in told[0]
+    assert any("3 of them are run" in each for each in told)  # a fake takes no time
+
+
+def test_goals_at_64k_are_those_of_sparse_attention() -> None:
+    row = EngineRow(65536, "saccade", True, None, None, 12.0, 14.0, 1.2, None, 5.5, 3.9)
+    dense = EngineRow(65536, "saccade, dense", True, None, None, 1.0, 1.0)
+    found = engine_rows.goals([dense, row], True, sparse=True)
+    assert [goal.met for goal in found] == [True, True, False, False]
+    assert [goal.met for goal in engine_rows.goals([row], False, sparse=True)] == [None] * 4
