@@ -7,17 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..kernels.store import PageLayout, zeroed
-from .attention.base import (
-    BranchMethod,
-    EvictingMethod,
-    LatentMethod,
-    LayerCache,
-    LayerShape,
-    PageField,
-)
+from .attention.base import LayerCache, LayerShape, PageField
 from .attention.experts import ExpertMethod, KeptCache
 from .attention.parse import method_text
 from .attention.policy import AttentionPolicy
+from .attention.protocols import BranchMethod, EvictingMethod, LatentMethod
 from .kept_rule import KeptRule
 from .step_plan import LayerGroup, PageCopy
 

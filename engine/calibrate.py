@@ -21,8 +21,9 @@ import torch
 
 from ..kernels.attend import Keys
 from .assembly import Parts, assemble
-from .attention.base import Aux, Judged, LayerShape
+from .attention.base import Aux, LayerShape
 from .attention.experts import Chosen
+from .attention.watch import Judged
 from .checkpoint.calibration import CALIBRATION, CalibratedVariant
 from .checkpoint.config_json import read_config
 from .checkpoint.files import find_checkpoint

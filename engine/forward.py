@@ -12,16 +12,9 @@ import torch
 
 from ..kernels.gated_delta import gated_delta
 from ..kernels.store import write_pages
-from .attention.base import (
-    KEY_TAIL,
-    AttentionMethod,
-    Aux,
-    LayerCache,
-    LayerShape,
-    Step,
-    Watch,
-)
+from .attention.base import KEY_TAIL, AttentionMethod, Aux, LayerCache, LayerShape, Step
 from .attention.experts import Chosen, ExpertMethod
+from .attention.watch import Watch
 from .batch import Batch
 from .cache import KVCache
 from .devices import Staging

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..kernels.attend import Keys
-from .attention.base import Aux, Judged, LayerShape
+from .attention.base import Aux, LayerShape
 from .attention.experts import Chosen
+from .attention.watch import Judged
 from .look_kept import KeptMaps
 from .look_maps import Choice, HeadMap, LayerMaps
 

@@ -9,7 +9,8 @@ import torch
 
 from ..kernels.attend import Keys
 from ..kernels.attend.reference import visible
-from .attention.base import Aux, Judged, LayerShape
+from .attention.base import Aux, LayerShape
+from .attention.watch import Judged
 
 _ROWS = 256  # rows whose probabilities are held at a time
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..kernels.native import single_threaded_torch
-from .attention.base import Watch
+from .attention.watch import Watch
 from .batch import Batch, Run, build_batch
 from .cache import KVCache
 from .devices import Place, Staging, place

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention.base import (
-    BoundedMethod,
-    LayerShape,
-    PlannedMethod,
-    SelectingMethod,
-    Step,
-    causal_keys,
-    per_sequence,
-)
+from .attention.base import LayerShape, Step, causal_keys, per_sequence
+from .attention.protocols import BoundedMethod, PlannedMethod, SelectingMethod
 from .batch import Batch, Run
 from .stats import ReadCounts
 

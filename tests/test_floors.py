@@ -163,7 +163,7 @@ def test_only_native_opens_the_compiled_module() -> None:
 def test_only_spec_knows_the_methods() -> None:
     folder = ROOT / "engine" / "attention"
     methods = {path.stem for path in folder.glob("*.py")} - {
-        *("__init__", "base", "experts", "spec", "parse", "policy"),
+        *("__init__", "base", "experts", "parse", "policy", "protocols", "spec", "watch"),
     }
     assert methods
     targets = [f"saccade.engine.attention.{name}" for name in methods]

@@ -22,7 +22,6 @@ from ...kernels.select import Candidates
 from ...kernels.summarize import CompletedBlocks, completed_blocks, slots_per_page
 from .base import (
     Aux,
-    Judged,
     LayerCache,
     LayerShape,
     PageField,
@@ -30,6 +29,7 @@ from .base import (
     causal_keys,
     per_sequence,
 )
+from .watch import Judged
 
 _SLAB = 256  # rows merged at a time: their fp32 partial results stay in the cache
 _LISTED = 65536  # keys that one entry of a list of far keys stands for: all or none are read

@@ -1,12 +1,12 @@
 """The one abstraction: what a layer looks like, what a step looks like, and what a method does with
-them.
+them. What only some methods have is in `protocols.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -15,6 +15,9 @@ from ...kernels.store import PageLayout
 from ..branches import BranchShape, Compressor
 from ..recurrent_shape import RecurrentShape
 from .experts import Chosen, ExpertShape, KeptCache
+
+if TYPE_CHECKING:
+    from .watch import Watch
 
 # The page field of raw keys, in layers that convolve them.
 KEY_TAIL = "key_tail"
@@ -237,72 +240,6 @@ class Aux:
         return replace(self, rows={name: each[rows] for name, each in self.rows.items()})
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Decisions of a layer's heads, and what they would be if the weights of all keys were known.
-
-    Counts over queries that have far keys at all. float64 [H] each.
-    """
-
-    decisions: torch.Tensor
-    equal: torch.Tensor  # decided as the oracle would
-    far: torch.Tensor  # read their far keys
-    needed: torch.Tensor  # should have
-    found: torch.Tensor  # did and should have
-
-    @staticmethod
-    def of(far: torch.Tensor, needed: torch.Tensor, asked: torch.Tensor) -> Judged:
-        """Of decisions bool [T, H] and those of the oracle, over the rows asked, bool [T]."""
-        far, needed = far[asked], needed[asked]
-        counts = (torch.ones_like(far), far == needed, far, needed, far & needed)
-        return Judged(*(each.sum(0, dtype=torch.float64) for each in counts))
-
-    def __add__(self, other: Judged) -> Judged:
-        return Judged(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-
-class Watch(Protocol):
-    """Somebody who looks on while a step runs; see Forward."""
-
-    def choose(
-        self,
-        layer: int,
-        shape: LayerShape,
-        positions: torch.Tensor,
-        chosen: Chosen,
-        q: torch.Tensor,
-        k: torch.Tensor,
-    ) -> None:
-        """The layer's heads of their own choice have chosen, with q, k [N, d] of the pairs; comes
-        before the layer's `enter`.
-        """
-        ...
-
-    def enter(
-        self,
-        layer: int,
-        shape: LayerShape,
-        positions: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        aux: Aux,
-    ) -> None:
-        """A layer is about to attend, with q [T, H, d] and k as the pages will hold it."""
-        ...
-
-    def read(self, keys: Keys) -> None:
-        """Some of the layer's rows read these keys, at absolute positions; reads add up."""
-        ...
-
-    def judge(self, judged: Judged) -> None:
-        """Rows of the layer decided whether to read their far keys; decisions add up."""
-        ...
-
-    def leave(self) -> None:
-        """The layer has attended."""
-        ...
-
-
 class AttentionMethod(Protocol):
     """What a layer keeps beside K and V, and how it reads them.
 
@@ -339,111 +276,4 @@ class AttentionMethod(Protocol):
         rows; asked after every layer's `attend` (see PlannedMethod). What scoring reads (means,
         bounds) does not count.
         """
-        ...
-
-
-@runtime_checkable
-class PlannedMethod(Protocol):
-    """A method whose plan says what it reads: the same in every layer, so it is asked once a step
-    if `reads_are_planned`.
-    """
-
-    reads_are_planned: ClassVar[bool]
-
-
-@runtime_checkable
-class PhasedMethod(Protocol):
-    """A method whose options say how it attends in each phase, where a spec names it for both."""
-
-    def for_prefill(self) -> AttentionMethod:
-        """What prompt tokens attend by."""
-        ...
-
-    def for_decode(self) -> AttentionMethod:
-        """What generated tokens attend by."""
-        ...
-
-
-@runtime_checkable
-class BoundedMethod(Protocol):
-    """A method that reads no more than so many keys however long the context is."""
-
-    def most_keys(self, shape: LayerShape) -> int | tuple[int, ...] | None:
-        """The most keys of a row, of the mean over its heads; one number for each of several
-        branches that read apart from each other; None: these options have no bound.
-
-        A layer that reads more has fallen back to dense attention, and is counted as such.
-        """
-        ...
-
-
-@runtime_checkable
-class EvictingMethod(Protocol):
-    """A method that needs no more of the context than its last and its first tokens."""
-
-    def keeps(self, shape: LayerShape) -> tuple[int, int] | None:
-        """(window, sinks): the last and the first tokens that it ever reads; pages of others are
-        freed if both phases of the layer say the same. None: these options keep all pages.
-        """
-        ...
-
-
-@runtime_checkable
-class SelectingMethod(Protocol):
-    """A method that chooses blocks of keys."""
-
-    def blocks_selected(self, shape: LayerShape, step: Step, plan: Any) -> torch.Tensor:
-        """float64 [S]: blocks that one layer chose, forced ones too: mean over query heads, summed
-        over a sequence's rows. Asked when `keys_read` is.
-        """
-        ...
-
-
-@runtime_checkable
-class LatentMethod(Protocol):
-    """A method that reads the latents of a latent layer; the others need K and V."""
-
-    def expands(self, shape: LayerShape) -> bool:
-        """Whether it makes keys and values of the latents, or else attends over the latents."""
-        ...
-
-
-@runtime_checkable
-class BranchMethod(Protocol):
-    """A method that adds up the branches of layers that gate them; others would leave out the
-    gates.
-    """
-
-    def gates(self, shape: LayerShape) -> int:
-        """How many of a layer's gates it uses; 0: it leaves the output as it is."""
-        ...
-
-
-@runtime_checkable
-class MeasuredMethod(Protocol):
-    """A method that goes by figures measured for a checkpoint, beyond what its options say."""
-
-    def measured(self, shape: LayerShape) -> AttentionMethod:
-        """The same for layers of this shape, named by their figures; ValueError without any."""
-        ...
-
-
-@runtime_checkable
-class PromptEndMethod(Protocol):
-    """A method that treats the last rows of a prompt apart from those before."""
-
-    def tail(self, prompt_len: int) -> int:
-        """The first position whose K and V, in a deeper layer, depend on where the prompt ends.
-
-        Pages from there on serve only prompts of the same length.
-        """
-        ...
-
-
-@runtime_checkable
-class PromptModeMethod(Protocol):
-    """A method that reads a whole prompt in one of a few ways, by its length."""
-
-    def prompt_mode(self, prompt_len: int) -> str:
-        """The way for a prompt of this length. Its pages serve only prompts of the same way."""
         ...

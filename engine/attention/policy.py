@@ -8,16 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
 
-from .base import (
-    AttentionMethod,
-    LayerShape,
-    MeasuredMethod,
-    PhasedMethod,
-    PromptEndMethod,
-    PromptModeMethod,
-)
+from .base import AttentionMethod, LayerShape
 from .experts import WholeTextMethod
 from .parse import method_text, parse_layers, parse_method
+from .protocols import MeasuredMethod, PhasedMethod, PromptEndMethod, PromptModeMethod
 from .spec import describe_methods, info_of
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from saccade.engine.attention.adaptive import Adaptive
-from saccade.engine.attention.base import Aux, Judged, LayerCache, LayerShape, Step
+from saccade.engine.attention.base import Aux, LayerCache, LayerShape, Step
+from saccade.engine.attention.watch import Judged
 from saccade.engine.config import EngineConfig
 from saccade.engine.look import Looker
 from saccade.engine.look_maps import Decided
