@@ -19,11 +19,9 @@ from typing import Any
 
 import torch
 
-from ..kernels.attend import Keys
 from .assembly import Parts, assemble
 from .attention.base import Aux, LayerShape
-from .attention.experts import Chosen
-from .attention.watch import Judged
+from .attention.watch import Watch
 from .checkpoint.calibration import CALIBRATION, CalibratedVariant
 from .checkpoint.config_json import read_config
 from .checkpoint.files import find_checkpoint
@@ -75,22 +73,11 @@ class Calibration:
 
 
 @dataclass
-class _Seen:
+class _Seen(Watch):
     """A Watch that keeps what the routers of one text say and the heads choose, by layer."""
 
     scores: dict[int, list[torch.Tensor]] = field(default_factory=dict)  # float32 [rows, E]
     chosen: dict[int, list[torch.Tensor]] = field(default_factory=dict)  # bool [rows, E]
-
-    def choose(
-        self,
-        layer: int,
-        shape: LayerShape,
-        positions: torch.Tensor,
-        chosen: Chosen,
-        q: torch.Tensor,
-        k: torch.Tensor,
-    ) -> None:
-        """Of no matter here."""
 
     def enter(
         self,
@@ -108,15 +95,6 @@ class _Seen:
             mask[pairs.rows, pairs.heads] = True
         self.scores.setdefault(layer, []).append(scores.clone())
         self.chosen.setdefault(layer, []).append(mask)
-
-    def read(self, keys: Keys) -> None:
-        """Of no matter here."""
-
-    def judge(self, judged: Judged) -> None:
-        """Of no matter here."""
-
-    def leave(self) -> None:
-        """Of no matter here."""
 
 
 @dataclass(frozen=True)

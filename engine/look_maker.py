@@ -7,12 +7,12 @@ import torch
 from ..kernels.attend import Keys
 from .attention.base import Aux, LayerShape
 from .attention.experts import Chosen
-from .attention.watch import Judged
+from .attention.watch import Judged, Watch
 from .look_kept import KeptMaps
 from .look_maps import Choice, HeadMap, LayerMaps
 
 
-class MapMaker:
+class MapMaker(Watch):
     """A Watch over the steps of a single sequence, all its rows computed in order and once."""
 
     def __init__(self, choice: Choice) -> None:

@@ -62,6 +62,8 @@ def caption(found: AttentionMap) -> str:
     """What is to be known to read the picture."""
     cells = f"{found.tokens} tokens in cells of {found.cell} x {found.cell}"
     read = "right: white cells were not read, pale ones in part"
+    if any(each.kept is not None for each in found.heads):
+        read += "; own weights: of heads that choose their tokens, over what they kept"
     if found.prompt == found.tokens:
         return f"{cells}; {read}"
     return f"{cells}; {read}; below the red line, tokens read as if generated"
@@ -93,13 +95,14 @@ def _draw_head(pair: Any, found: AttentionMap, each: HeadMap, scale: Any) -> Non
 
 def left_title(each: HeadMap) -> str:
     """Which head it is, and whose weights are drawn."""
-    whose = "dense" if each.kept is None else "its own weights"
+    whose = "dense" if each.kept is None else "own weights"
     return f"layer {each.layer}, head {each.head}: {whose}"
 
 
 def right_title(each: HeadMap, tokens: int) -> str:
     """What was read, in numbers."""
-    keys = f"read: {100 * each.keys_share:.3g} % of keys"
+    keys = f"{100 * each.keys_share:.3g} % of keys"
     if each.kept is not None:
-        return f"kept {each.kept} of {tokens} tokens; {keys}"
+        return f"kept {each.kept} of {tokens}; {keys}"
+    keys = f"read: {keys}"
     return keys if each.mass_share is None else f"{keys}, {100 * each.mass_share:.3g} % of weight"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 import torch
 
@@ -36,8 +35,8 @@ class Judged:
         return Judged(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-class Watch(Protocol):
-    """Somebody who looks on while a step runs; see Forward."""
+class Watch:
+    """Somebody who looks on while a step runs (see Forward); overrides what is to be seen."""
 
     def choose(
         self,
@@ -51,7 +50,6 @@ class Watch(Protocol):
         """The layer's heads of their own choice have chosen, with q, k [N, d] of the pairs; comes
         before the layer's `enter`.
         """
-        ...
 
     def enter(
         self,
@@ -63,16 +61,12 @@ class Watch(Protocol):
         aux: Aux,
     ) -> None:
         """A layer is about to attend, with q [T, H, d] and k as the pages will hold it."""
-        ...
 
     def read(self, keys: Keys) -> None:
         """Some of the layer's rows read these keys, at absolute positions; reads add up."""
-        ...
 
     def judge(self, judged: Judged) -> None:
         """Rows of the layer decided whether to read their far keys; decisions add up."""
-        ...
 
     def leave(self) -> None:
         """The layer has attended."""
-        ...

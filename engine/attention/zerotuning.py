@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -53,7 +53,7 @@ class ZeroTuning:
     sinks: int = 4
     block: int = 512
     topk: int = 8
-    digest: str = ""
+    digest: str = field(default="", metadata={"option": False})
     reads_are_planned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

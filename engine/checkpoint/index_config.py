@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from .features import Experts, Features, SwiGLU
 from .json_object import Fields
+from .variant import OrdinaryHeads
 
 _SPARSE = "minimax_m3_sparse"
 
 
 @dataclass(frozen=True)
-class IndexConfig:
+class IndexConfig(OrdinaryHeads):
     """Which layers have an indexer, and its sizes."""
 
     layers: frozenset[int]
@@ -24,16 +25,6 @@ class IndexConfig:
     index_heads: int
     index_dim: int
     method: str  # the spec of these layers
-
-    @property
-    def heads(self) -> None:
-        """As the ordinary keys say."""
-        return None
-
-    @property
-    def rope_dim(self) -> None:
-        """As the ordinary keys say."""
-        return None
 
     @property
     def windows(self) -> tuple[None, ...]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from .features import Features, Gate
 from .json_object import Fields
 from .rope_config import read_rope
+from .variant import OrdinaryHeads
 
 _KEYS = (
     "v_dim length stride phi phi_hidden phi_rope block topk init_blocks local_blocks forced "
@@ -32,7 +33,7 @@ _PRESETS = {"fla_2025_03": "init=0, local=1", "fla_main": "init=1, local=2"}
 
 
 @dataclass(frozen=True)
-class NsaConfig:
+class NsaConfig(OrdinaryHeads):
     """Layers that gate three branches. All sizes in elements, lengths in tokens."""
 
     v_dim: int | None  # None: as a key
@@ -43,16 +44,6 @@ class NsaConfig:
     phi_rope: str
     kv: str
     method: str | None  # the nsa spec; None: the config leaves it open
-
-    @property
-    def heads(self) -> None:
-        """As the ordinary keys say."""
-        return None
-
-    @property
-    def rope_dim(self) -> None:
-        """All channels of a head turn."""
-        return None
 
     @property
     def windows(self) -> None:

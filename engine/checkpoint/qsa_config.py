@@ -16,12 +16,13 @@ from .family_features import read_softmax_experts
 from .features import Features, Gate, HyperConnections
 from .json_object import Fields
 from .ngram_config import read_ngrams
+from .variant import OrdinaryHeads
 
 _INDEXED = ("indexed_attention", "full_attention")
 
 
 @dataclass(frozen=True)
-class QsaConfig:
+class QsaConfig(OrdinaryHeads):
     """Layers with an indexer that scores blocks of keys."""
 
     num_layers: int
@@ -29,16 +30,6 @@ class QsaConfig:
     index_dim: int
     block: int  # tokens of a block
     listed: int  # blocks that a row reads
-
-    @property
-    def heads(self) -> None:
-        """As the ordinary keys say."""
-        return None
-
-    @property
-    def rope_dim(self) -> None:
-        """As the ordinary keys say."""
-        return None
 
     @property
     def windows(self) -> tuple[None, ...]:

@@ -6,6 +6,20 @@ from collections.abc import Mapping
 from typing import Protocol
 
 
+class OrdinaryHeads:
+    """What variants share whose heads are as the ordinary keys of config.json say."""
+
+    @property
+    def heads(self) -> None:
+        """As the ordinary keys say."""
+        return None
+
+    @property
+    def rope_dim(self) -> None:
+        """As the ordinary keys say."""
+        return None
+
+
 class Variant(Protocol):
     """One family's own part of config.json, read and checked; a frozen dataclass.
 

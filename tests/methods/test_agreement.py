@@ -10,7 +10,7 @@ import torch
 
 from saccade.engine.attention.adaptive import Adaptive
 from saccade.engine.attention.base import Aux, LayerCache, LayerShape, Step
-from saccade.engine.attention.watch import Judged
+from saccade.engine.attention.watch import Judged, Watch
 from saccade.engine.config import EngineConfig
 from saccade.engine.look import Looker
 from saccade.engine.look_maps import Decided
@@ -26,7 +26,7 @@ LENGTH, DIM, NEEDLE = 96, 16, 5
 
 
 @dataclass
-class Judge:
+class Judge(Watch):
     """A watch that keeps what it is told."""
 
     judged: list[Judged] = field(default_factory=list)
@@ -61,7 +61,7 @@ def decide(method: Adaptive, q: torch.Tensor, k: torch.Tensor) -> tuple[Judge, t
         name: torch.zeros((LENGTH // 16, *each.shape), dtype=each.dtype or torch.float32)
         for name, each in method.fields(shape, 16).items()
     }
-    cache = LayerCache(0, layout, *pages, state, judge)  # type: ignore[arg-type]
+    cache = LayerCache(0, layout, *pages, state, judge)
     plan = method.plan(shape, step)
     method.summarize(cache, step, plan, Aux())
     method.attend(shape, cache, step, plan, q, Aux())
