@@ -52,10 +52,10 @@ class Kernels {
 
 void attend(Kernels& kernels, int dtype, int out_dtype, int64_t seqs, int64_t rows, int64_t heads,
             int64_t kv_heads, int64_t dim, int64_t v_dim, int64_t page, int64_t pages, uintptr_t q,
-            int64_t q_row, int64_t q_head, int64_t page_heads, uintptr_t k_pages, uintptr_t v_pages,
-            uintptr_t table, int64_t table_row, int64_t table_width, uintptr_t cu_rows,
-            uintptr_t positions, uintptr_t lo, uintptr_t hi, int64_t window, int64_t sinks,
-            float scale, float softcap, uintptr_t sink_logits, uintptr_t blocks,
+            int64_t q_row, int64_t q_head, int64_t page_step, int64_t head_step, uintptr_t k_pages,
+            uintptr_t v_pages, uintptr_t table, int64_t table_row, int64_t table_width,
+            uintptr_t cu_rows, uintptr_t positions, uintptr_t lo, uintptr_t hi, int64_t window,
+            int64_t sinks, float scale, float softcap, uintptr_t sink_logits, uintptr_t blocks,
             uintptr_t list_of_row, int64_t owners, int64_t list_width, int64_t block, uintptr_t out,
             uintptr_t lse) {
   kernels.run(&KernelTable::attend, AttendParams{static_cast<DType>(dtype),
@@ -71,7 +71,7 @@ void attend(Kernels& kernels, int dtype, int out_dtype, int64_t seqs, int64_t ro
                                                  pointer<const void>(q),
                                                  q_row,
                                                  q_head,
-                                                 page_heads,
+                                                 {page_step, head_step},
                                                  pointer<const void>(k_pages),
                                                  pointer<const void>(v_pages),
                                                  pointer<const int32_t>(table),
@@ -188,14 +188,27 @@ void merge(Kernels& kernels, int dtype, int64_t rows, int64_t dim, uintptr_t out
 }
 
 void write_pages(Kernels& kernels, int dtype, int64_t rows, int64_t kv_heads, int64_t dim,
-                 int64_t v_dim, int64_t page, int64_t pages, uintptr_t k_pages, uintptr_t v_pages,
-                 uintptr_t k, int64_t k_row, int64_t k_head, uintptr_t v, int64_t v_row,
-                 int64_t v_head, uintptr_t slots, bool clear) {
-  kernels.run(&KernelTable::write_pages,
-              WritePagesParams{static_cast<DType>(dtype), rows, kv_heads, dim, v_dim, page, pages,
-                               pointer<void>(k_pages), pointer<void>(v_pages),
-                               pointer<const void>(k), k_row, k_head, pointer<const void>(v), v_row,
-                               v_head, pointer<const int64_t>(slots), clear});
+                 int64_t v_dim, int64_t page, int64_t pages, int64_t page_step, int64_t head_step,
+                 uintptr_t k_pages, uintptr_t v_pages, uintptr_t k, int64_t k_row, int64_t k_head,
+                 uintptr_t v, int64_t v_row, int64_t v_head, uintptr_t slots, bool clear) {
+  kernels.run(&KernelTable::write_pages, WritePagesParams{static_cast<DType>(dtype),
+                                                          rows,
+                                                          kv_heads,
+                                                          dim,
+                                                          v_dim,
+                                                          page,
+                                                          pages,
+                                                          {page_step, head_step},
+                                                          pointer<void>(k_pages),
+                                                          pointer<void>(v_pages),
+                                                          pointer<const void>(k),
+                                                          k_row,
+                                                          k_head,
+                                                          pointer<const void>(v),
+                                                          v_row,
+                                                          v_head,
+                                                          pointer<const int64_t>(slots),
+                                                          clear});
 }
 
 void keep_best(Kernels& kernels, int64_t seqs, int64_t rows, int64_t heads, int64_t page,
@@ -214,25 +227,45 @@ void keep_best(Kernels& kernels, int64_t seqs, int64_t rows, int64_t heads, int6
 
 void block_means(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, int64_t dim,
                  int64_t page, int64_t pages, int64_t block, int64_t slots, int64_t spread,
-                 uintptr_t k_pages, uintptr_t members, uintptr_t home, uintptr_t begin,
-                 uintptr_t means) {
-  kernels.run(&KernelTable::block_means,
-              BlockMeansParams{static_cast<DType>(dtype), count, kv_heads, dim, page, pages, block,
-                               slots, spread, pointer<const void>(k_pages),
-                               pointer<const int64_t>(members), pointer<const int64_t>(home),
-                               pointer<const int64_t>(begin), pointer<void>(means)});
+                 int64_t page_step, int64_t head_step, uintptr_t k_pages, uintptr_t members,
+                 uintptr_t home, uintptr_t begin, uintptr_t means) {
+  kernels.run(&KernelTable::block_means, BlockMeansParams{static_cast<DType>(dtype),
+                                                          count,
+                                                          kv_heads,
+                                                          dim,
+                                                          page,
+                                                          pages,
+                                                          block,
+                                                          slots,
+                                                          spread,
+                                                          {page_step, head_step},
+                                                          pointer<const void>(k_pages),
+                                                          pointer<const int64_t>(members),
+                                                          pointer<const int64_t>(home),
+                                                          pointer<const int64_t>(begin),
+                                                          pointer<void>(means)});
 }
 
-void window_means(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, int64_t page_heads,
-                  int64_t dim, int64_t v_dim, int64_t page, int64_t pages, int64_t length,
-                  int64_t spread, uintptr_t k_pages, uintptr_t v_pages, uintptr_t members,
-                  uintptr_t home, uintptr_t begin, uintptr_t means) {
-  kernels.run(&KernelTable::window_means,
-              WindowMeansParams{static_cast<DType>(dtype), count, kv_heads, page_heads, dim, v_dim,
-                                page, pages, length, spread, pointer<const void>(k_pages),
-                                pointer<const void>(v_pages), pointer<const int64_t>(members),
-                                pointer<const int64_t>(home), pointer<const int64_t>(begin),
-                                pointer<void>(means)});
+void window_means(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, int64_t dim,
+                  int64_t v_dim, int64_t page, int64_t pages, int64_t length, int64_t spread,
+                  int64_t page_step, int64_t head_step, uintptr_t k_pages, uintptr_t v_pages,
+                  uintptr_t members, uintptr_t home, uintptr_t begin, uintptr_t means) {
+  kernels.run(&KernelTable::window_means, WindowMeansParams{static_cast<DType>(dtype),
+                                                            count,
+                                                            kv_heads,
+                                                            dim,
+                                                            v_dim,
+                                                            page,
+                                                            pages,
+                                                            length,
+                                                            spread,
+                                                            {page_step, head_step},
+                                                            pointer<const void>(k_pages),
+                                                            pointer<const void>(v_pages),
+                                                            pointer<const int64_t>(members),
+                                                            pointer<const int64_t>(home),
+                                                            pointer<const int64_t>(begin),
+                                                            pointer<void>(means)});
 }
 
 void select_blocks(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
@@ -306,12 +339,22 @@ void compressed(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t
 }
 
 void key_bounds(Kernels& kernels, int dtype, int64_t count, int64_t kv_heads, int64_t dim,
-                int64_t page, int64_t pages, int64_t block, int64_t slots, uintptr_t k_pages,
-                uintptr_t members, uintptr_t home, uintptr_t bounds) {
-  kernels.run(&KernelTable::key_bounds,
-              KeyBoundsParams{static_cast<DType>(dtype), count, kv_heads, dim, page, pages, block,
-                              slots, pointer<const void>(k_pages), pointer<const int64_t>(members),
-                              pointer<const int64_t>(home), pointer<void>(bounds)});
+                int64_t page, int64_t pages, int64_t block, int64_t slots, int64_t page_step,
+                int64_t head_step, uintptr_t k_pages, uintptr_t members, uintptr_t home,
+                uintptr_t bounds) {
+  kernels.run(&KernelTable::key_bounds, KeyBoundsParams{static_cast<DType>(dtype),
+                                                        count,
+                                                        kv_heads,
+                                                        dim,
+                                                        page,
+                                                        pages,
+                                                        block,
+                                                        slots,
+                                                        {page_step, head_step},
+                                                        pointer<const void>(k_pages),
+                                                        pointer<const int64_t>(members),
+                                                        pointer<const int64_t>(home),
+                                                        pointer<void>(bounds)});
 }
 
 void select_bounded(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
@@ -348,15 +391,29 @@ void select_bounded(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int
 
 void key_moments(Kernels& kernels, int dtype, int64_t seqs, int64_t kv_heads, int64_t dim,
                  int64_t page, int64_t pages, int64_t block, int64_t slots, int64_t kind,
-                 int64_t entry_rows, int64_t spread, int64_t sinks, uintptr_t k_pages,
-                 uintptr_t table, int64_t table_row, int64_t table_width, uintptr_t first,
-                 uintptr_t last, uintptr_t moments) {
-  kernels.run(&KernelTable::key_moments,
-              KeyMomentsParams{static_cast<DType>(dtype), seqs, kv_heads, dim, page, pages, block,
-                               slots, kind, entry_rows, spread, sinks, pointer<const void>(k_pages),
-                               pointer<const int32_t>(table), table_row, table_width,
-                               pointer<const int64_t>(first), pointer<const int64_t>(last),
-                               pointer<float>(moments)});
+                 int64_t entry_rows, int64_t spread, int64_t sinks, int64_t page_step,
+                 int64_t head_step, uintptr_t k_pages, uintptr_t table, int64_t table_row,
+                 int64_t table_width, uintptr_t first, uintptr_t last, uintptr_t moments) {
+  kernels.run(&KernelTable::key_moments, KeyMomentsParams{static_cast<DType>(dtype),
+                                                          seqs,
+                                                          kv_heads,
+                                                          dim,
+                                                          page,
+                                                          pages,
+                                                          block,
+                                                          slots,
+                                                          kind,
+                                                          entry_rows,
+                                                          spread,
+                                                          sinks,
+                                                          {page_step, head_step},
+                                                          pointer<const void>(k_pages),
+                                                          pointer<const int32_t>(table),
+                                                          table_row,
+                                                          table_width,
+                                                          pointer<const int64_t>(first),
+                                                          pointer<const int64_t>(last),
+                                                          pointer<float>(moments)});
 }
 
 void far_mass(Kernels& kernels, int dtype, int entry_dtype, int64_t seqs, int64_t rows,
@@ -397,9 +454,10 @@ void far_mass(Kernels& kernels, int dtype, int entry_dtype, int64_t seqs, int64_
 void select_keys(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_t heads,
                  int64_t kv_heads, int64_t dim, int64_t page, int64_t pages, int64_t block,
                  int64_t listed, int64_t first, int64_t recent, int64_t unite, uintptr_t q,
-                 int64_t q_row, int64_t q_head, uintptr_t k_pages, uintptr_t table,
-                 int64_t table_row, int64_t table_width, uintptr_t cu_rows, uintptr_t positions,
-                 float scale, uintptr_t lse, uintptr_t ids) {
+                 int64_t q_row, int64_t q_head, int64_t page_step, int64_t head_step,
+                 uintptr_t k_pages, uintptr_t table, int64_t table_row, int64_t table_width,
+                 uintptr_t cu_rows, uintptr_t positions, float scale, uintptr_t lse,
+                 uintptr_t ids) {
   kernels.run(&KernelTable::select_keys, SelectKeysParams{static_cast<DType>(dtype),
                                                           seqs,
                                                           rows,
@@ -416,6 +474,7 @@ void select_keys(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_
                                                           pointer<const void>(q),
                                                           q_row,
                                                           q_head,
+                                                          {page_step, head_step},
                                                           pointer<const void>(k_pages),
                                                           pointer<const int32_t>(table),
                                                           table_row,

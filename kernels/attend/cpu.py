@@ -24,7 +24,7 @@ def supports(
     """None when the kernel can serve this call, otherwise the reason."""
     if out_dtype not in (q.dtype, torch.float32):
         return f"output {out_dtype} for input {q.dtype}"
-    return layout.mixed_heads(k_pages, v_pages) or native.unsupported(q, k_pages, v_pages)
+    return layout.cpu_refusal(k_pages, v_pages) or native.unsupported(q, k_pages, v_pages)
 
 
 INT32_MAX = 2**31 - 1  # the kernel's positions; a wider window or more sinks mean every key
@@ -79,7 +79,7 @@ def attend(
         q.data_ptr(),
         q.stride(0),
         q.stride(1),
-        layout.page_heads(k_pages),
+        *layout.steps(k_pages),
         k_pages.data_ptr(),
         0 if value_dim else v_pages.data_ptr(),  # null: the values are in the keys
         table.data_ptr(),

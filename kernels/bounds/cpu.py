@@ -15,9 +15,9 @@ def supports(
     layout: PageLayout, k_pages: torch.Tensor, bounds: torch.Tensor, done: CompletedBlocks
 ) -> str | None:
     """None when the kernel can write these bounds, otherwise the reason."""
-    if not (k_pages.is_contiguous() and bounds.is_contiguous()):
-        return "pages are not contiguous"
-    return layout.cpu_refusal() or native.unsupported(k_pages, bounds)
+    if not bounds.is_contiguous():
+        return "bounds are not contiguous"
+    return layout.cpu_refusal(k_pages) or native.unsupported(k_pages, bounds)
 
 
 def selects(
@@ -47,6 +47,7 @@ def key_bounds(
         pages,
         done.block,
         slots,
+        *layout.steps(k_pages),
         k_pages.data_ptr(),
         done.members.data_ptr(),
         done.home.data_ptr(),

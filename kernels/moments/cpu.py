@@ -18,9 +18,9 @@ def supports(
     rule: MomentRule,
 ) -> str | None:
     """None when the kernel can write these moments, otherwise the reason."""
-    if not (k_pages.is_contiguous() and moments.is_contiguous()):
-        return "pages are not contiguous"
-    return layout.cpu_refusal() or native.unsupported(k_pages, moments)
+    if not moments.is_contiguous():
+        return "moments are not contiguous"
+    return layout.cpu_refusal(k_pages) or native.unsupported(k_pages, moments)
 
 
 def weighs(
@@ -61,6 +61,7 @@ def key_moments(
         entry_rows,
         rule.spread(dim),
         rule.sinks,
+        *layout.steps(k_pages),
         k_pages.data_ptr(),
         table.data_ptr(),
         table.stride(0),

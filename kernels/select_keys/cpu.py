@@ -20,9 +20,9 @@ def supports(
     lse: torch.Tensor,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if not (k_pages.is_contiguous() and lse.is_contiguous()):
-        return "pages or lse are not contiguous"
-    return layout.cpu_refusal() or native.unsupported(q, k_pages)
+    if not lse.is_contiguous():
+        return "lse is not contiguous"
+    return layout.cpu_refusal(k_pages) or native.unsupported(q, k_pages)
 
 
 def select_keys(
@@ -55,6 +55,7 @@ def select_keys(
         q.data_ptr(),
         q.stride(0),
         q.stride(1),
+        *layout.steps(k_pages),
         k_pages.data_ptr(),
         table.data_ptr(),
         table.stride(0),

@@ -18,11 +18,11 @@ def supports(
     clear: bool = True,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if not (k_pages.is_contiguous() and v_pages.is_contiguous() and slots.is_contiguous()):
-        return "pages or slots are not contiguous"
+    if not slots.is_contiguous():
+        return "slots are not contiguous"
     if k.dtype != v.dtype:
         return "K and V of different dtypes"
-    return layout.cpu_refusal() or native.unsupported(k, v, k_pages, v_pages)
+    return layout.cpu_refusal(k_pages, v_pages) or native.unsupported(k, v, k_pages, v_pages)
 
 
 def write_pages(
@@ -43,6 +43,7 @@ def write_pages(
         v.shape[2],
         layout.page_size,
         k_pages.shape[0],
+        *layout.steps(k_pages),
         k_pages.data_ptr(),
         v_pages.data_ptr(),
         k.data_ptr(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .layout import PageLayout
+from .memory import zeroed
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class RowLayout(PageLayout):
         """Elements of the summed index lie in order: no pairs."""
         return 1
 
-    def cpu_refusal(self) -> str | None:
+    def cpu_refusal(self, *pages: torch.Tensor) -> str | None:
         """The compiled CPU kernels read panels."""
         return "pages have the GPU's layout"
 
@@ -32,6 +33,19 @@ class RowLayout(PageLayout):
         """The shapes of K and of V pages."""
         page = (pages, kv_heads, self.page_size)
         return (*page, head_dim), (*page, v_head_dim)
+
+    def allocate(
+        self,
+        pages: int,
+        kv_heads: int,
+        head_dim: int,
+        v_head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Zeroed K and V pages, the heads of a page side by side."""
+        k, v = self.shapes(pages, kv_heads, head_dim, v_head_dim, dtype)
+        return zeroed(k, dtype, device), zeroed(v, dtype, device)
 
     def dims(self, k_pages: torch.Tensor, v_pages: torch.Tensor) -> tuple[int, int]:
         """(head_dim, v_head_dim) of these pages. Raises ValueError when they do not have this

@@ -13,9 +13,9 @@ def supports(
     layout: PageLayout, k_pages: torch.Tensor, means: torch.Tensor, done: CompletedBlocks
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if not (k_pages.is_contiguous() and means.is_contiguous()):
-        return "pages are not contiguous"
-    return layout.cpu_refusal() or native.unsupported(k_pages, means)
+    if not means.is_contiguous():
+        return "means are not contiguous"
+    return layout.cpu_refusal(k_pages) or native.unsupported(k_pages, means)
 
 
 def block_means(
@@ -33,6 +33,7 @@ def block_means(
         done.block,
         slots,
         done.members.shape[1],
+        *layout.steps(k_pages),
         k_pages.data_ptr(),
         done.members.data_ptr(),
         done.home.data_ptr(),
@@ -51,7 +52,7 @@ def supports_windows(
     """None when the kernel can serve this call, otherwise the reason."""
     if not means.is_contiguous():
         return "means are not contiguous"
-    return layout.mixed_heads(k_pages, v_pages) or native.unsupported(k_pages, v_pages, means)
+    return layout.cpu_refusal(k_pages, v_pages) or native.unsupported(k_pages, v_pages, means)
 
 
 def window_means(
@@ -68,13 +69,13 @@ def window_means(
         native.DTYPES[means.dtype],
         done.home.numel(),
         kv_heads,
-        layout.page_heads(k_pages),
         dim,
         width - dim,
         layout.page_size,
         pages,
         done.block,
         done.members.shape[1],
+        *layout.steps(k_pages),
         k_pages.data_ptr(),
         v_pages.data_ptr(),
         done.members.data_ptr(),

@@ -82,7 +82,7 @@ struct Pass {
       if (index >= p.table_width || key >= u.hi) continue;
       const int64_t id = p.table[u.seq * p.table_row + index];
       if (id < 0 || id >= p.pages) continue;
-      const int64_t base = (id * p.page_heads + u.kv_head) * p.page;
+      const int64_t base = p.steps.panel(id, u.kv_head) * p.page;
       k[c] = static_cast<const B*>(p.k_pages) + base * p.dim + offset * unit;
       if (p.v_pages == nullptr) continue;
       v[c] = static_cast<const B*>(p.v_pages) + base * p.v_dim + offset * p.v_dim;

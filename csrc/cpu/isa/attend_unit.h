@@ -86,6 +86,11 @@ struct UnitRun {
   int64_t used;
   Pass<B> pass, next;  // next: the pages to fetch ahead while this pass computes
   Source source;
+  // Where K of the last pass and V of it ended in memory; whether V of this pass and K of the next
+  // must be asked for. What a tile reads in the order of memory, from one pass to the next, the
+  // processor reads ahead by itself, and faster than when it is asked.
+  const B *k_end = nullptr, *v_end = nullptr;
+  bool asks_values = true, asks_keys = true;
   // Bit i: some row's list holds keys 16 i .. 16 i + 15 of the pass. kAll: no lists, or all of it.
   static constexpr uint32_t kAll = ~0u;
   uint32_t listed = kAll, listed_next = kAll;
@@ -258,7 +263,8 @@ struct UnitRun {
       if constexpr (kGathers) {
         if (r == 0) ahead = run.source.ahead_of_scores(at, NV * W, steps);
       } else {
-        const B* wanted = v == nullptr || r > 0 ? nullptr : v + at * p.v_dim;
+        const bool asks = r == 0 && run.asks_values && v != nullptr;
+        const B* wanted = asks ? v + at * p.v_dim : nullptr;
         ahead = run.ahead_of(wanted, NV * W * p.v_dim, steps);
       }
       F<W> acc[M][NV] = {};
@@ -308,7 +314,8 @@ struct UnitRun {
       for (int64_t c = 0; c < run.pass.chunks; ++c) {
         const Span keys = run.in_chunk(span, c);
         if (keys.begin >= keys.end || run.pass.v[c] == nullptr) continue;
-        const bool asks = r == 0 && run.listed_next == kAll && run.next.k[c] != nullptr;
+        const bool asks =
+            r == 0 && run.asks_keys && run.listed_next == kAll && run.next.k[c] != nullptr;
         const B* k = asks ? run.next.k[c] + channel * share : nullptr;
         const A* weights = run.probabilities + r * kPass + c * run.pass.chunk;
         const B* v = run.pass.v[c] + channel * kU;
@@ -521,6 +528,23 @@ struct UnitRun {
       if ((bits >> c * groups & ((1u << groups) - 1)) == 0) of.k[c] = of.v[c] = nullptr;
   }
 
+  // Where the panels of the pass end, if they lie one behind the other in memory, or null.
+  const B* end_of(const B* const* panels, int64_t dim) const {
+    if (pass.chunk < p.page || panels[0] == nullptr) return nullptr;
+    for (int64_t c = 1; c < pass.chunks; ++c)
+      if (panels[c] != panels[0] + c * pass.chunk * dim) return nullptr;
+    return panels[0] + pass.chunks * pass.chunk * dim;
+  }
+
+  void follow_memory() {
+    constexpr int64_t kTile = kTileVectors * W;  // a wider row of a panel is read in several sweeps
+    const B *k = end_of(pass.k, p.dim), *v = end_of(pass.v, p.v_dim);
+    asks_values = v == nullptr || v_end != pass.v[0] || kTile < p.v_dim;
+    asks_keys = k == nullptr || k != next.k[0] || kTile < p.page;
+    k_end = k;
+    v_end = v;
+  }
+
   // The partial result over one segment of keys, which begins at `begin`.
   void attend_segment(int64_t begin, float* partial) {
     clear(partial);
@@ -536,8 +560,9 @@ struct UnitRun {
       listed_next = listed_of(after);
       forget_unlisted(pass, listed);
       forget_unlisted(next, listed_next);
-      if (!started) fetch_keys(pass, listed);
+      if (!started && k_end != pass.k[0]) fetch_keys(pass, listed);
       if (listed_next != kAll) fetch_keys(next, listed_next);
+      follow_memory();
       started = true;
       expect_turned();
       for (int64_t at = 0; at < segment.counts[i]; at += kSub) {

@@ -42,7 +42,7 @@ void mean_of_block(const BlockMeansParams& p, int64_t index, int64_t head) {
     for (int64_t i = 0; left > 0 && i < p.spread; ++i) {
       const int64_t page = p.members[index * p.spread + i];
       const int64_t keys = p.page - offset < left ? p.page - offset : left;
-      const T* k = static_cast<const T*>(p.k_pages) + (page * p.kv_heads + head) * p.page * p.dim;
+      const T* k = static_cast<const T*>(p.k_pages) + p.steps.panel(page, head) * p.page * p.dim;
       add_keys<E, kU>(k + c * p.page + offset * kU, keys, even, odd);
       left -= keys;
       offset = 0;

@@ -63,7 +63,7 @@ void bounds_of_block(const KeyBoundsParams& p, int64_t index, int64_t head) {
     Extremes even, odd;
     for (int64_t i = 0; i < spread; ++i) {
       const int64_t page = p.members[index * spread + i];
-      const T* k = static_cast<const T*>(p.k_pages) + (page * p.kv_heads + head) * p.page * p.dim;
+      const T* k = static_cast<const T*>(p.k_pages) + p.steps.panel(page, head) * p.page * p.dim;
       add_keys<E, kU>(k + c * p.page + offset * kU, keys, even, odd);
     }
     put_one<E>(to + c, even.lowest());

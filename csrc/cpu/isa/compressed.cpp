@@ -302,7 +302,8 @@ void describe(EntryCall& call, int32_t* hi) {
   call.seqs = c.seqs;
   call.rows = c.rows;
   call.heads = c.heads;
-  call.kv_heads = call.page_heads = c.kv_heads;
+  call.kv_heads = c.kv_heads;
+  call.steps = {c.kv_heads, 1};
   call.dim = c.dim;
   call.v_dim = c.v_dim;
   call.page = kPass;

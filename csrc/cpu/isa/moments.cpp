@@ -65,7 +65,7 @@ struct MomentsRun {
       const int64_t id = page_of(at);
       if (id < 0) return false;
       places[(at - begin) / W] = static_cast<const T*>(p.k_pages) +
-                                 (id * p.kv_heads + head) * p.page * p.dim + at % p.page * kU;
+                                 p.steps.panel(id, head) * p.page * p.dim + at % p.page * kU;
     }
     return true;
   }

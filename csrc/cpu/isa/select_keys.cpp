@@ -91,7 +91,7 @@ struct Stretch {
     const int64_t index = key / p.page, seq = sequence_of(p, row);
     const int64_t id = index < p.table_width ? p.table[seq * p.table_row + index] : -1;
     if (key > p.positions[row] || id < 0 || id >= p.pages) return nullptr;
-    return static_cast<const B*>(p.k_pages) + (id * p.kv_heads + kv_head) * p.page * p.dim;
+    return static_cast<const B*>(p.k_pages) + p.steps.panel(id, kv_head) * p.page * p.dim;
   }
 
   template <int M, int NV>

@@ -12,8 +12,8 @@ template <class T, int kU>
 void write_run(const WritePagesParams& p, int64_t head, int64_t begin, int64_t end) {
   const int64_t page = p.slots[begin] / p.page, offset = p.slots[begin] % p.page,
                 count = end - begin;
-  T* k_page = static_cast<T*>(p.k_pages) + (page * p.kv_heads + head) * p.page * p.dim;
-  T* v_page = static_cast<T*>(p.v_pages) + (page * p.kv_heads + head) * p.page * p.v_dim;
+  T* k_page = static_cast<T*>(p.k_pages) + p.steps.panel(page, head) * p.page * p.dim;
+  T* v_page = static_cast<T*>(p.v_pages) + p.steps.panel(page, head) * p.page * p.v_dim;
   const T* k = static_cast<const T*>(p.k) + begin * p.k_row + head * p.k_head;
   const T* v = static_cast<const T*>(p.v) + begin * p.v_row + head * p.v_head;
   for (int64_t c = 0; c < p.dim; c += kU) {
@@ -48,7 +48,7 @@ void write_head(const WritePagesParams& p, int64_t head) {
   for_runs(p, [&](int64_t begin, int64_t end) {
     if (!p.clear || p.slots[begin] % p.page != 0 || end - begin == p.page) return;
     T* v_pages = static_cast<T*>(p.v_pages) +
-                 (p.slots[begin] / p.page * p.kv_heads + head) * p.page * p.v_dim;
+                 p.steps.panel(p.slots[begin] / p.page, head) * p.page * p.v_dim;
     std::memset(v_pages, 0, static_cast<size_t>(p.page * p.v_dim) * sizeof(T));
   });
   for_runs(p, [&](int64_t begin, int64_t end) { write_run<T, kU>(p, head, begin, end); });

@@ -24,7 +24,7 @@ struct Window {
     for (int64_t i = 0; left > 0 && i < p.spread; ++i) {
       const int64_t end = from + left < p.page ? from + left : p.page;
       const int64_t page = p.members[index * p.spread + i];
-      if (page >= 0 && page < p.pages) fn((page * p.page_heads + head) * p.page, from, end);
+      if (page >= 0 && page < p.pages) fn(p.steps.panel(page, head) * p.page, from, end);
       left -= end - from;
       from = 0;
     }

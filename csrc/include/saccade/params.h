@@ -11,16 +11,23 @@ inline int64_t size_of(DType type) {
   return type == DType::kF32 ? 4 : 2;
 }
 
+// How pages follow one another, in panels (what one page holds of one KV head): a page's heads lie
+// side by side (page = heads, head = 1), or a head's pages do (page = 1, head = pages).
+struct PageSteps {
+  int64_t page, head;
+  int64_t panel(int64_t id, int64_t kv_head) const { return id * page + kv_head * head; }
+};
+
 // Paged attention. Shapes: T rows over S sequences, H query heads, Hkv KV heads, P tokens a page.
 struct AttendParams {
   DType dtype, out_dtype;
   int64_t seqs, rows, heads, kv_heads, dim, v_dim, page, pages;
   const void* q;  // [T, H, dim], strides below, last dimension contiguous
   int64_t q_row, q_head;
-  int64_t page_heads;  // KV heads that a page holds: at least Hkv, which begin where k_pages points
-  const void* k_pages;   // [pages, page_heads, dim / unit, P, unit]: unit is 2 for bf16, else 1
-  const void* v_pages;   // [pages, page_heads, P / unit, v_dim, unit]; null: channels of the keys,
-                         // the first v_dim of them
+  PageSteps steps;
+  const void* k_pages;   // panels [dim / unit, P, unit]: unit is 2 for bf16, else 1
+  const void* v_pages;   // panels [P / unit, v_dim, unit], with the same steps; null: channels of
+                         // the keys, the first v_dim of them
   const int32_t* table;  // [S, table_width], row stride table_row
   int64_t table_row, table_width;
   const int32_t* cu_rows;    // [S + 1]
@@ -162,7 +169,8 @@ struct ScaleFirstParams {
 struct WritePagesParams {
   DType dtype;
   int64_t rows, kv_heads, dim, v_dim, page, pages;
-  void *k_pages, *v_pages;
+  PageSteps steps;
+  void *k_pages, *v_pages;  // as AttendParams
   const void* k;
   int64_t k_row, k_head;
   const void* v;
@@ -191,6 +199,7 @@ struct KeepBestParams {
 struct BlockMeansParams {
   DType dtype;
   int64_t count, kv_heads, dim, page, pages, block, slots, spread;
+  PageSteps steps;
   const void* k_pages;     // as AttendParams
   const int64_t* members;  // [count, spread], page ids of each block, by position
   const int64_t* home;     // [count], page id * slots + slot of each block's mean
@@ -201,7 +210,8 @@ struct BlockMeansParams {
 // Means of windows of keys and values, which may begin at any token.
 struct WindowMeansParams {
   DType dtype;
-  int64_t count, kv_heads, page_heads, dim, v_dim, page, pages, length, spread;
+  int64_t count, kv_heads, dim, v_dim, page, pages, length, spread;
+  PageSteps steps;
   const void *k_pages, *v_pages;  // as AttendParams
   const int64_t* members;         // [count, spread], page ids of each window, by position
   const int64_t* home;            // [count], page id * slots + slot of each window's mean
@@ -227,6 +237,7 @@ struct SelectBlocksParams {
 struct KeyBoundsParams {
   DType dtype;
   int64_t count, kv_heads, dim, page, pages, block, slots;
+  PageSteps steps;
   const void* k_pages;     // as AttendParams
   const int64_t* members;  // [count, max(1, block / page)], as BlockMeansParams
   const int64_t* home;
@@ -257,6 +268,7 @@ struct SelectKeysParams {
   int64_t unite;                  // 0: a list per head; one list: 1 by ranks, 2 by probabilities
   const void* q;                  // [rows, heads, dim], strides below
   int64_t q_row, q_head;
+  PageSteps steps;
   const void* k_pages;   // as AttendParams
   const int32_t* table;  // as AttendParams
   int64_t table_row, table_width;
@@ -338,6 +350,7 @@ struct KeyMomentsParams {
   int64_t entry_rows;  // the mean, and what else
   int64_t spread;
   int64_t sinks;
+  PageSteps steps;
   const void* k_pages;   // as AttendParams
   const int32_t* table;  // as AttendParams
   int64_t table_row, table_width;
