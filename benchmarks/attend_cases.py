@@ -18,6 +18,7 @@ HEADS, KV_HEADS = 8, 2
 DIMS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 PEER = "torch SDPA"
+CHUNK = 32  # pages of a prefill step of 2048 tokens
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
@@ -45,19 +46,27 @@ def cases(sizes: Sizes) -> Iterator[Case]:
                 "q": HEADS,
                 "kv": KV_HEADS,
             }
-            build = partial(decode, batch, sizes.decode_context, dim, torch.bfloat16, sizes.cold)
-            yield Case("attend", "decode", torch.bfloat16, params, PEER, build)
+            for name, run in (("decode", CHUNK), ("scattered", 1)):
+                if run > 1 or batch > 1:
+                    build = partial(decode, batch, sizes.decode_context, dim, sizes.cold, run)
+                    yield Case("attend", name, torch.bfloat16, params, PEER, build)
 
 
 class Pages:
-    """`sequences` sequences of the same K and V in shuffled pages, as a busy engine has them."""
+    """`sequences` sequences of the same K and V.
 
-    def __init__(self, k: torch.Tensor, v: torch.Tensor, sequences: int) -> None:
+    As an engine hands pages out that reads several prompts at once: `run` neighbours at a time, the
+    runs shuffled. run=1: every page anywhere, the worst that evictions can do.
+    """
+
+    def __init__(self, k: torch.Tensor, v: torch.Tensor, sequences: int, run: int = CHUNK) -> None:
         self.layout = PageLayout()
         size, length = self.layout.page_size, k.shape[0]
         per_sequence = -(-length // size)
-        order = torch.randperm(sequences * per_sequence).int()
-        self.table = order.view(sequences, per_sequence)
+        runs = -(-per_sequence // run)
+        first = torch.randperm(sequences * runs).int() * run
+        order = (first[:, None] + torch.arange(run, dtype=torch.int32)).view(sequences, -1)
+        self.table = order[:, :per_sequence].contiguous()
         self.k, self.v = self.layout.allocate(
             order.numel(), k.shape[1], k.shape[2], v.shape[2], k.dtype
         )
@@ -97,12 +106,15 @@ def prefill(rows: int, length: int, dim: int, dtype: torch.dtype, window: int | 
     return Problem(ours, _candidates(runs), work, "matmul")
 
 
-def decode(batch: int, length: int, dim: int, dtype: torch.dtype, cold: int) -> Problem:
-    """One new token in each of `batch` sequences; calls rotate through `cold` bytes of K and V."""
+def decode(batch: int, length: int, dim: int, cold: int, run: int) -> Problem:
+    """One new token in each of `batch` sequences, bf16; calls rotate through `cold` bytes of K and
+    V, whose pages lie `run` side by side.
+    """
+    dtype = torch.bfloat16
     q = torch.randn(batch, HEADS, dim).to(dtype)
     k, v = (torch.randn(length, KV_HEADS, dim).to(dtype) for _ in range(2))
     copies = max(1, -(-cold // (batch * (k.nbytes + v.nbytes))))
-    pages = Pages(k, v, copies * batch)
+    pages = Pages(k, v, copies * batch, run)
     positions = torch.full((batch,), length - 1)
     tables = [slice(i * batch, (i + 1) * batch) for i in range(copies)]
     ours = Rotation([pages.run(q, table, positions, None) for table in tables])

@@ -173,7 +173,8 @@ class PageTables:
                 source, table[i] = table[i], pool.make_writable(table[i], start)
                 if table[i] != source:
                     copies.append((g, source, table[i]))
-            table.extend(pool.allocate() for _ in range(len(table), sizes[g]))
+            # Ascending, so that what is read together is one stream in memory.
+            table.extend(sorted(pool.allocate() for _ in range(len(table), sizes[g])))
         self.num_copies += len(copies)
         return copies
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import torch
 
-# Bytes from which memory is asked for in huge pages (of 2 MiB): of smaller tensors too much would be
-# committed in vain.
+# Bytes from which memory is asked for in huge pages (of 2 MiB): of smaller tensors too much would
+# be committed in vain.
 HUGE_FROM = 8 << 20
 
 
