@@ -47,7 +47,7 @@ def attend(
     depend on that row's keys alone. Raises ValueError when shapes, dtypes or options are unusable.
     """
     _check_tensors(layout, q, k_pages, v_pages)
-    _check_values(q.shape[2], v_pages.shape[3], value_dim)
+    _check_values(q.shape[2], layout.dims(k_pages, v_pages)[1], value_dim)
     _check_keys(keys, q.shape[0], q.shape[1], k_pages.shape[1])
     if not 0.0 < scale < inf or (softcap is not None and not 0.0 < softcap < inf):
         raise ValueError(f"attend: scale and softcap must be positive, got {scale} and {softcap}")

@@ -52,7 +52,8 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.attend.attend`."""
     rows, heads, head_dim = q.shape
-    pages, kv_heads, v_dim = k_pages.shape[0], k_pages.shape[1], value_dim or v_pages.shape[3]
+    pages, kv_heads = k_pages.shape[:2]
+    v_dim = value_dim or layout.dims(k_pages, v_pages)[1]
     out = torch.empty((rows, heads, v_dim), dtype=out_dtype)
     lse = torch.empty((rows, heads), dtype=torch.float32)
     # These stay referenced until the kernel has returned: the copies that `contiguous` makes too.

@@ -93,7 +93,9 @@ def attend(
     """
     wide = torch.promote_types(out_dtype, torch.float32)
     heads, group = q.shape[1], q.shape[1] // k_pages.shape[1]
-    out = torch.zeros((*q.shape[:2], value_dim or v_pages.shape[3]), dtype=out_dtype)
+    out = torch.zeros(
+        (*q.shape[:2], value_dim or layout.dims(k_pages, v_pages)[1]), dtype=out_dtype
+    )
     lse = torch.full(q.shape[:2], -torch.inf)
     bounds = keys.cu_rows.tolist()
     for s, (begin, end) in enumerate(pairwise(bounds)):

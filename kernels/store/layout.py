@@ -12,14 +12,18 @@ import torch
 from .memory import zeroed
 
 
+VALUE_TILE = 64  # as value_tile in csrc/include/saccade/params.h
+
+
 @dataclass(frozen=True)
 class PageLayout:
     """The CPU layout: panels whose vector lanes lie side by side, so that products stream pages
     without repacking.
 
-    k_pages: [pages, Hkv, d / unit, page_size, unit], lanes are keys; v_pages: [pages, Hkv,
-    page_size / unit, dv, unit], lanes are channels. unit is 2 for bf16 (the machine's dot-product
-    pairs; d must be even) and 1 otherwise.
+    k_pages: [pages, Hkv, d / unit, page_size, unit], lanes are keys; v_pages: [pages, Hkv, dv /
+    tile, page_size / unit, tile, unit], lanes are channels. unit is 2 for bf16 (the machine's
+    dot-product pairs; d must be even) and 1 otherwise; tile is 64 channels where they divide dv,
+    else dv: what one product reads then lies together.
     """
 
     page_size: int = 64
@@ -32,6 +36,11 @@ class PageLayout:
     def unit(dtype: torch.dtype) -> int:
         """Consecutive elements of the summed index that lie together."""
         return 2 if dtype == torch.bfloat16 else 1
+
+    @staticmethod
+    def tile(v_head_dim: int) -> int:
+        """Channels of V that lie together."""
+        return v_head_dim if v_head_dim % VALUE_TILE else VALUE_TILE
 
     def cpu_refusal(self, *pages: torch.Tensor) -> str | None:
         """Why the compiled CPU kernels cannot read these pages (K, or K and V); None: they can."""
@@ -50,12 +59,12 @@ class PageLayout:
         """The shapes of K and of V pages. Raises ValueError for an odd head_dim where it cannot be
         one.
         """
-        unit = self.unit(dtype)
+        unit, tile = self.unit(dtype), self.tile(v_head_dim)
         if head_dim % unit:
             raise ValueError(f"head_dim must be even for {dtype} pages, not {head_dim}")
         return (
             (pages, kv_heads, head_dim // unit, self.page_size, unit),
-            (pages, kv_heads, self.page_size // unit, v_head_dim, unit),
+            (pages, kv_heads, v_head_dim // tile, self.page_size // unit, tile, unit),
         )
 
     def allocate(
@@ -94,7 +103,7 @@ class PageLayout:
         """Writes k [n, Hkv, d] and v [n, Hkv, dv] to slots int64 [n], all of them valid."""
         unit, page, at = self.unit(k.dtype), slots // self.page_size, slots % self.page_size
         k_pages[page, :, :, at] = k.reshape(page.numel(), *k_pages.shape[1:3], unit)
-        v_pages[page, :, at // unit, :, at % unit] = v
+        v_pages[page, :, :, at // unit, :, at % unit] = v.unflatten(2, v_pages.shape[2:5:2])
 
     def bytes_per_page(
         self, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype
@@ -108,16 +117,16 @@ class PageLayout:
         """
         unit, k, v = self.unit(k_pages.dtype), tuple(k_pages.shape), tuple(v_pages.shape)
         if not (
-            len(k) == len(v) == 5
+            (len(k), len(v)) == (5, 6)
             and k[:2] == v[:2]
             and k[3:] == (self.page_size, unit)
-            and (v[2], v[4]) == (self.page_size // unit, unit)
+            and v[3:] == (self.page_size // unit, self.tile(v[2] * v[4]), unit)
         ):
             raise ValueError(
                 f"pages {tuple(k_pages.shape)}, {tuple(v_pages.shape)} do not have {self} "
                 f"for {k_pages.dtype}"
             )
-        return k[2] * unit, v[3]
+        return k[2] * unit, v[2] * v[4]
 
     @staticmethod
     def key_dim(k_pages: torch.Tensor) -> int:
@@ -137,7 +146,7 @@ class PageLayout:
         position.
         """
         k = self.gather_keys(k_pages, page_ids)
-        v = v_pages[page_ids].permute(0, 2, 4, 1, 3).flatten(0, 2)
+        v = v_pages[page_ids].permute(0, 3, 5, 1, 2, 4).flatten(4).flatten(0, 2)
         return k, v
 
     def gather_tokens(
@@ -146,7 +155,7 @@ class PageLayout:
         """K [..., Hkv, d] and V [..., Hkv, dv] of tokens: int64 [...] page ids and offsets."""
         unit = self.unit(k_pages.dtype)
         k = k_pages[page_ids, :, :, at].flatten(-2)
-        return k, v_pages[page_ids, :, at // unit, :, at % unit]
+        return k, v_pages[page_ids, :, :, at // unit, :, at % unit].flatten(-2)
 
     @staticmethod
     def gather_keys(k_pages: torch.Tensor, page_ids: torch.Tensor) -> torch.Tensor:

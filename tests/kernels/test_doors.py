@@ -106,7 +106,7 @@ def test_attend_tensors():
         (torch.zeros((5, 4, 32)).half(), "q is torch.float16, K torch.float32"),
     ):
         refused(text, replace(problem, q=q).run)
-    refused("do not have PageLayout", replace(problem, v=problem.v[:, :, :16]).run)
+    refused("do not have PageLayout", replace(problem, v=problem.v[:, :, :, :16]).run)
 
 
 def test_rms_norm():

@@ -39,9 +39,10 @@ def reserved(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_far_pages(isa, dtype):
     """Pages around element 2^31 and beyond 2^32 are written and read where they are."""
-    layout, unit = PageLayout(PAGE), PageLayout.unit(dtype)
-    k_pages = reserved((PAGES, HEADS, DIM // unit, PAGE, unit), dtype)
-    v_pages = reserved((PAGES, HEADS, PAGE // unit, DIM, unit), dtype)
+    layout = PageLayout(PAGE)
+    k_pages, v_pages = (
+        reserved(shape, dtype) for shape in layout.shapes(PAGES, HEADS, DIM, DIM, dtype)
+    )
     far = [PAGES - 1, 2**31 // ELEMENTS + 7, PAGES - 20, 2**31 // ELEMENTS - 1]
     length = PAGE * len(far) - 9
     k, v = (torch.randn((length, HEADS, DIM)).to(dtype) for _ in range(2))

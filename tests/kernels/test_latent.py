@@ -18,11 +18,9 @@ def latent(dim: int = 48, v_dim: int = 40, **options) -> tuple[Problem, Problem]
     lengths, chunks = [2500, 130, 64, 7, 1], [150, 130, 1, 2, 1]
     once = make(lengths, chunks, kv_heads=2, heads=6, dim=dim, v_dim=0, **options)
     twice = make(lengths, chunks, kv_heads=2, heads=6, dim=dim, v_dim=v_dim, **options)
-    page = once.layout.page_size
-    v = once.layout.gather_keys(once.k, torch.arange(once.k.shape[0]))[..., :v_dim]
-    unit = once.layout.unit(once.k.dtype)
-    shape = (once.k.shape[0], page // unit, unit, 2, v_dim)
-    twice.v.copy_(v.view(shape).permute(0, 3, 1, 4, 2).nan_to_num())
+    keys = once.layout.gather_keys(once.k, torch.arange(once.k.shape[0]))
+    values, slots = keys[..., :v_dim].nan_to_num(), torch.arange(keys.shape[0])
+    once.layout.put(twice.k, twice.v, keys, values, slots)
     return once, replace(twice, q=once.q, k=once.k)
 
 

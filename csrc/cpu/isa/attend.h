@@ -63,9 +63,9 @@ struct TileScope {
 #endif
 };
 
-// The pages under one pass of keys. Within a page, K is [dim / unit][page][unit] and V is [page /
-// unit][v_dim][unit]: both are panels whose vector lanes (keys, channels) lie side by side, unit
-// elements of the summed index together.
+// The pages under one pass of keys. Within a page, K is [dim / unit][page][unit] and V is [v_dim /
+// tile][page / unit][tile][unit]: both are panels whose vector lanes (keys, channels) lie side by
+// side, unit elements of the summed index together.
 template <class B>
 struct Pass {
   int64_t chunk, chunks;
@@ -85,7 +85,7 @@ struct Pass {
       const int64_t base = p.steps.panel(id, u.kv_head) * p.page;
       k[c] = static_cast<const B*>(p.k_pages) + base * p.dim + offset * unit;
       if (p.v_pages == nullptr) continue;
-      v[c] = static_cast<const B*>(p.v_pages) + base * p.v_dim + offset * p.v_dim;
+      v[c] = static_cast<const B*>(p.v_pages) + base * p.v_dim + offset * value_tile(p.v_dim);
     }
   }
 };

@@ -69,7 +69,8 @@ struct UnitRun {
 
   const AttendParams& p;
   const Unit& u;
-  const float to_log2;  // raw score -> log2 units
+  const float to_log2;   // raw score -> log2 units
+  const int64_t v_tile;  // channels of V that lie together (see value_tile); of gathered V, all
   int64_t rows;
   Row* info;
   SegmentRows segment;
@@ -96,7 +97,10 @@ struct UnitRun {
   uint32_t listed = kAll, listed_next = kAll;
 
   UnitRun(const AttendParams& params, const Unit& unit, char* scratch)
-      : p(params), u(unit), to_log2(params.softcap > 0 ? 1.0f : params.scale * kLog2E) {
+      : p(params),
+        u(unit),
+        to_log2(params.softcap > 0 ? 1.0f : params.scale * kLog2E),
+        v_tile(kGathers || params.v_pages == nullptr ? params.v_dim : value_tile(params.v_dim)) {
     rows = u.tokens * u.heads;
     Carver carve{scratch};
     info = carve.take<Row>(rows);
@@ -185,6 +189,12 @@ struct UnitRun {
     }
     at = run.end;
     return true;
+  }
+
+  // Channel `channel` of the key `at`, a multiple of the unit, from which the panel goes on by
+  // keys.
+  SACCADE_INLINE const B* value_at(const B* v, int64_t at, int64_t channel) const {
+    return v + channel / v_tile * v_tile * p.page + at * v_tile + channel % v_tile * kU;
   }
 
   // ---- the three stages, for up to kSub rows ----
@@ -318,7 +328,7 @@ struct UnitRun {
             r == 0 && run.asks_keys && run.listed_next == kAll && run.next.k[c] != nullptr;
         const B* k = asks ? run.next.k[c] + channel * share : nullptr;
         const A* weights = run.probabilities + r * kPass + c * run.pass.chunk;
-        const B* v = run.pass.v[c] + channel * kU;
+        const B* v = run.value_at(run.pass.v[c], 0, channel);
         Span some;
         for (int64_t from = keys.begin; run.next_run(c, keys.end, from, some); k = nullptr) {
           const int64_t steps = (some.end - some.begin) / kU;
@@ -328,8 +338,8 @@ struct UnitRun {
           } else {
             ahead = run.ahead_of(k, NV * W * share, steps);
           }
-          product<S, W, NV, M>(acc, weights + some.begin, kPass, v + some.begin * p.v_dim,
-                               p.v_dim * kU, steps, ahead);
+          product<S, W, NV, M>(acc, weights + some.begin, kPass, v + some.begin * run.v_tile,
+                               run.v_tile * kU, steps, ahead);
         }
       }
       for (int m = 0; m < M; ++m)
@@ -363,7 +373,7 @@ struct UnitRun {
         for (int64_t key = span.begin; key < span.end; ++key) {
           const int64_t c = key / pass.chunk, at = key % pass.chunk;
           if (pass.v[c] == nullptr) continue;
-          const B* v = pass.v[c] + at / kU * kU * p.v_dim + i * kU + at % kU;
+          const B* v = value_at(pass.v[c], at / kU * kU, i) + at % kU;
           sum += S::one(probabilities + r * kPass + key) * S::one(v);
         }
         *to = sum;
@@ -395,7 +405,7 @@ struct UnitRun {
       const Span keys = in_chunk(span, c);
       for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
         amx::step<R, C>(probabilities + r * kPass + c * pass.chunk + at, kPass,
-                        pass.v[c] + at * p.v_dim + channel * kU, p.v_dim * kU);
+                        value_at(pass.v[c], at, channel), v_tile * kU);
       }
     }
     amx::put<R, C>(o, p.v_dim);
@@ -539,7 +549,7 @@ struct UnitRun {
   void follow_memory() {
     constexpr int64_t kTile = kTileVectors * W;  // a wider row of a panel is read in several sweeps
     const B *k = end_of(pass.k, p.dim), *v = end_of(pass.v, p.v_dim);
-    asks_values = v == nullptr || v_end != pass.v[0] || kTile < p.v_dim;
+    asks_values = v == nullptr || v_end != pass.v[0] || kTile < v_tile;
     asks_keys = k == nullptr || k != next.k[0] || kTile < p.page;
     k_end = k;
     v_end = v;

@@ -1,5 +1,5 @@
-// Writing K and V into pages: panels [dim / unit][page][unit] for K and [page / unit][v_dim][unit]
-// for V.
+// Writing K and V into pages: panels [dim / unit][page][unit] for K, [v_dim / tile][page / unit]
+// [tile][unit] for V.
 #include "simd.h"
 #include "tables.h"
 
@@ -21,11 +21,13 @@ void write_run(const WritePagesParams& p, int64_t head, int64_t begin, int64_t e
     for (int64_t i = 0; i < count; ++i)
       std::memcpy(to + i * kU, k + i * p.k_row + c, kU * sizeof(T));
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t at = offset + i;
-    T* to = v_page + at / kU * kU * p.v_dim + at % kU;
-    for (int64_t c = 0; c < p.v_dim; ++c) to[c * kU] = v[i * p.v_row + c];
-  }
+  const int64_t tile = value_tile(p.v_dim);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t first = 0; first < p.v_dim; first += tile) {
+      const int64_t at = offset + i;
+      T* to = v_page + first * p.page + at / kU * kU * tile + at % kU;
+      for (int64_t c = 0; c < tile; ++c) to[c * kU] = v[i * p.v_row + first + c];
+    }
 }
 
 // Calls fn(begin, end) for the runs of rows that have a slot.

@@ -16,6 +16,7 @@ struct Window {
   using T = typename E::T;
   const WindowMeansParams& p;
   int64_t index, head;
+  const int64_t tile = value_tile(p.v_dim);
 
   // Calls fn(page, first, end) for the parts of the window in each page, as offsets in it.
   template <class Fn>
@@ -60,16 +61,22 @@ struct Window {
     }
   }
 
-  // Value of one token, channels c .. c + W - 1, or just c.
-  static SACCADE_INLINE F<W> values(const T* v, int64_t token, int64_t v_dim, int64_t c) {
+  // Where channel c of the tokens in a page begins.
+  SACCADE_INLINE const T* channel(int64_t base, int64_t c) const {
+    const T* panel = static_cast<const T*>(p.v_pages) + base * p.v_dim;
+    return panel + c / tile * tile * p.page + c % tile * kU;
+  }
+
+  // Value of one token, channels c .. c + W - 1 from `v` on, or just c.
+  SACCADE_INLINE F<W> values(const T* v, int64_t token) const {
     if constexpr (kU == 2) {
-      const U<W> pairs = load<U<W>>(v + token / 2 * 2 * v_dim + 2 * c);
+      const U<W> pairs = load<U<W>>(v + token / 2 * 2 * tile);
       return (F<W>)(token % 2 != 0 ? pairs & 0xffff0000u : pairs << 16);
     }
-    return E::template get<W>(v + token * v_dim + c);
+    return E::template get<W>(v + token * tile);
   }
-  static SACCADE_INLINE float value(const T* v, int64_t token, int64_t v_dim, int64_t c) {
-    return get_one<E>(v + token / kU * kU * v_dim + c * kU + token % kU);
+  SACCADE_INLINE float value(const T* v, int64_t token) const {
+    return get_one<E>(v + token / kU * kU * tile + token % kU);
   }
 
   void mean_value(T* to, float share) const {
@@ -78,16 +85,16 @@ struct Window {
         [&](int64_t c) {
           F<W> sum{};
           parts([&](int64_t base, int64_t from, int64_t end) {
-            const T* v = static_cast<const T*>(p.v_pages) + base * p.v_dim;
-            for (int64_t t = from; t < end; ++t) sum += values(v, t, p.v_dim, c);
+            const T* v = channel(base, c);
+            for (int64_t t = from; t < end; ++t) sum += values(v, t);
           });
           E::template put<W>(to + c, sum * splat<W>(share));
         },
         [&](int64_t c) {
           float sum = 0.0f;
           parts([&](int64_t base, int64_t from, int64_t end) {
-            const T* v = static_cast<const T*>(p.v_pages) + base * p.v_dim;
-            for (int64_t t = from; t < end; ++t) sum += value(v, t, p.v_dim, c);
+            const T* v = channel(base, c);
+            for (int64_t t = from; t < end; ++t) sum += value(v, t);
           });
           put_one<E>(to + c, sum * share);
         });

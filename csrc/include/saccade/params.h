@@ -18,6 +18,12 @@ struct PageSteps {
   int64_t panel(int64_t id, int64_t kv_head) const { return id * page + kv_head * head; }
 };
 
+// Channels of V that lie together in a panel: as many as a tile of products takes at a time, so
+// that a panel is read in the order of memory. V panels are [v_dim / tile, P / unit, tile, unit].
+inline int64_t value_tile(int64_t v_dim) {
+  return v_dim % 64 == 0 ? 64 : v_dim;
+}
+
 // Paged attention. Shapes: T rows over S sequences, H query heads, Hkv KV heads, P tokens a page.
 struct AttendParams {
   DType dtype, out_dtype;
@@ -26,8 +32,8 @@ struct AttendParams {
   int64_t q_row, q_head;
   PageSteps steps;
   const void* k_pages;   // panels [dim / unit, P, unit]: unit is 2 for bf16, else 1
-  const void* v_pages;   // panels [P / unit, v_dim, unit], with the same steps; null: channels of
-                         // the keys, the first v_dim of them
+  const void* v_pages;   // panels of V (see value_tile), with the same steps; null: channels of the
+                         // keys, the first v_dim of them
   const int32_t* table;  // [S, table_width], row stride table_row
   int64_t table_row, table_width;
   const int32_t* cu_rows;    // [S + 1]
