@@ -11,7 +11,6 @@ import torch
 
 from .memory import zeroed
 
-
 VALUE_TILE = 64  # as value_tile in csrc/include/saccade/params.h
 
 

@@ -100,7 +100,8 @@ struct UnitRun {
       : p(params),
         u(unit),
         to_log2(params.softcap > 0 ? 1.0f : params.scale * kLog2E),
-        v_tile(kGathers || params.v_pages == nullptr ? params.v_dim : value_tile(params.v_dim)) {
+        v_tile(kGathers || params.v_pages == nullptr ? params.v_dim
+                                                     : saccade::value_tile(params.v_dim)) {
     rows = u.tokens * u.heads;
     Carver carve{scratch};
     info = carve.take<Row>(rows);
