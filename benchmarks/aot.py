@@ -22,6 +22,8 @@ from .aot_compile import Resources, build, launches
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 ARCHES = {"80": (8, 0), "90": (9, 0), "100": (10, 0)}
 SHARED = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}  # bytes a program may have
+# Kernels that must multiply by tensor cores.
+PRODUCTS = ("attend_tiles", "gather_tiles", "combine_rows")
 TENSOR_CORES = {"80": ("HMMA",), "90": ("HGMMA", "HMMA"), "100": ("UTCHMMA", "UTCMMA", "HMMA")}
 
 
@@ -76,9 +78,7 @@ def complaints(case: str, kernel: str, arch: str, used: Resources) -> list[str]:
         found.append(f"spills: {used.stack} bytes of stack, {spills}")
     if used.shared > SHARED[arch]:
         found.append(f"{used.shared} bytes of shared memory, of {SHARED[arch]}")
-    if kernel == "attend_tiles" and not any(
-        used.instructions.get(name) for name in TENSOR_CORES[arch]
-    ):
+    if kernel in PRODUCTS and not any(used.instructions.get(name) for name in TENSOR_CORES[arch]):
         found.append("no tensor-core products")
     return found
 

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from ..store import RowLayout
+from .gather_aot import cases as gather_cases
 from .keys import BlockLists, Keys
 from .triton import attend
 
@@ -44,7 +45,7 @@ def cases() -> dict[str, Call]:
         "lists_head512": partial(_attend, prefill, bf16, block=512, columns=8, owners=32),
         "lists_kv64": partial(_attend, prefill, bf16, block=64, columns=16, owners=8),
         "lists_kv16": partial(_attend, decode, bf16, block=16, columns=128, owners=8),
-    }
+    } | gather_cases()
 
 
 def _attend(
