@@ -102,7 +102,8 @@ class PageLayout:
         """Writes k [n, Hkv, d] and v [n, Hkv, dv] to slots int64 [n], all of them valid."""
         unit, page, at = self.unit(k.dtype), slots // self.page_size, slots % self.page_size
         k_pages[page, :, :, at] = k.reshape(page.numel(), *k_pages.shape[1:3], unit)
-        v_pages[page, :, :, at // unit, :, at % unit] = v.unflatten(2, v_pages.shape[2:5:2])
+        tiles = v.reshape(*v.shape[:2], v_pages.shape[2], v_pages.shape[4])
+        v_pages[page, :, :, at // unit, :, at % unit] = tiles
 
     def bytes_per_page(
         self, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype
