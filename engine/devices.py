@@ -185,6 +185,8 @@ class Staging:
             self._pinned = torch.empty(2 * size, dtype=torch.uint8, pin_memory=pin)
         for tensor, begin in tensors:
             if tensor.numel():
-                flat = tensor.contiguous().view(-1).view(torch.uint8)
+                # What holds one element is contiguous whatever its stride.
+                dense = tensor.contiguous().as_strided((tensor.numel(),), (1,))
+                flat = dense.view(torch.uint8)
                 self._pinned[begin : begin + tensor.nbytes].copy_(flat)
         return self._pinned[:size].to(self._where.device, non_blocking=True, copy=True)

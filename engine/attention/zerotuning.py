@@ -119,9 +119,7 @@ class ZeroTuning:
         if self.heads != "all":
             chosen[self._numbers] = True
         gains = torch.full((shape.num_heads,), self.gamma) if self.gamma else None
-        return ZeroPlan(
-            self._base.plan(shape, step), step.page_table[:, 0].contiguous().long(), gains, chosen
-        )
+        return ZeroPlan(self._base.plan(shape, step), step.page_table[:, 0].long(), gains, chosen)
 
     def summarize(self, cache: LayerCache, step: Step, plan: ZeroPlan, aux: Aux) -> None:
         """The base's summaries."""
