@@ -36,8 +36,6 @@ def supports(
     for pages in (k_pages, v_pages):
         if pages.numel() and pages.stride(2) != pages.shape[3]:
             return "the rows of a page are not contiguous"
-    if keys.blocks is not None and keys.blocks.block < 16:
-        return "blocks of fewer than 16 keys"
     if q.shape[2] > 1024 or v_pages.shape[3] > 1024:
         return "more than 1024 channels"
     return gpu.triton_refusal(q, k_pages, None if value_dim else v_pages)
