@@ -205,8 +205,14 @@ def _allocate_kept(
     if experts is None:
         return None
     slots = (pages, experts.heads, layout.page_size)
+    # Each head's page is also taken as a page of its own (see KeptLists): they lie page by page.
+    single = layout.allocate(
+        pages * experts.heads, 1, shape.head_dim, shape.v_head_dim, dtype, device
+    )
+    k, v = (each.view(pages, experts.heads, *each.shape[2:]) for each in single)
     return KeptCache(
-        *layout.allocate(pages, experts.heads, shape.head_dim, shape.v_head_dim, dtype, device),
+        k,
+        v,
         zeroed(slots, torch.int32, device),
         zeroed(slots, torch.float32, device),
     )

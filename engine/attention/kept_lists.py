@@ -40,7 +40,9 @@ class KeptLists:
     ) -> torch.Tensor:
         """Writes k, v [N, d] and returns the attention output of q [N, d], float32 [N, dv]."""
         slots = self._slots(chosen)
-        k_pages, v_pages = (pages.flatten(0, 1)[:, None] for pages in (self.cache.k, self.cache.v))
+        k_pages, v_pages = (
+            pages.view(-1, 1, *pages.shape[2:]) for pages in (self.cache.k, self.cache.v)
+        )
         out = torch.empty(v.shape)
         for turn in self._turns(chosen):
             self._write(chosen, turn, slots, k, v, k_pages, v_pages)

@@ -28,6 +28,7 @@ class Params:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     prompt_logprobs: int | None = None
+    pooling: str | None = None
     seed: int = 0
 
 
