@@ -113,7 +113,7 @@ def test_tls(tiny: Path, tmp_path: Path) -> None:
 
 def test_the_log_has_a_line_for_every_request(server: Running) -> None:
     headers = {"x-request-id": "log-me"}
-    body = {"prompt": "secret words", "max_tokens": 5, "stream": True}
+    body = {"prompt": "secret words", "max_tokens": 5, "ignore_eos": True, "stream": True}
     server.http.post("/v1/completions", json=body, headers=headers)
     found: list[dict] = []
     deadline = time.monotonic() + 10
