@@ -179,12 +179,7 @@ class Choosing(Subject):
         self.expert = method
         rule, size = method.kept_rule(shape), memory.layout.page_size
         pages = -(-rule.most(memory.tokens) // size) if rule else 0
-        slots = (pages, HEADS, size)
-        kept = KeptCache(
-            *memory.layout.allocate(pages, HEADS, DIM, DIM, torch.bfloat16),
-            torch.zeros(slots, dtype=torch.int32),
-            torch.zeros(slots),
-        )
+        kept = KeptCache.allocate(memory.layout, pages, HEADS, (DIM, DIM), torch.bfloat16)
         self.caches = [replace(memory.cache, kept=kept)]
         self.table = torch.randperm(pages).int()[None]
         rows = memory.tokens - start

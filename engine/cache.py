@@ -204,15 +204,5 @@ def _allocate_kept(
     experts = shape.experts
     if experts is None:
         return None
-    slots = (pages, experts.heads, layout.page_size)
-    # Each head's page is also taken as a page of its own (see KeptLists): they lie page by page.
-    single = layout.allocate(
-        pages * experts.heads, 1, shape.head_dim, shape.v_head_dim, dtype, device
-    )
-    k, v = (each.view(pages, experts.heads, *each.shape[2:]) for each in single)
-    return KeptCache(
-        k,
-        v,
-        zeroed(slots, torch.int32, device),
-        zeroed(slots, torch.float32, device),
-    )
+    dims = (shape.head_dim, shape.v_head_dim)
+    return KeptCache.allocate(layout, pages, experts.heads, dims, dtype, device)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
+from ...kernels.store import PageLayout, zeroed
 from ..kept_rule import KeptRule
 
 if TYPE_CHECKING:
@@ -41,6 +42,25 @@ class KeptCache:
     v: torch.Tensor
     positions: torch.Tensor  # int32 [pages, E, page size]
     scores: torch.Tensor  # float32 [pages, E, page size]
+
+    @staticmethod
+    def allocate(
+        layout: PageLayout,
+        pages: int,
+        heads: int,
+        dims: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> KeptCache:
+        """Zeroed pages of `heads` heads; dims: of K and V. Each head's page is also taken as a page
+        of its own (see KeptLists), so they lie page by page.
+        """
+        single = layout.allocate(pages * heads, 1, *dims, dtype, device)
+        k, v = (each.view(pages, heads, *each.shape[2:]) for each in single)
+        slots = (pages, heads, layout.page_size)
+        return KeptCache(
+            k, v, zeroed(slots, torch.int32, device), zeroed(slots, torch.float32, device)
+        )
 
 
 @dataclass(frozen=True)
