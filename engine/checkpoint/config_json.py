@@ -113,8 +113,13 @@ def read_config(folder: Path, calibration: Path | None = None) -> ModelConfig:
         gammas=read_gammas(figures, num_layers, num_heads),
         undecided=family.undecided(config) if family.undecided else None,
     )
+    _check_rotary(config, model)
+    return model
+
+
+def _check_rotary(config: Fields, model: ModelConfig) -> None:
     if model.rope_dim % 2 or not model.rope_dim:
-        message = f"makes {model.rope_dim} rotary channels of {head_dim}, not an even number"
+        message = f"makes {model.rope_dim} rotary channels of {model.head_dim}, not an even number"
         raise config.error("partial_rotary_factor", message)
     for key, factors in (
         ("short_factor", model.rope.short_factors),
@@ -123,7 +128,6 @@ def read_config(folder: Path, calibration: Path | None = None) -> ModelConfig:
         if factors and len(factors) != model.rope_dim // 2:
             message = f"expected {model.rope_dim // 2} numbers, one per rotary pair"
             raise config.error(key, message)
-    return model
 
 
 def _or(own: bool | None, usual: bool) -> bool:

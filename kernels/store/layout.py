@@ -78,7 +78,7 @@ class PageLayout:
         """Zeroed K and V pages; the system commits host memory when it is first written.
 
         The pages of a head lie side by side: pages with ascending ids are then one stream, in which
-        the processor reads ahead by itself. (Heads side by side: 1.4 times slower decode.)
+        the processor reads ahead by itself. (See benchmarks/NOTES.md.)
         """
         k, v = self.shapes(pages, kv_heads, head_dim, v_head_dim, dtype)
         return (
