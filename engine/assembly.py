@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..kernels.attend import gpu_scratch_bytes
 from ..kernels.store import PageLayout
 from .attention.base import LayerShape
 from .attention.policy import AttentionPolicy, parse_policy
@@ -22,7 +23,14 @@ from .errors import CheckpointError
 from .layers.hyper_connection import hyper_scratch_bytes
 from .layers.kinds import attention_kind
 from .layers.mlp import mlp_scratch_bytes
-from .memory import GroupPages, MemoryPlan, MemoryRequest, plan_memory
+from .memory import (
+    DEFAULT_KV_SHARE,
+    GPU_KV_SHARE,
+    GroupPages,
+    MemoryPlan,
+    MemoryRequest,
+    plan_memory,
+)
 from .models import layer_shapes, load_model, model_nbytes
 from .policies import Policies, read_specs
 from .runner import ModelRunner
@@ -150,13 +158,15 @@ def _plan(
             weights_bytes=model_nbytes(model, dtype, _rope_length(length, model, groups)),
             scratch_bytes=scratch_bytes(
                 model, dtype, config.max_num_batched_tokens, config.max_num_seqs
-            ),
+            )
+            + (where.gpu and _gpu_scratch_bytes(config, shapes, length)),
             available_bytes=where.available_memory(),
             kv_cache_memory=config.kv_cache_memory,
             max_model_len=length,
             length_is_explicit=config.max_model_len is not None,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            kv_share=GPU_KV_SHARE if where.device.type == "cuda" else DEFAULT_KV_SHARE,
         )
     )
 
@@ -198,6 +208,23 @@ def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int
     own = attention_kind(model).scratch_bytes(model, dtype, tokens, seqs)
     own += mlp_scratch_bytes(model, dtype, tokens) + hyper_scratch_bytes(model, dtype, tokens)
     return tokens * (row + partial) + logits + own + (32 << 20)
+
+
+def _gpu_scratch_bytes(config: EngineConfig, shapes: list[LayerShape], length: int) -> int:
+    """What the kernels of a GPU take besides, in the layer where they take most."""
+    rows, seqs = config.max_num_batched_tokens, config.max_num_seqs
+    return max(
+        gpu_scratch_bytes(
+            rows,
+            seqs,
+            shape.num_heads,
+            max(shape.num_kv_heads, 1),
+            max(shape.kept),
+            shape.v_head_dim,
+            length,
+        )
+        for shape in shapes
+    )
 
 
 def _model_id(folder: Path, dtype: torch.dtype) -> str:

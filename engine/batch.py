@@ -5,7 +5,7 @@ they see. Rows that attend alike lie together, in a lane.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import cast
@@ -63,11 +63,13 @@ def build_batch(
     groups: Sequence[LayerGroup],
     page_size: int,
     angles: Angles | None = None,
+    width: Callable[[int], int] = lambda pages: pages,
 ) -> Batch:
     """Lays the chunks out as rows.
 
     Requests of equal policies share lanes: one if prefill and decode attend alike, else one for
-    each of the two. angles: of the model's rotary embedding, for the methods.
+    each of the two. angles: of the model's rotary embedding, for the methods. width: of page tables
+    that hold so many pages.
     """
     lanes: dict[tuple[Phase, str], list[Run]] = {}
     for index, chunk in enumerate(chunks):
@@ -93,7 +95,7 @@ def build_batch(
             lane[0].policy,
             lane[0].phase,
             lane,
-            [_step(lane, begin, group, page_size, positions, angles, kept) for group in own],
+            [_step(lane, begin, group, page_size, positions, angles, kept, width) for group in own],
         )
         for lane, begin in zip(ordered, begins, strict=False)
     ]
@@ -121,6 +123,7 @@ def _step(
     positions: torch.Tensor,
     angles: Angles | None,
     kept_group: int | None,
+    width: Callable[[int], int],
 ) -> Step:
     end = first + _rows(mine)
     own = positions[first:end]
@@ -128,7 +131,7 @@ def _step(
     cu_rows = torch.zeros(len(mine) + 1, dtype=torch.int32)
     cu_rows[1:] = torch.tensor(counts).cumsum(0)
     tables = [_table(run.request, *group, page_size) for run in mine]
-    page_table = _padded([table for table, _ in tables])
+    page_table = _padded([table for table, _ in tables], width)
     sequence = torch.repeat_interleave(torch.arange(len(mine)), torch.tensor(counts))
     skipped = torch.tensor([left_out for _, left_out in tables])[sequence]
     slots = page_table[sequence, (own - skipped) // page_size].long() * page_size + own % page_size
@@ -143,13 +146,17 @@ def _step(
         page_size,
         skipped if group[1].compact else None,
         angles,
-        None if kept_group is None else _padded([run.request.pages[kept_group] for run in mine]),
+        None
+        if kept_group is None
+        else _padded([run.request.pages[kept_group] for run in mine], width),
+        tuple((run.start, run.stop) for run in mine),
     )
 
 
-def _padded(tables: Sequence[Sequence[int]]) -> torch.Tensor:
-    """int32 [S, longest], filled up with -1."""
-    page_table = torch.full((len(tables), max(map(len, tables))), -1, dtype=torch.int32)
+def _padded(tables: Sequence[Sequence[int]], width: Callable[[int], int]) -> torch.Tensor:
+    """int32 [S, width of the longest], filled up with -1."""
+    size = width(max(map(len, tables)))
+    page_table = torch.full((len(tables), size), -1, dtype=torch.int32)
     for i, table in enumerate(tables):
         page_table[i, : len(table)] = torch.tensor(table, dtype=torch.int32)
     return page_table

@@ -20,6 +20,9 @@ from .pages import pages_for, window_pages
 # Without kv_cache_memory: this share of what weights and scratch leave of the available memory, and
 # no more than all sequences at full length can use. The rest is for other programs and page tables.
 DEFAULT_KV_SHARE = 0.6
+# Of a GPU's memory, which no other program is expected to want; the rest is for what allocators
+# lose between their pieces, and for graphs.
+GPU_KV_SHARE = 0.9
 
 # A limit like cgroup v1's "none", a little below 2**63.
 _NO_LIMIT = 2**60
@@ -50,7 +53,7 @@ class GroupPages:
 class MemoryRequest:
     """What the plan has to serve. Sizes in bytes, lengths in tokens.
 
-    kv_cache_memory None: DEFAULT_KV_SHARE of what is left. length_is_explicit: the user asked for
+    kv_cache_memory None: kv_share of what is left. length_is_explicit: the user asked for
     this max_model_len, so that it is refused and not reduced when it does not fit.
     """
 
@@ -64,6 +67,7 @@ class MemoryRequest:
     length_is_explicit: bool
     max_num_seqs: int
     max_num_batched_tokens: int
+    kv_share: float = DEFAULT_KV_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,7 @@ def _kv_budget(request: MemoryRequest) -> int:
             f"{show_bytes(fixed + (wanted or 0))}, but {show_bytes(request.available_bytes)} of "
             f"memory are available."
         )
-    return int(left * DEFAULT_KV_SHARE) if wanted is None else wanted
+    return int(left * request.kv_share) if wanted is None else wanted
 
 
 def _pages(request: MemoryRequest, length: int) -> tuple[int, ...]:

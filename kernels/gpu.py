@@ -62,6 +62,11 @@ def upcast(tensor: torch.Tensor) -> bool:
     return not tensor.is_cuda and tensor.dtype == torch.bfloat16
 
 
+def library_refusal(tensor: torch.Tensor) -> str | None:
+    """Why another library's GPU kernels cannot take this tensor; None: they can."""
+    return None if tensor.is_cuda else f"tensor on {tensor.device}"
+
+
 def triton_refusal(*tensors: torch.Tensor | None) -> str | None:
     """Why kernels written in Triton cannot take these tensors; None: they can.
 

@@ -19,7 +19,7 @@ CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "amx_t
 OPTIONAL = {"triton": "triton", "flash-attn": "flash_attn", "cupy": "cupy"}
 USES = {
     "triton": "kernels on a GPU; without it torch references serve there, slowly",
-    "flash-attn": "not used yet: dense attention on a GPU is our own kernel",
+    "flash-attn": "dense attention of prompts on a GPU; without it cuDNN's on Hopper, else ours",
     "cupy": "loads the CUDA C++ kernels on a GPU",
 }
 
@@ -44,6 +44,7 @@ def all_findings() -> list[Finding]:
         *torch_library(),
         *compiled_kernels(),
         *cuda_kernels(),
+        *dense_attention(),
         *optional_libraries(),
         *gpu(),
     ]
@@ -145,6 +146,28 @@ def cuda_kernels() -> list[Finding]:
     except Exception as error:  # noqa: BLE001 - drivers fail in many ways
         return [Finding("kernels", "CUDA C++", "broken", first_line(error))]
     return [Finding("kernels", "CUDA C++", "found" if usable else "unusable", detail)]
+
+
+def dense_attention() -> list[Finding]:
+    """Who computes dense attention of prompts on the GPU, and why not the others."""
+    try:
+        from ..kernels.attend import dense_ways
+        from ..kernels.gpu import gpu_missing
+
+        if reason := gpu_missing():
+            return [Finding("kernels", "dense attention on a GPU", "unusable", reason)]
+        ways = dense_ways()
+    except Exception as error:  # noqa: BLE001 - drivers and libraries fail in many ways
+        return [Finding("kernels", "dense attention on a GPU", "broken", first_line(error))]
+    return [
+        Finding(
+            "kernels",
+            f"dense attention: {way}",
+            "chosen" if reason == "chosen" else "unusable",
+            "bf16, 128 channels, pages of 64" if reason == "chosen" else reason,
+        )
+        for way, reason in ways.items()
+    ]
 
 
 def optional_libraries() -> list[Finding]:

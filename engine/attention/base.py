@@ -150,6 +150,8 @@ class Step:
     angles: Angles | None = None  # of the model's rotary embedding
     # int32 [S, max pages]: pages of the tokens that expert-choice heads keep, in order of the lists
     kept_table: torch.Tensor | None = None
+    # Positions (first, one past the last) of every sequence's rows, known on the host.
+    spans: tuple[tuple[int, int], ...] | None = None
 
 
 def causal_keys(step: Step, window: int | None = None, sinks: int = 0) -> torch.Tensor:

@@ -32,7 +32,8 @@ class Dense:
 
     def plan(self, shape: LayerShape, step: Step) -> Keys:
         """The keys of every row: causal, in the layer's window."""
-        return Keys(step.cu_rows, step.positions, step.page_table, window=shape.window)
+        rows = (step.cu_rows, step.positions, step.page_table)
+        return Keys(*rows, window=shape.window, spans=step.spans)
 
     def summarize(self, cache: LayerCache, step: Step, plan: Keys, aux: Aux) -> None:
         """Nothing to finish."""

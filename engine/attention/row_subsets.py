@@ -34,7 +34,7 @@ class RowSubset:
 def row_subset(step: Step, wanted: torch.Tensor) -> RowSubset:
     """The rows where `wanted`, bool [T], holds; a sequence may have none of them."""
     if bool(wanted.all()):
-        keys = Keys(step.cu_rows, step.positions, step.page_table)
+        keys = Keys(step.cu_rows, step.positions, step.page_table, spans=step.spans)
         return RowSubset(None, keys, step.positions.shape[0])
     rows = torch.nonzero(wanted).flatten()
     cu_rows = torch.searchsorted(rows, step.cu_rows.long()).int()

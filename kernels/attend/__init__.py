@@ -4,7 +4,8 @@ block lists.
 
 from __future__ import annotations
 
-from .api import ATTEND, attend
+from .api import ATTEND, attend, dense_ways
 from .keys import BlockLists, Keys
+from .scratch import gpu_scratch_bytes
 
-__all__ = ["ATTEND", "BlockLists", "Keys", "attend"]
+__all__ = ["ATTEND", "BlockLists", "Keys", "attend", "dense_ways", "gpu_scratch_bytes"]

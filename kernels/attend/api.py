@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 
 import torch
 
+from .. import gpu
 from ..ops import Implementation, Op
 from ..store import PageLayout
-from . import cpu, cuda, gather, reference, triton
+from . import cpu, cuda, cudnn, flash, gather, reference, triton
+from . import dense_rules as rules
 from .keys import BlockLists, Keys
 
 ATTEND = Op(
@@ -18,6 +21,11 @@ ATTEND = Op(
         Implementation("cpu", cpu.attend, cpu.supports),
         Implementation("cuda", cuda.attend, cuda.supports),
         Implementation("gather", gather.attend, gather.supports),
+        *(
+            Implementation(way, partial(flash.attend, way), partial(flash.supports, way))
+            for way in (rules.FLASH3, rules.FLASH2)
+        ),
+        Implementation(rules.CUDNN, cudnn.attend, cudnn.supports),
         Implementation("triton", triton.attend, triton.supports),
     ),
 )
@@ -72,6 +80,18 @@ def attend(
     return out, lse
 
 
+def dense_ways(call: rules.Call | None = None) -> dict[str, str]:
+    """Who computes dense attention of prompts on this machine's GPU: for every way "chosen", or why
+    not. call: by default a prompt of 8192 tokens, in bf16, with 128 channels and pages of 64.
+    """
+    if reason := gpu.gpu_missing():
+        return dict.fromkeys((*rules.WAYS, rules.OWN), reason)
+    here = (9, 0) if gpu.interpreted() else torch.cuda.get_device_capability()
+    usual = rules.Call(here, torch.bfloat16, 128, 128, 64, ((0, 8192),))
+    missing = {way: flash.missing(way) for way in (rules.FLASH3, rules.FLASH2)}
+    return rules.decide(call or usual, missing | {rules.CUDNN: cudnn.missing()})
+
+
 def _check_tensors(layout: PageLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     head_dim, _ = layout.dims(k, v)
     if q.ndim != 3 or q.shape[2] != head_dim:
@@ -116,7 +136,7 @@ def _check_keys(keys: Keys, rows: int, heads: int, kv_heads: int) -> None:
 
 def _check_cut(cu_rows: torch.Tensor, rows: int) -> None:
     """Every row belongs to one sequence (looked at where that costs nothing: in CPU memory)."""
-    if cu_rows.device.type != "cpu":
+    if cu_rows.device.type != "cpu" or gpu.interpreted():
         return
     bounds = cu_rows.tolist()
     if bounds[0] != 0 or bounds[-1] != rows or bounds != sorted(bounds):
@@ -142,7 +162,7 @@ def _check_blocks(blocks: BlockLists, rows: int, heads: int, kv_heads: int) -> N
 def _check_list_of_row(list_of_row: torch.Tensor, rows: int, lists: int) -> None:
     if list_of_row.shape != (rows,) or list_of_row.dtype != torch.int32:
         raise ValueError(f"attend: list_of_row must be int32 [{rows}]")
-    if rows and list_of_row.device.type == "cpu":
+    if rows and list_of_row.device.type == "cpu" and not gpu.interpreted():
         least, most = (int(end) for end in list_of_row.aminmax())
         if least < 0 or most >= lists:
             raise ValueError(

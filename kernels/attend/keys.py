@@ -32,6 +32,8 @@ class Keys:
     visible). Row i sees key j when lo[i] <= j < hi[i] (default 0 and positions[i] + 1), and, with a
     window, when also positions[i] - j < window or j < sinks, and, with blocks, when its list holds
     the block of j. lo, hi: int32 [T] or None.
+    spans: what is known of the positions in host memory: each sequence's rows stand at consecutive
+    positions, (first, one past the last); None: nothing is.
     """
 
     cu_rows: torch.Tensor
@@ -42,3 +44,4 @@ class Keys:
     window: int | None = None
     sinks: int = 0
     blocks: BlockLists | None = None
+    spans: tuple[tuple[int, int], ...] | None = None

@@ -1,0 +1,139 @@
+"""Dense attention of prompts by flash-attn, where it is installed: generation 3 on Hopper, else 2.
+
+Pages are read where they lie: theirs are [pages, page, Hkv, d], ours with the middle two exchanged,
+which is a matter of strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from .. import gpu
+from ..store import PageLayout
+from . import dense_probe
+from . import dense_rules as rules
+from .keys import Keys
+
+MODULES = {rules.FLASH3: "flash_attn_interface", rules.FLASH2: "flash_attn"}
+FUNCTIONS = {rules.FLASH3: "flash_attn_with_kvcache", rules.FLASH2: "flash_attn_varlen_func"}
+OLDEST = (2, 6)  # of generation 2, whose versions before take no softcap
+
+
+@cache
+def function(way: str) -> Callable[..., Any] | str:
+    """flash-attn's function for paged prompts, or why there is none."""
+    name = MODULES[way]
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == name
+        return f"{name} is not installed" if absent else f"{name} does not load: {error}"
+    found = getattr(module, FUNCTIONS[way], None)
+    if found is None:
+        return f"{name} has no {FUNCTIONS[way]}"
+    version = str(getattr(module, "__version__", "2.6"))
+    if way == rules.FLASH2 and _numbers(version) < OLDEST:
+        return f"{name} {version} is older than {OLDEST[0]}.{OLDEST[1]}"
+    return found  # type: ignore[no-any-return]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def missing(way: str) -> str | None:
+    """Why this generation cannot be used on this machine; None: it can."""
+    if reason := gpu.gpu_missing():
+        return reason
+    if gpu.interpreted():
+        return "the GPU is interpreted"
+    found = function(way)
+    return found if isinstance(found, str) else None
+
+
+def supports(
+    way: str,
+    layout: PageLayout,
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    keys: Keys,
+    scale: float,
+    softcap: float | None,
+    sink_logits: torch.Tensor | None,
+    out_dtype: torch.dtype,
+    value_dim: int | None = None,
+) -> str | None:
+    """None when flash-attn can serve this call, otherwise the reason."""
+    if reason := gpu.library_refusal(q):
+        return reason
+    call = rules.call_of(
+        gpu.capability(q), layout, q, k_pages, v_pages, keys, softcap, sink_logits, out_dtype,
+        value_dim,
+    )  # fmt: skip
+    if reason := rules.refusal(way, call):
+        return reason
+    if reason := missing(way):
+        return reason
+    return dense_probe.failure(partial(attend, way), way, layout, q, k_pages, v_pages)
+
+
+def attend(
+    way: str,
+    layout: PageLayout,
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    keys: Keys,
+    scale: float,
+    softcap: float | None,
+    sink_logits: torch.Tensor | None,
+    out_dtype: torch.dtype,
+    value_dim: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `saccade.kernels.attend.attend`. Keys are never split: how a row is added up does not
+    depend on what else is in the batch.
+    """
+    run, spans = function(way), keys.spans
+    if isinstance(run, str) or spans is None:
+        raise ValueError(f"attend by flash-attn: {run if isinstance(run, str) else 'no spans'}")
+    longest = max(stop - start for start, stop in spans)
+    lengths = keys.positions[keys.cu_rows[1:].long() - 1].int() + 1
+    pages = k_pages.transpose(1, 2), v_pages.transpose(1, 2)
+    options: dict[str, Any] = {
+        "softmax_scale": scale,
+        "causal": True,
+        "softcap": 0.0 if softcap is None else softcap,
+    }
+    table = keys.page_table.clamp(min=0)  # where no row looks, an id is read nevertheless
+    if way == rules.FLASH3:
+        out, lse, *_ = run(
+            q,
+            *pages,
+            cache_seqlens=lengths,
+            page_table=table,
+            cu_seqlens_q=keys.cu_rows,
+            max_seqlen_q=longest,
+            num_splits=1,
+            return_softmax_lse=True,
+            **options,
+        )
+    else:
+        ends = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        out, lse, *_ = run(
+            q,
+            *pages,
+            cu_seqlens_q=keys.cu_rows,
+            cu_seqlens_k=ends,
+            max_seqlen_q=longest,
+            max_seqlen_k=max(stop for _, stop in spans),
+            block_table=table,
+            return_attn_probs=True,
+            **options,
+        )
+    return out, lse.transpose(0, 1).contiguous()
