@@ -156,8 +156,14 @@ class Staging:
                 elif isinstance(each, OrderedDict):  # its rows by blocks: it fills its own
                     setattr(self._angles, name, OrderedDict())
 
-    def send(self, value: Any) -> tuple[Any, dict[int, Any]]:
-        """`value` with its tensors on the device, and by the id of each part what became of it."""
+    def send(
+        self, value: Any, buffer: torch.Tensor | None = None
+    ) -> tuple[Any, dict[int, Any], torch.Tensor]:
+        """`value` with its tensors on the device, by the id of each part what became of it, and
+        the buffer that holds them all.
+
+        buffer: an earlier one, of a value of the same shape, to be filled again.
+        """
         places: dict[int, tuple[torch.Tensor, int]] = {}
         size = 0
 
@@ -168,7 +174,7 @@ class Staging:
             return tensor
 
         moved(value, place_of, {})
-        staged = self._staged(size, [*places.values()])
+        staged = self._staged(size, [*places.values()], buffer)
         known: dict[int, Any] = {id(self._host_angles): self._angles}
 
         def view_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -176,9 +182,11 @@ class Staging:
             piece = staged[begin : begin + tensor.nbytes]
             return piece.view(tensor.dtype).view(tensor.shape)
 
-        return moved(value, view_of, known), known
+        return moved(value, view_of, known), known, staged
 
-    def _staged(self, size: int, tensors: list[tuple[torch.Tensor, int]]) -> torch.Tensor:
+    def _staged(
+        self, size: int, tensors: list[tuple[torch.Tensor, int]], buffer: torch.Tensor | None
+    ) -> torch.Tensor:
         """uint8 [size] on the device."""
         pin = self._where.device.type == "cuda"
         if self._pinned.numel() < size:
@@ -189,4 +197,6 @@ class Staging:
                 dense = tensor.contiguous().as_strided((tensor.numel(),), (1,))
                 flat = dense.view(torch.uint8)
                 self._pinned[begin : begin + tensor.nbytes].copy_(flat)
+        if buffer is not None:
+            return buffer.copy_(self._pinned[:size], non_blocking=True)
         return self._pinned[:size].to(self._where.device, non_blocking=True, copy=True)

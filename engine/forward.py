@@ -4,37 +4,24 @@ attends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..kernels.gated_delta import gated_delta
 from ..kernels.store import write_pages
-from .attention.base import KEY_TAIL, AttentionMethod, Aux, LayerCache, LayerShape, Step
+from .attention.base import KEY_TAIL, Aux, LayerCache, LayerShape
 from .attention.experts import Chosen, ExpertMethod
 from .attention.watch import Watch
 from .batch import Batch
 from .cache import KVCache
 from .devices import Staging
 from .key_tails import KeyTails
+from .parts import Part, Planner
 from .snapshots import STATE, Slots, Snapshots
 from .tally import Tally
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of one lane in one layer: how they attend, and whose summaries they complete."""
-
-    lane: int  # index into the batch's lanes
-    number: int  # of its plan: layers that share one have the same
-    method: AttentionMethod
-    step: Step
-    plan: Any
-    known: tuple[Step, Any]  # step and plan in host memory, for what is counted there
-    # Both phases' methods: what one of them reads later, all tokens must have written.
-    keepers: tuple[tuple[AttentionMethod, Any], ...]
 
 
 class Forward:
@@ -49,19 +36,15 @@ class Forward:
         cache: KVCache,
         on_layer: Callable[[], None] = lambda: None,
         watch: Watch | None = None,
-        staging: Staging | None = None,
     ) -> None:
-        """on_layer: called when a layer has attended; watch: sees what is read; staging: takes the
-        step to a GPU, once it is planned.
-        """
+        """on_layer: called when a layer has attended; watch: sees what is read."""
         self._shapes = shapes
         self._cache = cache
         self._parts = Planner(batch, shapes, cache).layers()
         self.tally = Tally(batch)
-        if staging is not None:
-            sent = (batch.tokens, batch.positions, cos, sin)
-            (tokens, positions, cos, sin), self._parts = _sent(staging, sent, self._parts)
-            batch = replace(batch, tokens=tokens, positions=positions)
+        # Why what this step does on the device depends on more than `sendable`; None: it does not.
+        self.bound_to_host: str | None = None
+        self._buffer: torch.Tensor | None = None  # once it is sent
         self.tokens = batch.tokens
         self.cos = cos
         self.sin = sin
@@ -72,6 +55,52 @@ class Forward:
         self._tails: dict[tuple[int, int], KeyTails] = {}  # by layer group and taps
         self._snapshots: dict[int, Snapshots] = {}  # by layer group
         self._slots: tuple[int, Slots] | None = None  # of the recurrent layer at work
+
+    # ---- on a GPU ----
+
+    def outline(self) -> Hashable:
+        """Who attends in every layer, to which rows."""
+        return tuple(
+            tuple((part.lane, part.number, part.method) for part in layer) for layer in self._parts
+        )
+
+    def sendable(self) -> Any:
+        """All tensors that the step needs on the device, and what goes with them."""
+        every = [part for layer in self._parts for part in layer]
+        plans = [(part.step, part.plan, [plan for _, plan in part.keepers]) for part in every]
+        return (self.tokens, self._positions, self.cos, self.sin), plans
+
+    def send(self, staging: Staging) -> torch.Tensor:
+        """Takes the step to the device; methods, and what is known of a part, stay as they are.
+        Returns the buffer that holds it there. Only the first time.
+        """
+        if self._buffer is not None:
+            return self._buffer
+        (there, _), known, self._buffer = staging.send(self.sendable())
+
+        def of(part: Part) -> Part:
+            keepers = tuple((method, known[id(plan)]) for method, plan in part.keepers)
+            step, plan = known[id(part.step)], known[id(part.plan)]
+            return replace(part, step=step, plan=plan, keepers=keepers)
+
+        self._parts = [[of(part) for part in layer] for layer in self._parts]
+        self.tokens, self._positions, self.cos, self.sin = there
+        self._batch = replace(self._batch, tokens=self.tokens, positions=self._positions)
+        return self._buffer
+
+    def note_replay(self, captured: Forward) -> None:
+        """The step is computed as `captured` was: counts its layers, and what they read."""
+        for shape, parts in zip(self._shapes, self._parts, strict=True):
+            for part in parts:
+                self.tally.note_planned(shape, part)
+                self._on_layer()
+        self.tally.share(captured.tally)
+
+    def forget(self) -> None:
+        """What was done has not happened: the step is computed again."""
+        self.tally = Tally(self._batch)
+
+    # ---- what the model calls ----
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, aux: Aux
@@ -108,6 +137,7 @@ class Forward:
 
     def convolve(self, layer: int, k: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Raw keys [T, Hkv, d] convolved over the tokens before each; see `kernels.key_conv`."""
+        self.bound_to_host = "convolved keys"
         cache, group, taps = self._cache.layers[layer], self._cache.group_of[layer], weight.shape[0]
         if (group, taps) not in self._tails:
             size = cache.layout.page_size
@@ -148,6 +178,7 @@ class Forward:
 
     def tokens_before(self, count: int) -> torch.Tensor:
         """int64 [T, count]: the token 1, 2 ... before each row; -1 where a text begins later."""
+        self.bound_to_host = "tokens of the text"
         found = torch.full((len(self._positions), count), -1)
         for run, row in self._batch.runs:
             first = max(run.start - count, 0)
@@ -158,6 +189,7 @@ class Forward:
 
     def _recurrent(self, layer: int) -> tuple[Snapshots, Slots]:
         """The plan of a recurrent layer, and which states it reads and writes."""
+        self.bound_to_host = "recurrent layers"
         group = self._cache.group_of[layer]
         if group not in self._snapshots:
             size = self._cache.layout.page_size
@@ -172,6 +204,7 @@ class Forward:
 
         thresholds: float32 [E], where the checkpoint has any.
         """
+        self.bound_to_host = "expert-choice heads"
         shape, cache = self._shapes[layer], self._cache.layers[layer]
         found = []
         for part in self._parts[layer]:
@@ -217,59 +250,3 @@ def _expert_method(part: Part) -> ExpertMethod:
     if not isinstance(part.method, ExpertMethod):
         raise ValueError(f"a layer has expert-choice heads, which {part.method} does not serve")
     return part.method
-
-
-def _sent(
-    staging: Staging, tensors: tuple[torch.Tensor, ...], parts: list[list[Part]]
-) -> tuple[tuple[torch.Tensor, ...], list[list[Part]]]:
-    """Tensors and parts on the device; methods and what is known of a part stay as they are."""
-    every = [part for layer in parts for part in layer]
-    plans = [(part.step, part.plan, [plan for _, plan in part.keepers]) for part in every]
-    (there, _), known = staging.send((tensors, plans))
-
-    def of(part: Part) -> Part:
-        keepers = tuple((method, known[id(plan)]) for method, plan in part.keepers)
-        step, plan = known[id(part.step)], known[id(part.plan)]
-        return replace(part, step=step, plan=plan, keepers=keepers)
-
-    return there, [[of(part) for part in layer] for layer in parts]
-
-
-class Planner:
-    """Plans every layer; layers with equal method, shape and pages share a lane's plan."""
-
-    def __init__(self, batch: Batch, shapes: Sequence[LayerShape], cache: KVCache) -> None:
-        self._lanes = batch.lanes
-        self._shapes = shapes
-        self._cache = cache
-        self._plans: dict[tuple[Any, ...], tuple[int, Any]] = {}
-
-    def layers(self) -> list[list[Part]]:
-        """Per layer, a part for each lane; none for a recurrent layer."""
-        lanes = range(len(self._lanes))
-        return [
-            [] if shape.recurrent else [self._part(layer, lane) for lane in lanes]
-            for layer, shape in enumerate(self._shapes)
-        ]
-
-    def _part(self, layer: int, lane: int) -> Part:
-        shape, group = self._shapes[layer], self._cache.group_of[layer]
-        policy, phase = self._lanes[lane].policy, self._lanes[lane].phase
-        both = (policy.prefill[layer], policy.decode[layer])
-        keepers = tuple(
-            (method, self._plan(method, shape, group, lane)[1])
-            for method in dict.fromkeys(both)
-            if method.fields(shape, self._cache.layout.page_size)
-        )
-        method, step = both[phase], self._lanes[lane].steps[group]
-        number, plan = self._plan(method, shape, group, lane)
-        return Part(lane, number, method, step, plan, (step, plan), keepers)
-
-    def _plan(
-        self, method: AttentionMethod, shape: LayerShape, group: int, lane: int
-    ) -> tuple[int, Any]:
-        key = (method, shape, group, lane)
-        if key not in self._plans:
-            plan = method.plan(shape, self._lanes[lane].steps[group])
-            self._plans[key] = len(self._plans), plan
-        return self._plans[key]

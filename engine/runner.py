@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..kernels.native import single_threaded_torch
+from . import graphs
 from .attention.watch import Watch
 from .batch import Batch, Run, build_batch
 from .cache import KVCache
 from .devices import Place, Staging, place
 from .forward import Forward
+from .graphs import DecodeGraphs, Recorder
 from .models import LlamaModel
 from .stats import ReadCounts
 from .step_plan import Chunk, LayerGroup, PageCopy
@@ -83,14 +85,21 @@ class ModelRunner:
         cache: KVCache,
         groups: Sequence[LayerGroup],
         where: Place | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """where: of the model's weights and the pages, by default the processor."""
+        """where: of the model's weights and the pages, by default the processor. recorder: makes
+        graphs of decode steps; by default that of the place, if any.
+        """
         self._model = model
         self._cache = cache
         self.shapes = model.layer_shapes
         self._groups = groups
         self._where = where or place("cpu")
         self._staging = Staging(self._where, model.rope) if self._where.gpu else None
+        recorder = recorder or graphs.recorder(self._where)
+        self.graphs: DecodeGraphs | None = None
+        if self._staging is not None and recorder is not None:
+            self.graphs = DecodeGraphs(self._staging, recorder)
         self.progress = 0  # layers that have attended since the start
 
     def copy_pages(self, copies: Sequence[PageCopy]) -> None:
@@ -105,16 +114,30 @@ class ModelRunner:
         with torch.inference_mode(), single_threaded_torch():
             with self._where.scope():
                 self._cache.copy_pages(copies)
-            batch = build_batch(
-                chunks, self._groups, self._cache.layout.page_size, self._model.rope
-            )
-            cos, sin = self._model.rope.cos_sin(batch.positions)
-            forward = Forward(
-                batch, cos, sin, self.shapes, self._cache, self._note_layer, watch, self._staging
-            )
+            size, rope = self._cache.layout.page_size, self._model.rope
+            batch = build_batch(chunks, self._groups, size, rope, self._width)
+            cos, sin = rope.cos_sin(batch.positions)
+            forward = Forward(batch, cos, sin, self.shapes, self._cache, self._note_layer, watch)
             with self._where.scope():
-                hidden = self._model.forward(forward)
+                hidden = self._compute(forward, chunks, watch)
             return StepResult(self._model, batch, hidden, forward.tally.result())
+
+    def _compute(
+        self, forward: Forward, chunks: Sequence[Chunk], watch: Watch | None
+    ) -> torch.Tensor:
+        """The final hidden states, of decode steps by a graph where there are any."""
+        decode = watch is None and all(
+            chunk.count == 1 and chunk.start >= len(chunk.request.prompt) for chunk in chunks
+        )
+        if self.graphs is not None and decode:
+            return self.graphs.run(forward, self._model.forward)
+        if self._staging is not None:
+            forward.send(self._staging)
+        return self._model.forward(forward)
+
+    def _width(self, pages: int) -> int:
+        """How wide a page table is: on a GPU one of few sizes."""
+        return graphs.width(pages) if self._where.gpu else pages
 
     def _note_layer(self) -> None:
         self.progress += 1

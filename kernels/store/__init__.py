@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, cuda, reference
+from . import cpu, cuda, reference, triton
 from .layout import PageLayout
 from .memory import zeroed
 from .rows import RowLayout
@@ -18,6 +18,7 @@ WRITE_PAGES = Op(
     (
         Implementation("cpu", cpu.write_pages, cpu.supports),
         Implementation("cuda", cuda.write_pages, cuda.supports),
+        Implementation("triton", triton.write_pages, triton.supports),
     ),
 )
 

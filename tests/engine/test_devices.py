@@ -70,7 +70,7 @@ def test_a_step_travels_in_one_copy():
         torch.arange(10)[3:7],
     ]
     staging = Staging(HOST, torch.nn.Module())
-    sent, known = staging.send({"values": values, "again": values[0]})
+    sent, known, _ = staging.send({"values": values, "again": values[0]})
     for ours, theirs in zip(sent["values"], values, strict=True):
         assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
         assert known[id(theirs)] is ours

@@ -1,0 +1,163 @@
+"""Graphs of decode steps: a step whose tensors have the shapes of one seen before is not computed
+kernel by kernel but replayed in one launch.
+
+What a step depends on lies in one buffer (see `Staging`) and in the pages; everything else (shapes,
+options, methods) is in its signature. So a graph holds for every step of its signature, once the
+buffer is filled with that step. Page tables are as wide as a few sizes allow, so that signatures
+come again; see `width`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+import torch
+
+from .devices import Place, Staging
+from .forward import Forward
+
+SETTING = "SACCADE_CUDA_GRAPHS"
+MOST_GRAPHS = 48  # kept; the one that was replayed longest ago goes first
+_REMEMBERED = 512  # signatures seen once
+# Known on the host alone, and of no matter where every sequence has one row.
+_IGNORED = frozenset({"spans"})
+
+
+class Recorder(Protocol):
+    """Records what a call does on the device, without doing it."""
+
+    def capture(self, call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+        """(where its result will lie, what does it). Raises whatever the call may raise."""
+        ...
+
+
+class CudaRecorder:
+    """CUDA graphs, which share one pool of memory."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def capture(self, call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+        """See `Recorder`."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = call()
+        self._pool = self._pool or graph.pool()
+        return result, graph.replay
+
+
+def recorder(where: Place) -> Recorder | None:
+    """What records there; None: nothing does, or SACCADE_CUDA_GRAPHS=0 forbids it."""
+    if where.device.type != "cuda" or os.environ.get(SETTING) == "0":
+        return None
+    return CudaRecorder()
+
+
+def width(pages: int) -> int:
+    """How wide page tables of so many pages are made: at most a quarter wider than they must be.
+
+    Eight, and four sizes between a power of two and the next.
+    """
+    step = max(8, (1 << max(pages - 1, 1).bit_length()) // 8)
+    return -(-pages // step) * step
+
+
+@dataclass
+class _Graph:
+    buffer: torch.Tensor  # the step's tensors
+    hidden: torch.Tensor  # the result
+    forward: Forward  # which was captured
+    replay: Callable[[], None]
+
+
+class DecodeGraphs:
+    """The graphs of one model over one cache."""
+
+    def __init__(self, staging: Staging, recorder: Recorder) -> None:
+        self._staging = staging
+        self._recorder = recorder
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._seen: OrderedDict[Hashable, str | None] = OrderedDict()  # and why not captured
+        self.replays = 0
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why steps were not captured, each reason once."""
+        return sorted({reason for reason in self._seen.values() if reason})
+
+    def run(self, forward: Forward, compute: Callable[[Forward], torch.Tensor]) -> torch.Tensor:
+        """The step's hidden states: replayed, captured and replayed, or computed."""
+        key = (forward.outline(), signature(forward.sendable()))
+        graph = self._graphs.get(key)
+        if graph is not None:
+            self._graphs.move_to_end(key)
+            self._staging.send(forward.sendable(), graph.buffer)
+            forward.note_replay(graph.forward)
+        elif key in self._seen and self._seen[key] is None:
+            graph = self._capture(key, forward, compute)
+        if graph is not None:
+            graph.replay()
+            self.replays += 1
+            return graph.hidden
+        forward.send(self._staging)
+        hidden = compute(forward)  # also compiles what is compiled at first use
+        self._note(key, self._seen.get(key) or forward.bound_to_host)
+        return hidden
+
+    def _capture(
+        self, key: Hashable, forward: Forward, compute: Callable[[Forward], torch.Tensor]
+    ) -> _Graph | None:
+        """The graph of this step, which has not run yet; None: it cannot be captured."""
+        buffer = forward.send(self._staging)
+        try:
+            hidden, replay = self._recorder.capture(lambda: compute(forward))
+        except Exception as error:  # noqa: BLE001 - e.g. a method that looks at the device
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            if reason not in self.refusals:
+                print(f"saccade: decode steps run without CUDA graphs: {reason}", file=sys.stderr)
+            self._note(key, reason)
+            forward.forget()
+            return None
+        if len(self._graphs) >= MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        self._graphs[key] = _Graph(buffer, hidden, forward, replay)
+        return self._graphs[key]
+
+    def _note(self, key: Hashable, reason: str | None) -> None:
+        self._seen[key] = reason
+        self._seen.move_to_end(key)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+
+
+def signature(value: Any) -> Hashable:
+    """Everything about `value` but what its tensors hold: types, shapes, numbers, and which parts
+    of it are one and the same tensor.
+    """
+    places: dict[int, int] = {}
+    return _signature(value, places)
+
+
+def _signature(value: Any, places: dict[int, int]) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        place = places.setdefault(id(value), len(places))
+        return place, value.dtype, tuple(value.shape)
+    if isinstance(value, dict):
+        return tuple((key, _signature(each, places)) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(_signature(each, places) for each in value)
+    if isinstance(value, slice):
+        return value.start, value.stop, value.step
+    if value is None or isinstance(value, int | float | str | bool | Enum | torch.dtype):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [each.name for each in fields(value) if each.name not in _IGNORED]
+        parts = tuple(_signature(getattr(value, name), places) for name in names)
+        return type(value), parts
+    return type(value), id(value)

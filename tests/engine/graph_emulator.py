@@ -1,0 +1,117 @@
+"""Graphs without a GPU: what a call does is recorded, operator by operator and launch by launch,
+and done again on the very same tensors. So a replay sees what a CUDA graph would see: no Python,
+no new addresses, no number that was known on the host alone. Whatever would make the host wait
+for a GPU is refused, as it is while CUDA captures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Operators whose result, or its size, is known when the device has computed.
+WAITING = {
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "nonzero_numpy", "argwhere",
+    "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount",
+}  # fmt: skip
+
+
+class Waits(RuntimeError):
+    """Something would wait for the device."""
+
+
+class Tape(TorchDispatchMode):
+    """Everything that was done inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
+        self._launching = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._launching:
+            return func(*args, **kwargs)
+        refuse_waiting(func, args, kwargs)
+        out = func(*args, **kwargs)
+        self.done.append((func, args, kwargs, out))
+        return out
+
+    def launch(self, run: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """A kernel in Triton; its interpreter's own operators are not the step's."""
+        self._launching = True
+        try:
+            run(*args, **kwargs)
+        finally:
+            self._launching = False
+        self.done.append((run, args, kwargs, None))
+
+    def replay(self) -> None:
+        """Everything again, into the tensors that it made."""
+        for run, args, kwargs, out in self.done:
+            again = run(*args, **kwargs)
+            for old, new in zip(tensors(out), tensors(again), strict=True):
+                if storage(old) != storage(new):
+                    old.copy_(new)
+
+    def poison(self) -> None:
+        """A capture computes nothing: what it made may hold anything."""
+        for _, args, kwargs, out in self.done:
+            given = {storage(each) for each in tensors((args, kwargs))}
+            for each in tensors(out):
+                if storage(each) not in given and each.is_floating_point():
+                    each.fill_(torch.nan)
+
+
+def storage(tensor: torch.Tensor) -> int:
+    """Which memory a tensor lies in."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """Those in it, however deep."""
+    return [each for each in tree_leaves(value) if isinstance(each, torch.Tensor)]
+
+
+def refuse_waiting(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises Waits for what waits."""
+    name = func._schema.name.split("::")[1]
+    masks = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
+        each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1]
+    )
+    counted = (
+        name == "repeat_interleave"
+        and kwargs.get("output_size") is None
+        and (isinstance(args[-1], torch.Tensor))
+    )
+    if name in WAITING or masks or counted:
+        raise Waits(f"{name} waits for the device")
+
+
+class Emulator:
+    """Stands in for `engine.graphs.CudaRecorder`."""
+
+    def capture(self, call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+        """See `engine.graphs.Recorder`."""
+        from triton.runtime.interpreter import GridExecutor
+
+        tape, run = Tape(), GridExecutor.__call__
+
+        def waits(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            raise Waits("a tensor is read on the host")
+
+        with (
+            patch.object(GridExecutor, "__call__", lambda *a, **k: tape.launch(run, *a, **k)),
+            patch.object(torch.Tensor, "tolist", waits),
+            tape,
+        ):
+            result = call()
+        tape.poison()
+        return result, tape.replay

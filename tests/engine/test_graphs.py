@@ -1,0 +1,115 @@
+"""Graphs of decode steps, with an emulator that records and replays in host memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from saccade import Engine
+from saccade.engine import graphs
+from saccade.engine.devices import Place
+from saccade.kernels import native
+from saccade.kernels.attend import Keys
+
+from ..methods.every_method import NAMES, small
+from . import graph_emulator
+from .conftest import Checkpoints, Engines
+from .engine_probe import greedy, some_tokens, tokens_of
+from .graph_emulator import Emulator
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:invalid value", "ignore:divide by zero", "ignore:Conversion of an array"
+)
+OPTIONS: dict[str, Any] = {"max_model_len": 256, "page_size": 16, "max_num_seqs": 4}
+
+
+@pytest.fixture
+def emulated(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU path in host memory, with graphs."""
+    monkeypatch.setattr(graphs, "recorder", lambda where: Emulator() if where.gpu else None)
+
+
+def found(engine: Engine, before: int = 0) -> list[list[list[int]]]:
+    """Two requests together, one of which ends first."""
+    prompts = [some_tokens(before + 18, seed=1), some_tokens(3, seed=2)]
+    together = engine.generate(prompts, [greedy(4), greedy(7)])
+    assert all(each.error is None for each in together)
+    return [tokens_of(each) for each in together]
+
+
+QUICK = ("dense", "moba")
+# What still looks at the device in decode, where no GPU kernel serves it: these steps run without.
+HOST_BOUND: set[str] = set()
+MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_replayed_steps_give_the_same_tokens(
+    checkpoint: Checkpoints,
+    make_engine: Engines,
+    emulated: None,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """Those of the processor; steps of one shape are captured once and then replayed."""
+    method = small(name)
+    folder, options = checkpoint(method.family), OPTIONS | {"attention": method.spec}
+    processor = make_engine(folder, device="cpu", **options)
+    expected = found(processor, method.before)
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    engine = make_engine(folder, device="cuda", **options)
+    assert found(engine, method.before) == expected
+    made = engine._runner.graphs
+    assert made is not None
+    if name in HOST_BOUND:
+        assert not made.replays, "take it out of HOST_BOUND"
+    else:
+        assert not made.refusals
+        assert made.replays >= 3
+    for phase, counts in processor.reads.as_dict().items():
+        assert engine.reads.as_dict()[phase] == pytest.approx(counts, rel=1e-6)
+
+
+def test_signatures() -> None:
+    """What tensors hold does not matter; shapes, numbers, and which are the same tensor do."""
+    a, b = torch.zeros(3), torch.ones(3)
+    assert graphs.signature([a, {"n": 2}]) == graphs.signature([b, {"n": 2}])
+    assert graphs.signature([a, {"n": 2}]) != graphs.signature([a, {"n": 3}])
+    assert graphs.signature([a, a]) != graphs.signature([a, b])
+    assert graphs.signature(a) != graphs.signature(a.int())
+    assert graphs.signature(slice(0, 3)) != graphs.signature(slice(0, 4))
+    rows = (torch.zeros(2, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1))
+    assert graphs.signature(Keys(*rows, spans=((7, 8),))) == graphs.signature(Keys(*rows))
+
+
+def test_widths() -> None:
+    """Few, and never a quarter too wide but where tables are small."""
+    found = [graphs.width(pages) for pages in range(1, 5000)]
+    assert all(size >= pages for pages, size in enumerate(found, 1))
+    assert all(size <= pages * 1.25 + 7 for pages, size in enumerate(found, 1))
+    assert found == sorted(found) and len(set(found)) < 50
+
+
+def test_a_step_that_cannot_be_captured_is_computed(
+    checkpoint: Checkpoints,
+    make_engine: Engines,
+    emulated: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It says why, once, and gives its tokens all the same; SACCADE_CUDA_GRAPHS=0 asks for that."""
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    folder = checkpoint("llama")
+    expected = make_engine(folder, device="cuda", **OPTIONS).generate([5, 6], greedy(5))
+    monkeypatch.setattr(graph_emulator, "WAITING", {"embedding", "index_select"})
+    engine = make_engine(folder, device="cuda", **OPTIONS)
+    assert tokens_of(engine.generate([5, 6], greedy(5))[0]) == tokens_of(expected[0])
+    made = engine._runner.graphs
+    assert made is not None and not made.replays
+    assert made.refusals == ["Waits: index_select waits for the device"]
+    assert capsys.readouterr().err.count("without CUDA graphs") == 1
+    monkeypatch.undo()
+    monkeypatch.setenv(graphs.SETTING, "0")
+    assert graphs.recorder(Place(torch.device("cuda"), gpu=True)) is None
