@@ -18,6 +18,7 @@ from .cache import KVCache, bytes_per_page, kept_bytes_per_page, layer_groups
 from .checkpoint.config_json import ModelConfig
 from .checkpoint.loader import Checkpoint
 from .config import EngineConfig
+from .device_sampler import scratch_bytes as sampler_scratch_bytes
 from .devices import Place, move_model, place
 from .errors import CheckpointError
 from .layers.hyper_connection import hyper_scratch_bytes
@@ -159,7 +160,7 @@ def _plan(
             scratch_bytes=scratch_bytes(
                 model, dtype, config.max_num_batched_tokens, config.max_num_seqs
             )
-            + (where.gpu and _gpu_scratch_bytes(config, shapes, length)),
+            + (where.gpu and _gpu_scratch_bytes(config, model, shapes, length)),
             available_bytes=where.available_memory(),
             kv_cache_memory=config.kv_cache_memory,
             max_model_len=length,
@@ -210,10 +211,12 @@ def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int
     return tokens * (row + partial) + logits + own + (32 << 20)
 
 
-def _gpu_scratch_bytes(config: EngineConfig, shapes: list[LayerShape], length: int) -> int:
-    """What the kernels of a GPU take besides, in the layer where they take most."""
+def _gpu_scratch_bytes(
+    config: EngineConfig, model: ModelConfig, shapes: list[LayerShape], length: int
+) -> int:
+    """What a GPU takes besides: its kernels, in the layer where they take most, or its sampler."""
     rows, seqs = config.max_num_batched_tokens, config.max_num_seqs
-    return max(
+    layers = max(
         gpu_scratch_bytes(
             rows,
             seqs,
@@ -225,6 +228,7 @@ def _gpu_scratch_bytes(config: EngineConfig, shapes: list[LayerShape], length: i
         )
         for shape in shapes
     )
+    return max(layers, sampler_scratch_bytes(model.vocab_size, seqs))
 
 
 def _model_id(folder: Path, dtype: torch.dtype) -> str:

@@ -16,8 +16,8 @@ Reals = NDArray[np.float64]
 
 # The nucleus is found in a histogram over depth = (peak - logit) / temperature. Bins of 1/32 nat
 # hold few tokens each, and below 32 nats a token weighs less than 1e-13: one last bin takes those.
-_BINS_PER_NAT = 32
-_BINS = 1024
+BINS_PER_NAT = 32
+BINS = 1024
 
 
 def draw_token(
@@ -63,8 +63,8 @@ def _nucleus(depth: Reals, weights: Reals, top_p: float) -> Ids:
 
     Only the one bin in which the mass is reached is sorted; equal depths go by ascending index.
     """
-    bins = np.minimum(depth * _BINS_PER_NAT, _BINS - 1).astype(np.int64)
-    mass = np.cumsum(np.bincount(bins, weights, minlength=_BINS))
+    bins = np.minimum(depth * BINS_PER_NAT, BINS - 1).astype(np.int64)
+    mass = np.cumsum(np.bincount(bins, weights, minlength=BINS))
     wanted = top_p * mass[-1]
     border = int(np.searchsorted(mass, wanted))
     inside = np.flatnonzero(bins == border)

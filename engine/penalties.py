@@ -65,9 +65,23 @@ class Penalties:
             self._damp(row, self._prompt)
             self._damp(row, self._fresh.ids)
         if self._params.has_output_penalties:
-            ids, counts = self._output.ids, self._output.counts
-            amount = self._params.frequency_penalty * counts + self._params.presence_penalty
-            row[ids] -= amount
+            row[self._output.ids] -= self._amounts()
+
+    @property
+    def repeated(self) -> Ids:
+        """Distinct tokens that the repetition penalty damps, int64 [D]."""
+        return np.concatenate([self._prompt, self._fresh.ids])
+
+    @property
+    def output(self) -> tuple[Ids, Row]:
+        """Distinct output tokens, int64 [D], and what is taken from their logits, float32 [D]."""
+        if not self._params.has_output_penalties:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        return self._output.ids, self._amounts()
+
+    def _amounts(self) -> Row:
+        counts = self._output.counts
+        return self._params.frequency_penalty * counts + self._params.presence_penalty
 
     def _in_prompt(self, token: int) -> bool:
         at = int(np.searchsorted(self._prompt, token))

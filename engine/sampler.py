@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..kernels import gpu
+from .device_sampler import draw
 from .errors import SaccadeError
 from .filters import draw_token
 from .grammar_state import GrammarState
@@ -17,6 +19,8 @@ from .params import SamplingParams
 from .penalties import Row
 from .randomness import draw_seed, uniform
 from .sampler_state import SamplerState
+
+_MASKED = "no token can be sampled: all of them are masked out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Sampler:
 
         The caller tells each state with `advance(token)` when the token is accepted. Non-finite
         logits (their maximum NaN or infinite) give that row an error and leave the others alone.
+        On a GPU all rows are sampled there, but for those with a structure or log-probabilities.
         """
         if logits.dtype != torch.float32 or logits.ndim != 2 or len(logits) != len(rows):
             found = f"{logits.dtype} {list(logits.shape)}"
@@ -62,23 +67,45 @@ class Sampler:
         # argmax takes the first of equal maxima, and a NaN as the greatest: one pass serves greedy
         # rows and finds every unusable row.
         best = logits.argmax(dim=-1, keepdim=True)
-        finite = logits.gather(1, best).isfinite().flatten().tolist()
-        tokens: list[int] = best.flatten().tolist()
+        finite = logits.gather(1, best).isfinite().flatten()
+        tokens, usable = best.flatten(), torch.ones_like(finite)
+        drawn: list[int] = []
+        if logits.device.type != "cpu" or gpu.interpreted():
+            drawn = [i for i, row in enumerate(rows) if row.fits_device and not row.is_plain]
+        if drawn:
+            at = torch.tensor(drawn, device="cpu").to(logits.device, non_blocking=True)
+            tokens[at], usable[at] = draw(logits[at], [rows[i] for i in drawn])
+        # One wait for the device.
+        answers = torch.stack([tokens, finite.long(), usable.long()]).tolist()
+        on_device = set(drawn)
         return [
-            self._row(logits[i], state, token) if usable else _failed(NOT_FINITE)
-            for i, (state, token, usable) in enumerate(zip(rows, tokens, finite, strict=True))
+            self._row(logits[i], state, token, bool(finite), bool(usable), i in on_device)
+            for i, (state, token, finite, usable) in enumerate(zip(rows, *answers, strict=True))
         ]
 
-    def _row(self, logits: torch.Tensor, state: SamplerState, best: int) -> Sampled:
+    def _row(
+        self,
+        logits: torch.Tensor,
+        state: SamplerState,
+        token: int,
+        finite: bool,
+        usable: bool,
+        drawn: bool,
+    ) -> Sampled:
+        """token: the most likely one or, if drawn, the answer, if any is usable."""
+        if not finite:
+            return _failed(NOT_FINITE)
+        if drawn:
+            return Sampled(token) if usable else _failed(_MASKED)
         if state.is_plain:
-            return Sampled(best)
+            return Sampled(token)
         raw: Row = np.ascontiguousarray(logits.detach().cpu().numpy())
         try:
             row = state.adjusted(raw)
         except SaccadeError as error:
             return Sampled(-1, error=error)
         if not np.isfinite(row.max()):
-            return _failed("no token can be sampled: all of them are masked out")
+            return _failed(_MASKED)
         token = _choose(row, state)
         count = state.params.logprobs
         return Sampled(token, None if count is None else token_logprobs(raw, token, count))

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .grammar_state import GrammarState
 from .params import SamplingParams
 from .penalties import Ids, Penalties, Row
+
+_NONE: tuple[Ids, Row] = (np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """How a row's logits change, step by step: tokens int64 [n], each once, and amounts float32."""
+
+    bias: tuple[Ids, Row]  # is added
+    repeated: tuple[Ids, Row]  # positive logits are divided by it, negative ones multiplied
+    output: tuple[Ids, Row]  # is taken away
+    banned: tuple[Ids, Row]  # cannot be sampled
 
 
 class SamplerState:
@@ -88,6 +101,25 @@ class SamplerState:
         elif self._must_go_on:
             row[self._ends[self._ends < len(row)]] = -np.inf
         return row
+
+    @property
+    def fits_device(self) -> bool:
+        """True when the token can be chosen where the logits are: no mask of the whole vocabulary
+        has to go there, and no log-probabilities have to come back.
+        """
+        return self._grammar is None and self.params.logprobs is None
+
+    def edits(self, width: int) -> Edits:
+        """What `adjusted` does to logits [width], without a structure."""
+        repeated, output, banned = _NONE, _NONE, _NONE
+        if self._penalties is not None:
+            ids = self._penalties.repeated
+            repeated = ids, np.full(len(ids), self.params.repetition_penalty, np.float32)
+            output = self._penalties.output
+        if self._must_go_on:
+            ids = self._ends[self._ends < width]
+            banned = ids, np.zeros(len(ids), np.float32)
+        return Edits((self._bias_ids, self._bias), repeated, output, banned)
 
     def _mask_by_grammar(self, row: Row, grammar: GrammarState) -> None:
         """Leaves what the structure allows; where that is an end alone, it is no use to forbid it.
