@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from ..kernels import gpu
-from ..kernels.attend import BlockLists, attend
+from ..kernels.attend import ATTEND, BlockLists, attend
 from .gpu_rows import NOT_MEASURED, PAGE, Pages, Row, pages
 
 HEADS, DIM = (32, 8), 128  # Llama-3-8B
@@ -54,7 +54,9 @@ def timed(
     except Exception as error:  # noqa: BLE001 - a peer may refuse in any way
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.120}"
         return Row(section, case, NOT_MEASURED, reason)
-    rate = f"{flops / took / 1e9:.0f} TFLOP/s" if flops else f"{read / took / 1e6:.0f} GB/s"
+    rate = ""
+    if flops or read:
+        rate = f"{flops / took / 1e9:.0f} TFLOP/s" if flops else f"{read / took / 1e6:.0f} GB/s"
     return Row(section, case, f"{took:.4f} ms", rate, took)
 
 
@@ -67,6 +69,14 @@ def ceilings(dry: bool) -> Iterator[Row]:
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     yield timed("ceilings", "copy", lambda: target.copy_(source), dry, read=2 * size)
+    small = source[: 1 << 12 if dry else 16 << 20]  # stays in the L2 cache
+    yield timed(
+        "ceilings",
+        "copy in L2",
+        lambda: target[: len(small)].copy_(small),
+        dry,
+        read=2 * len(small),
+    )
 
 
 def prefill_times(length: int, dry: bool) -> Iterator[Row]:
@@ -76,7 +86,7 @@ def prefill_times(length: int, dry: bool) -> Iterator[Row]:
     problem = pages([length], [length], heads, dim, dtype, device)
     pairs = length * (length + 1) / 2
     flops = 4 * dim * heads[0] * pairs
-    yield timed(section, "saccade dense", lambda: _ours(problem), dry, flops=flops)
+    yield from dense_ways(section, problem, dry, flops)
     window, sinks = (16, 2) if dry else (2048, 64)
     narrow = replace(problem, keys=replace(problem.keys, window=window, sinks=sinks))
     seen = min(window + sinks, length) * length
@@ -88,10 +98,26 @@ def prefill_times(length: int, dry: bool) -> Iterator[Row]:
         work = 4 * dim * heads[0] * min(block * count, length) * length
         name = f"saccade lists {block} x {count}"
         yield timed(section, name, lambda p=listed: _ours(p), dry, flops=work)
-    if dry:
-        yield Row(section, "torch", NOT_MEASURED, "dry run")
-        return
-    yield from _peers(section, length, flops)
+
+
+def dense_ways(section: str, problem: Pages, dry: bool, flops: float) -> Iterator[Row]:
+    """Dense attention by whoever serves it here, `attend`'s own choice first."""
+    yield timed(section, "saccade dense", lambda: _ours(problem), dry, flops=flops)
+    scale, dtype = problem.q.shape[2] ** -0.5, problem.q.dtype
+    for each in ATTEND.implementations:
+        if each.name in ("cpu", "gather", "cuda"):
+            continue
+        call = (problem.layout, problem.q, problem.k, problem.v, problem.keys, scale, None, None)
+        if reason := each.supports(*call, dtype):
+            yield Row(section, f"dense by {each.name}", NOT_MEASURED, reason)
+            continue
+        yield timed(
+            section,
+            f"dense by {each.name}",
+            lambda run=each.run, call=call: run(*call, dtype),
+            dry,
+            flops=flops,
+        )
 
 
 def _listed(problem: Pages, block: int, count: int) -> Pages:
@@ -109,42 +135,6 @@ def _listed(problem: Pages, block: int, count: int) -> Pages:
     return replace(problem, keys=replace(problem.keys, blocks=BlockLists(ids, None, block)))
 
 
-def _peers(section: str, length: int, flops: float) -> Iterator[Row]:
-    """torch's attention over contiguous K and V, which it needs."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    shape, device = (1, length, DIM), gpu.device()
-    q = torch.randn((shape[0], HEADS[0], *shape[1:]), device=device).to(torch.bfloat16)
-    k, v = (
-        torch.randn((shape[0], HEADS[1], *shape[1:]), device=device).to(torch.bfloat16)
-        for _ in range(2)
-    )
-    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
-
-        def product(chosen: SDPBackend = backend) -> torch.Tensor:
-            with sdpa_kernel(chosen):
-                return torch.nn.functional.scaled_dot_product_attention(
-                    q, k, v, is_causal=True, enable_gqa=True
-                )
-
-        yield timed(section, f"torch SDPA {backend.name}", product, False, flops=flops)
-
-    def flex() -> Callable[[], object]:
-        mask = create_block_mask(
-            lambda b, h, i, j: i >= j, None, None, length, length, device, _compile=True
-        )
-        compiled = torch.compile(flex_attention)
-        return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True)
-
-    try:
-        run = flex()
-    except Exception as error:  # noqa: BLE001 - compilers fail in many ways
-        yield Row(section, "torch FlexAttention", NOT_MEASURED, type(error).__name__)
-        return
-    yield timed(section, "torch FlexAttention", run, False, flops=flops)
-
-
 def decode_times(length: int, batch: int, dry: bool) -> Iterator[Row]:
     """One layer's decode step over full pages, by a captured graph where that works."""
     heads, dim = ((2, 1), 32) if dry else (HEADS, DIM)
@@ -154,15 +144,15 @@ def decode_times(length: int, batch: int, dry: bool) -> Iterator[Row]:
         yield Row(section, "saccade dense", NOT_MEASURED, f"{size >> 30} GiB of K and V do not fit")
         return
     problem = pages([length] * batch, [1] * batch, heads, dim, torch.bfloat16, device)
-    call = _captured(lambda: _ours(problem), dry)
+    call = captured(lambda: _ours(problem), dry)
     yield timed(section, "saccade dense", call, dry, read=size, cold=True)
     listed = _listed(problem, PAGE, 2 if dry else 64)
-    call = _captured(lambda: _ours(listed), dry)
+    call = captured(lambda: _ours(listed), dry)
     read = batch * min(64 * PAGE, length) * heads[1] * dim * 4
     yield timed(section, "saccade lists 64 x 64", call, dry, read=read, cold=True)
 
 
-def _captured(call: Callable[[], object], dry: bool) -> Callable[[], object]:
+def captured(call: Callable[[], object], dry: bool) -> Callable[[], object]:
     """The call as a CUDA graph: launches would outlast short kernels."""
     if dry:
         return call

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from saccade.benchmarks import gpu_check
+from saccade.benchmarks.gpu_methods import TINY
 from saccade.benchmarks.gpu_rows import NOT_MEASURED, Row
+from saccade.benchmarks.gpu_sanitizer import judged
 
 
 def test_no_gpu(capsys):
@@ -25,13 +27,22 @@ def test_dry_run(interpreted, tmp_path, capsys):
     """Every section runs, every figure of time says that it is none."""
     assert gpu_check.main(["--interpret", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "gpu_check.json").read_text())["rows"]
+    assert all(row["milliseconds"] is None and not row["failed"] for row in rows)
     sections = {row["section"] for row in rows}
-    assert {"ceilings", "correctness", "engine", "prefill 24", "decode 24 b=1"} <= sections
-    assert all(row["milliseconds"] is None for row in rows)
-    checked = [row for row in rows if row["result"].startswith("error")]
-    assert {row["case"].split()[0] for row in checked} >= {"triton"}
+    assert sections == {
+        *("ceilings", "correctness", "ops", "engine", "prefill 24", "decode 24 b=1"),
+        *("decode 24 b=2", "sanitizer"),
+    }
+    checked = {row["case"] for row in rows if row["result"].startswith("error")}
+    for name in ("lists of 2", "norm", "select_blocks", "compressed", "write_pages", "correct"):
+        assert f"triton {name} float16" in checked
     assert any(row["result"] == "2 tokens equal" for row in rows)
+    ran = {row["case"] for row in rows if row["note"] == "dry run"}
+    assert {"saccade dense", "dense by triton", *TINY, "torch SDPA FLASH_ATTENTION"} <= ran
+    missing = {row["case"]: row["note"] for row in rows if row["result"] == NOT_MEASURED}
+    assert missing["dense by cudnn"] == "tensor on cpu"
     assert "no figure in it is a measurement" in (tmp_path / "gpu_check.md").read_text()
+    assert not (tmp_path / "gpu_check.svg").exists()  # nothing was timed
 
 
 def test_a_failing_section_is_a_row():
@@ -41,6 +52,32 @@ def test_a_failing_section_is_a_row():
         yield Row("x", "first", "fine")
         raise RuntimeError("out of memory\nmore")
 
-    found = gpu_check.guarded("x", fails)
+    found = list(gpu_check.guarded("x", fails, 60))
     assert [row.failed for row in found] == [False, True]
     assert found[1].result == NOT_MEASURED and found[1].note == "RuntimeError: out of memory"
+
+
+def test_a_section_has_its_time():
+    """What does not fit is said not to be measured."""
+    found = list(gpu_check.guarded("x", lambda: iter([Row("x", "first", "fine")]), -1))
+    assert [row.result for row in found] == [NOT_MEASURED] and "were over" in found[0].note
+    assert 300 < sum(each.seconds for each in gpu_check.sections(False, True)) < 900
+
+
+def test_what_the_sanitizer_says():
+    text = "========= Invalid __global__ read of size 4\n========= ERROR SUMMARY: 2 errors\n"
+    row = judged("memcheck", text)
+    assert row.failed and row.result == "2 found" and "Invalid" in row.note
+    assert not judged("racecheck", "========= RACECHECK SUMMARY: 0 hazards displayed").failed
+    refused = judged("memcheck", "Device not supported\n")
+    assert refused.result == NOT_MEASURED and refused.note == "Device not supported"
+
+
+def test_plots_and_goals(tmp_path):
+    """A panel for each section; a goal that was missed is said to be."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    row = Row("prefill 8", "moba", "12.0000 ms", "", 12.0)
+    rows = [row.beside(10.0), row.beside(25.0), Row("decode 8", "dense", "1 ms", "", 1.0)]
+    assert [each.note for each in rows[:2]] == ["goal 10 ms missed", "goal 25 ms met"]
+    gpu_check._plot(tmp_path / "plot.svg", rows)
+    assert (tmp_path / "plot.svg").stat().st_size > 1000

@@ -1,0 +1,113 @@
+"""Timings on the GPU of one layer of the engine's methods, as the engine calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..engine.attention.base import Aux, LayerCache, LayerShape, Step
+from ..engine.attention.parse import parse_method
+from ..engine.branches import BranchShape
+from ..engine.devices import Place, Staging
+from ..kernels import gpu
+from .gpu_rows import NOT_MEASURED, Pages, Row, pages
+from .gpu_times import DIM, HEADS, captured, timed
+
+# Spec, and the specification's goal for 128K tokens of prefill, in ms.
+PREFILL = {
+    "moba(512, 8)": 25.0,
+    "moba(128, 8)": 12.0,
+    "nsa(32, 16, topk=16, block=64, window=512, kv=shared, phi=mean)": 60.0,
+    "delta(window=2048, sinks=64, gamma=64)": 16.0,
+}
+DECODE = ("moba(512, 8)", "nsa(32, 16, topk=16, block=64, window=512, kv=shared, phi=mean)")
+TINY = ("moba(16, 2)", "nsa(8, 4, topk=4, block=16, window=9, kv=shared, phi=mean)")
+GOAL_TOKENS = 131072
+
+
+def method_prefill(length: int, tiny: bool) -> Iterator[Row]:
+    """A whole prompt, by every method; what its pages must hold is made before."""
+    for spec in TINY if tiny else PREFILL:
+        goal = PREFILL.get(spec, 0.0) if length == GOAL_TOKENS else 0.0
+        yield from _row(f"prefill {length}", spec, [length], [length], tiny, goal, False)
+
+
+def method_decode(length: int, batch: int, tiny: bool) -> Iterator[Row]:
+    """One token of `batch` sequences."""
+    for spec in TINY if tiny else DECODE:
+        goal = 0.02 if batch == 1 else 0.0
+        lengths = [length] * batch
+        yield from _row(f"decode {length} b={batch}", spec, lengths, [1] * batch, tiny, goal, True)
+
+
+def _row(
+    section: str, spec: str, lengths: list[int], rows: list[int], tiny: bool, goal: float, one: bool
+) -> Iterator[Row]:
+    heads, dim = ((2, 1), 32) if tiny else (HEADS, DIM)
+    try:
+        layer = _Layer(spec, pages(lengths, rows, heads, dim, torch.bfloat16, gpu.device()))
+        call = captured(layer, tiny) if one else layer
+    except Exception as error:  # noqa: BLE001 - e.g. a capture that fails, or memory
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.120}"
+        yield Row(section, spec, NOT_MEASURED, reason, failed=True)
+        return
+    row = timed(section, spec, call, tiny, cold=one)
+    yield row.beside(goal) if goal else row
+
+
+class _Layer:
+    """A call is one layer's attention by one method."""
+
+    def __init__(self, spec: str, held: Pages) -> None:
+        self._method = parse_method(spec)
+        heads, kv_heads, dim = held.q.shape[1], held.k.shape[1], held.q.shape[2]
+        self._shape = LayerShape(heads, kv_heads, dim, dim, dim**-0.5, branches=BranchShape())
+        size = held.layout.page_size
+        fields = {
+            name: torch.zeros(
+                (held.k.shape[0], *each.shape),
+                dtype=each.dtype or held.k.dtype,
+                device=held.k.device,
+            )
+            for name, each in self._method.fields(self._shape, size).items()
+        }
+        self._cache = LayerCache(0, held.layout, held.k, held.v, fields)
+        self._q = held.q
+        rows = held.q.shape[0]
+        gates = torch.rand((rows, heads, 3), device=held.q.device)
+        self._aux = Aux(rows={"gates": gates})
+        whole = _step(held, whole=True)
+        summed = self._sent(whole)
+        self._method.summarize(self._cache, *summed, self._aux)
+        self._step, self._plan = self._sent(_step(held, whole=False))
+
+    def _sent(self, step: Step) -> tuple[Step, Any]:
+        """A step and its plan, made on the host, on the device."""
+        device = gpu.device()
+        plan = self._method.plan(self._shape, step)
+        staging = Staging(Place(device, gpu=True), torch.nn.Module())
+        (step, plan), _, _ = staging.send((step, plan))
+        return step, plan
+
+    def __call__(self) -> torch.Tensor:
+        """[T, H, d]"""
+        return self._method.attend(
+            self._shape, self._cache, self._step, self._plan, self._q, self._aux
+        )
+
+
+def _step(held: Pages, whole: bool) -> Step:
+    """The rows that ask, or all tokens, as the engine's step has them on the host."""
+    spans = tuple((0, stop) for _, stop in held.spans) if whole else held.spans
+    counts = torch.tensor([stop - start for start, stop in spans])
+    cu = torch.zeros(len(spans) + 1, dtype=torch.int32)
+    cu[1:] = counts.cumsum(0)
+    positions = torch.cat([torch.arange(*span) for span in spans])
+    table, size = held.keys.page_table.cpu(), held.layout.page_size
+    sequence = torch.repeat_interleave(torch.arange(len(spans)), counts)
+    slots = table[sequence, positions // size].long() * size + positions % size
+    prompts = torch.tensor([stop for _, stop in spans])
+    rows = slice(0, len(positions))
+    return Step(cu, positions, slots, table, prompts, rows, size, spans=spans)

@@ -1,0 +1,146 @@
+"""Checks of the GPU path: every op but `attend`, in every dtype and by every implementation that
+serves it there, against its reference in fp64 on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ..engine.devices import moved
+from ..kernels import gpu
+from ..kernels.activation import SIGMOID_MUL, SILU_MUL, SWIGLU
+from ..kernels.compressed import COMPRESSED, ListRule, Spans
+from ..kernels.correct import CORRECT
+from ..kernels.gate import GATED_SUM
+from ..kernels.merge import MERGE
+from ..kernels.norm import RMS_NORM
+from ..kernels.ops import Op
+from ..kernels.rope import APPLY_ROPE
+from ..kernels.select import SELECT_BLOCKS, Candidates
+from ..kernels.store import WRITE_PAGES
+from ..kernels.summarize import BLOCK_MEANS, WINDOW_MEANS, completed_blocks, slots_per_page
+from ..kernels.summarize import reference as means_reference
+from ..kernels.testing import error
+from .gpu_rows import NOT_MEASURED, Pages, Row, dtypes, pages
+
+# Of the rows of lists: scores that are nearly equal may be ranked either way.
+LISTS_BOUND = 0.01
+BLOCK = 32
+Case = tuple[str, Op, tuple[Any, ...]]
+
+
+def op_rows(tiny: bool) -> Iterator[Row]:
+    """A row for every op, implementation and dtype."""
+    for dtype, bound in dtypes().items():
+        for name, op, args in (*_rowwise(tiny, dtype), *_paged(tiny, dtype)):
+            yield from _checked(f"{name} {str(dtype)[6:]}", op, args, bound)
+
+
+def _checked(case: str, op: Op, args: tuple[Any, ...], bound: float) -> Iterator[Row]:
+    """The op's implementations for GPUs, one after the other, each with tensors of its own."""
+    exact = _as(args, lambda each: each.double() if each.is_floating_point() else each.clone())
+    truth = _results(op.reference, exact)
+    device = gpu.device()
+    for each in op.implementations:
+        if each.name == "cpu":
+            continue
+        mine = _as(args, lambda tensor: tensor.to(device, copy=True))
+        name = f"{each.name} {case}"
+        if reason := each.supports(*mine):
+            yield Row("ops", name, NOT_MEASURED, reason)
+            continue
+        found = _results(each.run, mine)
+        wrong = max((_error(a.cpu(), b) for a, b in zip(found, truth, strict=True)), default=0.0)
+        yield Row("ops", name, f"error {wrong:.1e} of {bound:.0e}", failed=not wrong <= bound)
+
+
+def _as(args: tuple[Any, ...], move: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Any, ...]:
+    return tuple(moved(args, move, {}))
+
+
+def _results(run: Callable[..., Any], args: tuple[Any, ...]) -> list[torch.Tensor]:
+    """What it returns, and its arguments, which it may have changed."""
+    answer = run(*args)
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    changed = [each for each in args if isinstance(each, torch.Tensor)]
+    return [each for each in answers if each is not None] + changed
+
+
+def _error(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """Of the largest number; of lists, the share of rows that differ, in bounds of numbers."""
+    if not found.is_floating_point():
+        differ = (found != truth).reshape(found.shape[0], -1).any(1) if found.numel() else found
+        share = float(differ.double().mean()) if differ.numel() else 0.0
+        return 0.0 if share <= LISTS_BOUND else float("inf")
+    missing = found.isnan() != truth.isnan()
+    if bool(missing.any()):
+        return float("inf")
+    known = truth.nan_to_num()
+    return error(found.nan_to_num(), known) / max(float(known.abs().max()), 1e-30)
+
+
+def _rowwise(tiny: bool, dtype: torch.dtype) -> list[Case]:
+    """Ops that take row by row."""
+    rows, heads, dim, width = (3, 2, 16, 40) if tiny else (257, 8, 128, 4096)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape).to(dtype)
+
+    angles, lse = torch.randn(rows, dim // 2), torch.randn(2, rows, heads)
+    out, table = torch.randn(rows, heads, dim), torch.randn(rows, heads, dim)
+    source = torch.randint(0, rows + 1, (rows,))
+    halves = tuple(normal(3, rows, heads, dim))
+    return [
+        ("norm", RMS_NORM, (normal(rows, width), normal(width), 1e-5, normal(rows, width), 0.0)),
+        (
+            "rope",
+            APPLY_ROPE,
+            (normal(rows, heads, dim), normal(rows, 1, dim), angles.cos(), angles.sin()),
+        ),
+        ("silu_mul", SILU_MUL, (normal(rows, width),)),
+        ("swiglu", SWIGLU, (normal(rows, width), 1.7, 7.0)),
+        ("sigmoid_mul", SIGMOID_MUL, (normal(rows, width), normal(rows, width // 8))),
+        ("merge", MERGE, (normal(rows, heads, dim), lse[0], normal(rows, heads, dim), lse[1])),
+        ("gated_sum", GATED_SUM, (halves, torch.rand(rows, heads, 3))),
+        ("correct", CORRECT, (out, lse[0], table, lse[1], source, dtype)),
+    ]
+
+
+def _paged(tiny: bool, dtype: torch.dtype) -> list[Case]:
+    """Ops that read or write pages."""
+    lengths, rows = ([70, 33], [3, 1]) if tiny else ([2048, 700, 1], [256, 1, 1])
+    heads = (2, 1) if tiny else (16, 4)
+    held = pages(lengths, rows, heads, 64, dtype, torch.device("cpu"))
+    keys, page = held.keys, held.layout.page_size
+    cu = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    every = torch.cat([torch.arange(length) for length in lengths])
+    done = completed_blocks(cu, every, keys.page_table, BLOCK, page)
+    windows = completed_blocks(cu, every, keys.page_table, BLOCK, page, BLOCK // 2)
+    means = _field(held, slots_per_page(BLOCK, page), 64)
+    both = _field(held, slots_per_page(BLOCK // 2, page, least=1), 128)
+    known, entries = means.clone(), both.clone()
+    means_reference.block_means(held.layout, held.k, known, done)
+    means_reference.window_means(held.layout, held.k, held.v, entries, windows)
+    candidates = Candidates(keys.cu_rows, keys.positions, keys.page_table, BLOCK, page)
+    spans, rule = Spans(BLOCK, BLOCK // 2), ListRule(4, 1, 1)
+    new = torch.randn(2, 5, heads[1], 64).to(dtype)
+    slots = torch.tensor([0, 1, 2 * page - 1, -1, page])
+    return [
+        ("block_means", BLOCK_MEANS, (held.layout, held.k, means, done)),
+        ("window_means", WINDOW_MEANS, (held.layout, held.k, held.v, both, windows)),
+        ("select_blocks", SELECT_BLOCKS, (held.q, known, candidates, 3)),
+        (
+            "compressed",
+            COMPRESSED,
+            (held.q, entries, candidates, rule, 64**-0.5, 64, spans, 64),
+        ),
+        ("write_pages", WRITE_PAGES, (held.layout, held.k, held.v, *new, slots, True)),
+    ]
+
+
+def _field(held: Pages, slots: int, width: int) -> torch.Tensor:
+    """A page field of zeros."""
+    return torch.zeros((held.k.shape[0], slots, held.k.shape[1], width), dtype=held.k.dtype)
