@@ -24,7 +24,10 @@ BYTE_VALUES = 256
 
 @dataclass(frozen=True)
 class LlamaSize:
-    """The shape; the default is the 135M-parameter one on which the goals are stated."""
+    """The shape; the default is the 135M-parameter one on which the goals are stated.
+
+    moba: tokens of a block and blocks of a row, where prompts are read by MoBA.
+    """
 
     layers: int = 30
     hidden: int = 576
@@ -33,6 +36,7 @@ class LlamaSize:
     kv_heads: int = 3
     vocab: int = 49152
     max_position: int = 65536
+    moba: tuple[int, int] | None = None
 
     @classmethod
     def tiny(cls) -> LlamaSize:
@@ -41,7 +45,8 @@ class LlamaSize:
 
     def config(self) -> dict[str, object]:
         """config.json."""
-        return {
+        moba = dict(zip(("moba_chunk_size", "moba_topk"), self.moba or (), strict=False))
+        return moba | {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_act": "silu",

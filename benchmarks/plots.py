@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def figure(widths: Sequence[float], height: float, title: str) -> tuple[Any, Seq
     made = Figure(figsize=(sum(widths), height), layout="constrained")
     FigureCanvasAgg(made)
     made.suptitle(title, fontsize=10)
-    axes = made.subplots(1, len(widths), width_ratios=widths)
+    axes = made.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     return made, axes
@@ -135,43 +136,64 @@ def _rate(rows: Sequence[EngineRow], name: str, context: int, field: str) -> flo
     return None if value is None else float(value.value)
 
 
-def serve(
-    runs: Sequence[Mapping[str, Any]], title: str, path: Path, labels: Sequence[str] = ()
-) -> None:
+@dataclass(frozen=True)
+class Panel:
+    """A part of a figure: its width in inches, and what draws it."""
+
+    width: float
+    draw: Callable[[Any], None]
+
+
+def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
+    """Panels side by side."""
+    made, axes = figure([panel.width for panel in panels], 4.4, title)
+    for panel, each in zip(panels, axes, strict=True):
+        panel.draw(each)
+    save(made, path)
+
+
+def _bars(
+    names: Sequence[str], series: Mapping[str, Sequence[float | None]], title: str, unit: str
+) -> Panel:
+    def draw(axes: Any) -> None:
+        colours = (OURS, PEER, CEILING)[: len(series)]
+        paired_bars(axes, names, series, colours)
+        axes.set_title(title, fontsize=9)
+        axes.set_ylabel(unit)
+        if len(series) > 1:
+            axes.legend(fontsize=7)
+
+    return Panel(1.4 + 0.35 * len(series) * len(names), draw)
+
+
+def serve(runs: Sequence[Mapping[str, Any]], labels: Sequence[str] = ()) -> list[Panel]:
     """Time to first token and between tokens of every run, and its throughput."""
-    made, (first, between, rate) = figure((4.6, 4.6, 4.0), 4.2, title)
-    names = list(labels) or [
-        f"{run['request_rate']:g}/s" if run["request_rate"] else str(run["max_concurrency"])
+    names = [label.replace(" prompt", "\nprompt") for label in labels] or [
+        f"{run['request_rate']:g}/s" if run["request_rate"] else f"{run['max_concurrency']} at once"
         for run in runs
     ]
-    for axes, name, text in ((first, "ttft", "first token"), (between, "itl", "between tokens")):
+    panels = []
+    for name, text in (("ttft", "first token"), ("itl", "between tokens")):
         series = {
             f"p{share}": [run.get(f"p{share}_{name}_ms") for run in runs] for share in (50, 90, 99)
         }
-        paired_bars(axes, names, series, (OURS, PEER, CEILING))
-        axes.set_title(text, fontsize=9)
-        axes.set_ylabel("ms")
-        axes.legend(fontsize=7)
-    paired_bars(rate, names, {"output": [run["output_throughput"] for run in runs]}, (OURS,))
-    rate.set_title("throughput", fontsize=9)
-    rate.set_ylabel("output tokens/s")
-    save(made, path)
+        title = f"{text} of short requests" if labels else text
+        panels.append(_bars(names, series, title, "ms"))
+    rates = {"output": [run["output_throughput"] for run in runs]}
+    return [*panels, _bars(names, rates, "throughput", "output tokens/s")]
 
 
-def serve_overhead(rounds: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+def serve_overhead(rounds: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """The engine's step beside the time between tokens that clients see."""
-    made, (axes, beside) = figure((5.0, 3.0), 4.2, title)
-    series = {
-        name: [1e3 * each[key] for each in rounds]
-        for name, key in (("engine step", "step_s"), ("between tokens", "served_itl_s"))
+    names = [f"round {number + 1}" for number in range(len(rounds))]
+    keys = {"bare step": "bare_step_s", "step": "step_s", "between tokens": "served_itl_s"}
+    times = {
+        name: [None if each[key] is None else 1e3 * each[key] for each in rounds]
+        for name, key in keys.items()
     }
-    paired_bars(axes, [f"round {n + 1}" for n in range(len(rounds))], series, (OURS, PEER))
-    axes.set_ylabel("ms")
-    names = [f"round {n + 1}" for n in range(len(rounds))]
-    paired_bars(beside, names, {"overhead": [100 * r["overhead"] for r in rounds]}, (OURS,))
-    beside.set_ylabel("overhead (% of a step)")
-    axes.legend(fontsize=7)
-    save(made, path)
+    shares = {"overhead": [100 * each["overhead"] for each in rounds]}
+    beside = _bars(names, shares, "overhead", "% of a step")
+    return [_bars(names, times, "eight streams", "ms"), beside]
 
 
 def _against_peer(axes: Any, rows: Sequence[Row], field: str, title: str, unit: str) -> None:

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from ..engine.errors import RequestError
-from . import machine, options, report, serve_modes, serve_overhead
-from .http_client import Target, ask
+from . import machine, options, plots, report, serve_modes, serve_overhead
+from .goals import Goal
 from .options import check_outputs, positive, progress
-from .serve_load import Load, Shape
+from .report import Table
+from .serve_modes import Found
 from .serve_server import Server
+from .serve_target import KEYS, RANDOM, load_of, model_of, target_of
 
-_KEYS = ("SACCADE_API_KEY", "OPENAI_API_KEY")
+ALL = "all"
+HEALTH_S = 5.0
 MODES = {
     "load": "so many at once (--concurrency), or arrivals at random (--rate)",
     "long": "time to first token of short requests while one long prompt is read",
     "overhead": "time between tokens for clients, beside the engine's own step time",
+    ALL: "one after the other, each with a server of its own",
 }
-RUN = {"load": serve_modes.load, "long": serve_modes.long, "overhead": serve_overhead.overhead}
+RUN = {
+    "load": serve_modes.load,
+    "overhead": serve_overhead.overhead,
+    "long": serve_modes.long,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,14 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     check_outputs(args)
     here = machine.describe()
-    with target_of(args) as target:
-        load = asyncio.run(load_of(args, target))
-        progress(f"{target.host}:{target.port}, model {load.model}")
-        found = RUN[args.mode](args, load)
+    names = list(RUN) if args.mode == ALL else [args.mode]
+    found = {name: measure(args, name) for name in names}
+    tables = [table for each in found.values() for table in each.tables]
     title = f"saccade bench serve --mode {args.mode}" + " --quick (not for a record)" * args.quick
     head = report.head(title, machine.today(), here, machine.versions())
-    head.append(f"{load.model}: {load.shape.line()}")
-    report.show(head, found.tables)
+    report.show(head, tables)
     document: dict[str, Any] = {
         "benchmark": "serve",
         "mode": args.mode,
@@ -46,13 +50,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         "quick": args.quick,
         "machine": here,
         "versions": machine.versions(),
-        "model_id": load.model,
-        "shape": load.shape,
-        **found.document,
     }
-    plain = report.plain(head, found.tables)
-    options.write_outputs(args, "serve", document, plain, found.plot)
+    whole = args.mode == ALL
+    parts = {name: each.document for name, each in found.items()}
+    document |= {"modes": parts} if whole else parts[args.mode]
+    options.write_outputs(args, "serve", document, report.plain(head, tables), plot(found))
     return 0
+
+
+def measure(args: argparse.Namespace, mode: str) -> Found:
+    """One mode, against its server."""
+    with target_of(args, mode) as (target, server):
+        load = asyncio.run(load_of(args, target))
+        progress(f"{target.host}:{target.port}, model {load.model}, --mode {mode}")
+        found = RUN[mode](args, load, None if args.url else model_of(args, mode))
+    about: dict[str, Any] = {"model_id": load.model, "shape": load.shape}
+    first = Table(f"--mode {mode}", ("model", "requests"), [[load.model, load.shape.line()]])
+    tables = [first, *found.tables]
+    if server is not None:
+        goal, table = started(server)
+        about |= {"started_s": server.started_s, "ready_s": server.ready_s, "start_goal": goal}
+        tables.insert(1, table)
+    return replace(found, tables=tables, document={**about, **found.document})
+
+
+def started(server: Server) -> tuple[Goal, Table]:
+    """How long it took to start."""
+    goal = Goal("/health is 200", HEALTH_S, server.ready_s, " s", at_least=False)
+    times = [f"{seconds:.2f} s" for seconds in (server.started_s, server.ready_s)]
+    name, target, value, verdict = goal.cells()
+    note = f"{name}: {value}, goal {target}: {verdict}"
+    columns = ("/health answered after", "with 200 after")
+    return goal, Table("Start of the server", columns, [times], [note])
+
+
+def plot(found: dict[str, Found]) -> Any:
+    """Draws the panels of all modes."""
+    panels = [panel for each in found.values() for panel in each.panels]
+    title = ", ".join(f"{name}: {each.document['model_id']}" for name, each in found.items())
+
+    def draw(path: Path) -> None:
+        plots.draw(panels, f"saccade bench serve ({title})", path)
+
+    return draw
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,12 +103,17 @@ def parser() -> argparse.ArgumentParser:
         "and to the end; throughput. Without --url a server is started for it.",
     )
     made.add_argument("--url", help="a running server, such as http://127.0.0.1:8000")
-    made.add_argument("--model", default="demo", metavar="PATH", help="what to serve without --url")
+    made.add_argument(
+        "--model",
+        metavar="PATH",
+        help=f"what to serve without --url: a checkpoint, demo (default), or {RANDOM} (default of "
+        "--mode long): random weights and a context for the long prompt",
+    )
     made.add_argument(
         "--serve-args", default="", metavar="'...'", help="options of `saccade serve` without --url"
     )
     made.add_argument("--served-model-name", metavar="NAME", help="default: the server's first")
-    made.add_argument("--api-key", metavar="KEY", help=f"default: ${' or $'.join(_KEYS)}")
+    made.add_argument("--api-key", metavar="KEY", help=f"default: ${' or $'.join(KEYS)}")
     texts = "; ".join(f"{name}: {text}" for name, text in MODES.items())
     made.add_argument("--mode", choices=tuple(MODES), default="load", help=texts)
     made.add_argument("--requests", type=positive, metavar="N", help="of each run (default 64)")
@@ -89,49 +134,5 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=positive, default=3, help="--mode overhead")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--quick", action="store_true", help="little of everything: a look")
-    options.add_common(made)
+    options.add_outputs(made)
     return made
-
-
-@contextmanager
-def target_of(args: argparse.Namespace) -> Iterator[Target]:
-    """The server to load; one of our own is ended afterwards."""
-    key = args.api_key or next((os.environ[name] for name in _KEYS if os.environ.get(name)), None)
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    if args.url:
-        try:
-            target = Target.of(args.url, headers)
-        except ValueError as error:
-            raise RequestError(f"--url: {error}", "url") from error
-        try:
-            yield target
-        except ConnectionRefusedError as error:
-            raise RequestError(f"--url: nobody listens at {args.url}", "url") from error
-        return
-    progress(f"starting saccade serve {args.model}")
-    with Server(args.model, shlex.split(args.serve_args)) as server:
-        yield Target.of(server.url, headers)
-
-
-async def load_of(args: argparse.Namespace, target: Target) -> Load:
-    """What to send. RequestError when the server has no model of this name."""
-    reply = await ask(target, "/v1/models")
-    if reply.status != 200:
-        raise RequestError(f"/v1/models: status {reply.status}: {reply.body[:200]!r}", "url")
-    models = {each["id"]: each for each in reply.json["data"]}
-    name = args.served_model_name or next(iter(models))
-    if name not in models:
-        raise RequestError(f"the server has {', '.join(models)}, not {name}", "served_model_name")
-    shape = Shape(args.input_tokens, args.output_tokens, args.text)
-    return Load(target, name, shape, args.seed, models[name].get("max_model_len"))
-
-
-def numbers(text: str, option: str) -> list[float]:
-    """Positive numbers out of `1,2,4`. RequestError."""
-    try:
-        found = [float(word) for word in options.words([text])]
-    except ValueError:
-        found = []
-    if not found or not all(0 < each < float("inf") for each in found):
-        raise RequestError(f"--{option} must be positive numbers, not {text!r}", option)
-    return found

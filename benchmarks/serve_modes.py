@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from . import plots, serve_figures
+from ..engine.errors import RequestError
+from . import options, plots, serve_figures
 from .options import progress
 from .report import Table
 from .serve_load import Load, Outcome, Run, closed, open_loop, outcome
@@ -17,17 +17,26 @@ from .serve_load import Load, Outcome, Run, closed, open_loop, outcome
 
 @dataclass(frozen=True)
 class Found:
-    """What a mode brings: tables, its part of the JSON document, and how to draw it."""
+    """What a mode brings: tables, its part of the JSON document, and its panels of the plot."""
 
     tables: Sequence[Table]
     document: dict[str, Any]
-    plot: Callable[[Path], None]
+    panels: Sequence[plots.Panel]
 
 
-def load(args: argparse.Namespace, load: Load) -> Found:
+def numbers(text: str, option: str) -> list[float]:
+    """Positive numbers out of `1,2,4`. RequestError."""
+    try:
+        found = [float(word) for word in options.words([text])]
+    except ValueError:
+        found = []
+    if not found or not all(0 < each < float("inf") for each in found):
+        raise RequestError(f"--{option} must be positive numbers, not {text!r}", option)
+    return found
+
+
+def load(args: argparse.Namespace, load: Load, _: str | None) -> Found:
     """A run per concurrency or rate."""
-    from .serve import numbers
-
     requests = args.requests or (16 if args.quick else 64)
     runs: list[Run] = []
     asyncio.run(closed(load, 4, 2, first=10**6))  # warm
@@ -44,11 +53,11 @@ def load(args: argparse.Namespace, load: Load) -> Found:
     return Found(
         [serve_figures.latency_table(found), serve_figures.throughput_table(found)],
         {"runs": found, **(found[0] if len(found) == 1 else {})},
-        lambda path: plots.serve(found, load.model, path),
+        plots.serve(found),
     )
 
 
-def long(args: argparse.Namespace, load: Load) -> Found:
+def long(args: argparse.Namespace, load: Load, _: str | None) -> Found:
     """Short requests alone, and again while one long prompt is read."""
     room = (load.max_model_len or args.long_tokens + 64) - 64
     tokens = min(args.long_tokens, room)
@@ -65,7 +74,7 @@ def long(args: argparse.Namespace, load: Load) -> Found:
     return Found(
         [serve_figures.beside_table(found, big, tokens)],
         {"long_tokens": tokens, "long_ttft_s": big.ttft_s, "short": found},
-        lambda path: plots.serve(list(found.values()), load.model, path, list(found)),
+        plots.serve(list(found.values()), list(found))[:1],
     )
 
 

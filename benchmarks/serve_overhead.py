@@ -23,11 +23,13 @@ STREAMS = 8
 _STEPS, _BUSY = "saccade_engine_steps_total", "saccade_engine_busy_seconds_total"
 
 
-def overhead(args: argparse.Namespace, load: Load) -> Found:
-    """Rounds of the bare engine (where the model is at hand) and of the server, in turn."""
+def overhead(args: argparse.Namespace, load: Load, model: str | None) -> Found:
+    """Rounds of the bare engine and of the server, in turn; model: what the bare engine loads,
+    None where it is not at hand.
+    """
     tokens = max(256 if args.quick else 512, args.output_tokens)
     streams = load.shaped(args.input_tokens, tokens)
-    bare = None if args.url else Bare(args.model, streams)
+    bare = None if model is None else Bare(model, streams)
     rounds = []
     for number in range(-1, args.rounds):
         progress(f"round {number + 1} of {args.rounds}" if number >= 0 else "warming up")
@@ -41,7 +43,7 @@ def overhead(args: argparse.Namespace, load: Load) -> Found:
     return Found(
         [table(rounds, goal)],
         {"rounds": rounds, "median": middle, "goals": [goal]},
-        lambda path: plots.serve_overhead(rounds, load.model, path),
+        plots.serve_overhead(rounds),
     )
 
 

@@ -158,7 +158,22 @@ class GrammarCompiler:
         marks = [
             f"mark_{number}: {self._marker(text)}" for number, text in enumerate(structure.markers)
         ]
-        return make.grammar_from_lark("\n".join([structure.text, *marks]))
+        return make.grammar_from_lark("\n".join([structure.text, *marks, *self._around(structure)]))
+
+    def _around(self, structure: Structure) -> list[str]:
+        """The free text around markers, as far as a grammar names it: Structure.grammar."""
+        used = [n for n in range(len(structure.markers)) if f"upto_{n}" in structure.text]
+        rules, marks = [], []
+        for number in used:
+            marker = structure.markers[number]
+            mark = f"(?s:.*){_literal(marker)}(?s:.*)"
+            marks.append(mark)
+            if self._special_id(marker) is None:
+                rules.append(f"upto_{number}[suffix={_quoted(marker)}]: /(?s:.*)/")
+            else:  # spelt out in letters it would be read as the marker all the same
+                rules.append(f"upto_{number}: FREE_{number}? mark_{number}")
+                rules.append(f"FREE_{number}: /(?s:.+)/ & ~/{mark}/")
+        return [*rules, f"rest: REST\nREST: /(?s:.+)/ & ~/{'|'.join(marks)}/"] if used else []
 
     def _marker(self, text: str) -> str:
         """A text in a rule, or its token where it is a special one."""

@@ -27,10 +27,11 @@ class Structure:
     kind and text: "json_object" (no text), "json_schema" (a JSON schema), "regex" (without look-
     around), "choice" (a JSON list of texts), "grammar" (Lark, as llguidance reads it). markers: of
     a grammar: texts that may be single special tokens of the vocabulary; rule `mark_0` stands for
-    the first of them, as token or as text, and so on. otherwise: another form that will do as well.
-    after: a marker behind which the form begins; before it the text is free, such as reasoning.
-    opening: a marker with which that free part begins, if there is one at all; "": there is one,
-    and it is open already.
+    the first of them, as token or as text, and so on; `upto_0` for any text that ends with it, and
+    `rest` for any text without those that the grammar looks for in this way. otherwise: another
+    form that will do as well. after: a marker behind which the form begins; before it the text is
+    free, such as reasoning. opening: a marker with which that free part begins, if there is one at
+    all; "": there is one, and it is open already.
 
     Use the constructors below. Raises RequestError for what is malformed or beyond the bounds
     (MAX_CHARS, MAX_DEPTH of a schema, MAX_CHOICES); whether it compiles is found out at the

@@ -46,7 +46,7 @@ class Call:
         self._names: dict[str, str] | None = None
         self._closed = False
         service.admission.check(service.engine_info(), sequences)
-        self._inbox = service.client.inbox()
+        self._inbox = service.client.inbox(service.config.pace_s)
         service.enter(self)
 
     def __enter__(self) -> Call:
@@ -110,9 +110,9 @@ class Call:
                 news = await self._inbox.take(PING_S)
             except (UnavailableError, RefusedError) as error:
                 raise from_engine(error, self._names) from None
-            for number, delta in news:
-                self._note(number, delta)
-            yield news
+            for number, delta, at in news:
+                self._note(number, delta, at)
+            yield [(number, delta) for number, delta, _ in news]
 
     def close(self) -> None:
         """Aborts what still runs and gives back its place; harmless when done again."""
@@ -177,7 +177,7 @@ class Call:
             found["error"] = str(self.error)
         return found
 
-    def _note(self, number: int, delta: Delta) -> None:
+    def _note(self, number: int, delta: Delta, at: float) -> None:
         self._cached[number] = delta.cached
         for piece in delta.pieces:
             self.completion_tokens += len(piece.tokens) if self.counts_output else 0
@@ -185,15 +185,14 @@ class Call:
                 self.finishes.append(piece.finish)
             if piece.finish == "error":
                 raise ApiError(500, piece.error or "The engine failed.", code="engine_error")
-        self._note_times(number, delta)
+        self._note_times(number, delta, at)
         if delta.end is not None:
             self.ends.append(delta.end)
             if (read := delta.end.timings.get("prefill_s")) is not None:
                 tokens = len(self._prompts[number].ids) - delta.cached
                 self._service.admission.note_speed(tokens, read)
 
-    def _note_times(self, number: int, delta: Delta) -> None:
-        now = time.monotonic()
+    def _note_times(self, number: int, delta: Delta, now: float) -> None:
         metrics = self._service.metrics
         if number not in self._begun and delta.pieces:
             self._begun.add(number)

@@ -56,6 +56,7 @@ class EngineClient:
         self._inboxes: dict[str, Inbox] = {}  # by the engine's request id
         self._ids = itertools.count()
         self._task: asyncio.Task[None] | None = None
+        self._begun = asyncio.Event()  # the first process, or a failure to start one
         self._settled = asyncio.Event()  # ready, failed or stopped for the first time
         self._checks: list[asyncio.Future[Checked]] = []
         self._load_s = 5.0
@@ -66,17 +67,26 @@ class EngineClient:
         """Begins to load; returns at once."""
         self._task = asyncio.get_running_loop().create_task(self._live(), name="engine")
 
+    async def launched(self) -> None:
+        """Waits until there is a process, or none can be had."""
+        await self._begun.wait()
+
     async def settled(self) -> State:
         """Waits until the engine is ready, or will never be."""
         await self._settled.wait()
         return self.state
 
     async def close(self) -> None:
-        """Ends the process; requests in flight fail."""
+        """Ends the process; requests in flight fail. One that still loads has nothing to put in
+        order.
+        """
+        loading = self.state is not State.READY
         self.state = State.STOPPED
         self._settled.set()
         if self._process is not None:
             self._fail_all(UnavailableError("The server is shutting down."))
+            if loading:
+                self._process.kill()
             await self._process.stop()
         if self._task is not None:
             self._task.cancel()
@@ -91,8 +101,10 @@ class EngineClient:
             try:
                 await process.launch()
                 self._process = process
+                self._begun.set()
                 status = await self._watch(process)
             finally:
+                self._begun.set()
                 process.kill()
                 await process.wait()
                 process.close()
@@ -151,9 +163,9 @@ class EngineClient:
         """Prompts that have not ended."""
         return len(self._inboxes)
 
-    def inbox(self) -> Inbox:
-        """For a new HTTP request; whoever takes it closes it."""
-        return Inbox(self._forget)
+    def inbox(self, pace_s: float = 0.0) -> Inbox:
+        """For a new HTTP request; whoever takes it closes it. pace_s: as in Inbox."""
+        return Inbox(self._forget, pace_s)
 
     def submit(
         self,
@@ -213,8 +225,9 @@ class EngineClient:
 
     def _take(self, report: wire.Report) -> None:
         if isinstance(report, Deltas):
+            now = time.monotonic()
             for delta in report.items:
-                self._deliver(delta.id, delta, delta.end is not None)
+                self._deliver(delta.id, delta, delta.end is not None, now)
         elif isinstance(report, EngineStats):
             self.stats = report
         elif isinstance(report, Refused):
@@ -230,10 +243,12 @@ class EngineClient:
             if not answer.done():
                 answer.set_result(report)
 
-    def _deliver(self, id: str, news: Delta | Exception, ended: bool) -> None:
+    def _deliver(
+        self, id: str, news: Delta | Exception, ended: bool, at: float | None = None
+    ) -> None:
         inbox = self._inboxes.pop(id, None) if ended else self._inboxes.get(id)
         if inbox is not None:
-            inbox.put(id, news)
+            inbox.put(id, news, at)
 
     def _become_ready(self, info: EngineInfo) -> None:
         self.info, self.failure = info, None

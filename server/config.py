@@ -18,7 +18,8 @@ class ServerConfig:
     "auto": as the template shows. pooling: of embeddings; None: as the checkpoint says, else the
     last token. model_defaults: sampling defaults of the checkpoint's
     generation_config.json. silence_s: how long the engine may be silent or stand still before it is
-    restarted. drain_s: how long requests may go on after SIGTERM.
+    restarted. drain_s: how long requests may go on after SIGTERM. pace_s: tokens of a stream that
+    come faster than this are sent together.
     """
 
     model: str
@@ -36,3 +37,4 @@ class ServerConfig:
     log_prompts: bool = False
     silence_s: float = 8.0
     drain_s: float = 30.0
+    pace_s: float = 0.01

@@ -22,7 +22,7 @@ from .protocol.tools import ToolUse
 from .reading import AnswerReader, News
 from .sampling import check_lengths, sampling_params
 from .service import Service
-from .tools.choice import forced_calls
+from .tools.choice import forced_calls, guarded_calls
 from .wire import Piece
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
     model, formats = service.model_name(body.model), service.formats
     use = body.tool_use()
     check_use(use, formats)
-    forced = use is not None and bool(use.forced)
-    names = body.names | ({"structure": "tools"} if forced else {})
     try:
         check_calls(body.messages)
     except RequestError as error:
         raise from_request_error(error) from None
     params = sampling_params(body.to_sampling, service.defaults, body.names)
+    by_tools = use is not None and (bool(use.forced) or params.structure is None)
+    names = body.names | ({"structure": "tools"} if by_tools else {})
     limits = service.config.limits
     limits.check_shape(1, params.n)
     limits.check_output(params.n, params.max_tokens or 0, params.logprobs)
@@ -121,9 +121,12 @@ def fitted(
         if use is not None and use.forced and structure is not None:
             message = "a response format and a tool_choice that forces a call exclude each other"
             raise ApiError(400, message, "tool_choice", "invalid_value")
-        if use is not None and formats.tools is not None and (use.forced or structure is not None):
-            calls = forced_calls(formats.tools, use.forced or use.tools, use.many)
-            structure = replace(calls, otherwise=structure)
+        if use is not None and formats.tools is not None:
+            if use.forced or structure is not None:
+                calls = forced_calls(formats.tools, use.forced or use.tools, use.many)
+                structure = replace(calls, otherwise=structure)
+            elif use.strict:
+                structure = guarded_calls(formats.tools, use.tools, use.many)
         if structure is not None and formats.thinks:
             structure = structure.behind(reasoning.END, "" if inside else reasoning.START)
     except RequestError as error:

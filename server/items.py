@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .protocol.chat import TokenLogprob
 from .protocol.responses import (
     FunctionCallItem,
     Item,
@@ -28,18 +29,26 @@ class ItemWriter:
         self.items: list[Item] = []
         self._id = id
         self._events = 0
+        self._pending: list[TokenLogprob] = []
 
     def event(self, type: str, **fields: Any) -> ResponseEvent:
         """The next event of the stream."""
         self._events += 1
         return ResponseEvent(type=f"response.{type}", sequence_number=self._events - 1, **fields)
 
-    def write(self, news: News) -> Iterator[ResponseEvent]:
-        """The events of what is new."""
+    def write(self, news: News, logprobs: Sequence[TokenLogprob] = ()) -> Iterator[ResponseEvent]:
+        """The events of what is new; logprobs: of the tokens that have brought it.
+
+        They stand with the text. Tokens that have not brought any yet, such as a part of a
+        character, wait for it.
+        """
+        self._pending += logprobs
         if news.reasoning:
             yield from self._write_text(ReasoningItem, news.reasoning)
         if news.content:
             yield from self._write_text(MessageItem, news.content)
+        if news.reasoning or news.calls:
+            self._pending = []
         for delta in news.calls:
             yield from self._write_call(delta)
 
@@ -54,7 +63,8 @@ class ItemWriter:
             yield self.event("function_call_arguments.done", **place, **whole)
         else:
             part = item.content[0]
-            kind, more = _kind(item)
+            kind = _kind(item)
+            more = {"logprobs": part.logprobs} if isinstance(part, OutputText) else {}
             yield self.event(f"{kind}.done", **place, content_index=0, text=part.text, **more)
             yield self.event("content_part.done", **place, content_index=0, part=part)
         item.status = status
@@ -85,10 +95,13 @@ class ItemWriter:
             item.content.append(part)
             place = {"item_id": item.id, "output_index": len(self.items) - 1, "content_index": 0}
             yield self.event("content_part.added", **place, part=part)
-        item.content[0].text += text
-        name, more = _kind(item)
+        part, more = item.content[0], {}
+        part.text += text
+        if isinstance(part, OutputText):
+            more["logprobs"], self._pending = self._pending, []
+            part.logprobs += more["logprobs"]
         place = {"item_id": item.id, "output_index": len(self.items) - 1, "content_index": 0}
-        yield self.event(f"{name}.delta", **place, delta=text, **more)
+        yield self.event(f"{_kind(item)}.delta", **place, delta=text, **more)
 
     def _write_call(self, delta: ToolDelta) -> Iterator[ResponseEvent]:
         if delta.name is not None:
@@ -102,8 +115,6 @@ class ItemWriter:
             yield self.event("function_call_arguments.delta", **place, delta=delta.arguments)
 
 
-def _kind(item: Item) -> tuple[str, dict[str, Any]]:
-    """The name of a text's events, and what else they have."""
-    if isinstance(item, ReasoningItem):
-        return "reasoning_text", {}
-    return "output_text", {"logprobs": []}
+def _kind(item: Item) -> str:
+    """The name of a text's events."""
+    return "reasoning_text" if isinstance(item, ReasoningItem) else "output_text"

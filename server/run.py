@@ -4,54 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import uvicorn
 
 from .app import build_app
 from .client import State
+from .listen import Listen
 from .protocol_h11 import protocol_class
 from .service import Service
 
 _TICK_S = 0.05
-_BACKLOG = 2048
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger("saccade.server")
-
-
-@dataclass(frozen=True)
-class Listen:
-    """Where to listen, and the TLS files if there are any. port 0: any free one."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    certificate: str | None = None
-    key: str | None = None
-    client_ca: str | None = None
-
-    def open(self) -> socket.socket:
-        """A listening socket. OSError when the address cannot be had."""
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        sock = socket.socket(family)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((self.host, self.port))
-            sock.listen(_BACKLOG)
-        except OSError:
-            sock.close()
-            raise
-        return sock
-
-    def url(self, sock: socket.socket) -> str:
-        """Where clients find it."""
-        host, port = sock.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        return f"http{'s' if self.certificate else ''}://{shown}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -114,16 +84,14 @@ class Server(uvicorn.Server):
 async def serve(service: Service, listen: Listen, sock: socket.socket) -> bool:
     """Serves on `sock` until a signal comes; False when the engine could not be loaded."""
     server = Server(service, listen)
-    service.client.start()
+    gc.freeze()  # what is there by now stays: a collection need not look at it, and takes no time
     log.info("listening", extra={"url": listen.url(sock), "models": list(service.names)})
     watcher = asyncio.create_task(_give_up(server))
     try:
         await server.serve([sock])
     finally:
         watcher.cancel()
-        loaded = service.client.state is not State.FAILED
-        await service.close()
-    return loaded
+    return service.client.state is not State.FAILED
 
 
 async def _give_up(server: Server) -> None:

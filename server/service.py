@@ -32,15 +32,18 @@ from .wire import EngineInfo
 class Service:
     """The engine, the tokenizer, the budgets, and the calls in flight."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        """Reads what the HTTP side needs of the checkpoint. CheckpointError when it is unusable."""
+    def __init__(self, config: ServerConfig, client: EngineClient) -> None:
+        """Reads what the HTTP side needs of the checkpoint. CheckpointError when it is unusable.
+
+        client: whoever gives it closes it.
+        """
         folder = find_checkpoint(config.model)
         read_config(folder)
         self.config = config
         self.created = int(time.time())
         self.draining = False
         self.names = config.names or (default_name(config.model, folder),)
-        self.client = EngineClient(config.model, config.engine, config.silence_s)
+        self.client = client
         self.admission = Admission(config.limits)
         tokenizer = Tokenizer.from_folder(folder) if (folder / MODEL_FILE).exists() else None
         template = ChatTemplate.from_folder(folder, config.chat_template) if tokenizer else None
@@ -52,9 +55,8 @@ class Service:
         self.metrics = Metrics(self)
         self._calls: dict[str, set[Call]] = {}  # by the exchange's id
 
-    async def close(self) -> None:
-        """Ends the engine process."""
-        await self.client.close()
+    def close(self) -> None:
+        """Waits for nothing."""
         self.prompts.close()
 
     @property
@@ -76,6 +78,12 @@ class Service:
             return self.client.check_ready()
         except UnavailableError as error:
             raise from_engine(error) from None
+
+    def check_room(self) -> None:
+        """Refuses a request before its body is looked at, where not even one sequence has room: so
+        that it takes no time to say no. ApiError 503.
+        """
+        self.admission.check(self.engine_info(), 1)
 
     def model_name(self, asked: str | None) -> str:
         """The name to answer with. ApiError 404 for a model that is not here."""

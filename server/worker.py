@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -113,6 +114,7 @@ def run(start: wire.Start, folder: Path) -> int:
     loop = EngineLoop(engine, open_socket(context, zmq.PULL, f"ipc://{folder}/down"), reports)
     loop.tell_stats()
     reports.send(wire.encode(info))
+    gc.freeze()  # a collection in the middle of a step need not look at what stays anyway
     try:
         loop.serve()
     except Exception:

@@ -60,6 +60,11 @@ SERVICE: dict[str, dict[str, Any]] = {
         "metavar": "S",
         "help": "restart an engine that stands still for so long (default 8)",
     },
+    "--stream-interval": {
+        "type": float,
+        "metavar": "S",
+        "help": "tokens of a stream that come faster are sent together (default 0.01; 0: never)",
+    },
     "--metrics-compat": {"choices": ("vllm",), "action": "append", "help": "metrics' other names"},
     "--log-level": {"choices": ("debug", "info", "warning", "error"), "help": "default info"},
     "--log-prompts": {"action": "store_true", "help": "write prompts into the log"},
@@ -114,22 +119,21 @@ def run(args: argparse.Namespace) -> int:
     """Check everything cheap, take the address, then load and serve until a signal comes."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OK))  # until the server has its own
     config = server_config(args)
+    from ..listen import Listen
     from ..logs import configure_logs
-    from ..run import Listen, serve
-    from ..service import Service
+    from ..start import start
 
     configure_logs(getattr(args, "log_level", "info"))
-    service = Service(config)
     listen = Listen(**listen_options(args))
     try:
         sock = listen.open()
     except OSError as error:
         message = f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}"
         raise UsageError(message) from error
-    if asyncio.run(serve(service, listen, sock)):
+    failure = asyncio.run(start(config, listen, sock))
+    if failure is None:
         return EXIT_OK
-    failure = service.client.failure
-    print(f"saccade: {failure.message if failure else 'the engine failed'}", file=sys.stderr)
+    print(f"saccade: {failure.message}", file=sys.stderr)
     return EXIT_FAILED
 
 
@@ -155,6 +159,8 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         if option in found:
             settings[option.replace("_call", "")] = found[option]
     settings["pooling"] = found.get("pooling")
+    if "stream_interval" in found:
+        settings["pace_s"] = positive(found["stream_interval"], "stream_interval", zero=True)
     if "chat_template" in found:
         settings["chat_template"] = read_text(found["chat_template"], "--chat-template")
     for option, name in (("drain_timeout", "drain_s"), ("engine_timeout", "silence_s")):
@@ -232,8 +238,11 @@ def read_text(path: str, option: str) -> str:
         raise UsageError(f"{option}: {error}") from error
 
 
-def positive(value: float, name: str) -> Any:
-    """The value. UsageError unless it is above zero and finite."""
-    if not 0 < value < float("inf"):
-        raise UsageError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+def positive(value: float, name: str, zero: bool = False) -> Any:
+    """The value. UsageError unless it is above zero (or zero, where that means something) and
+    finite.
+    """
+    if not (0 < value < float("inf") or (zero and value == 0)):
+        least = "at least" if zero else "above"
+        raise UsageError(f"--{name.replace('_', '-')} must be {least} 0, not {value}")
     return value

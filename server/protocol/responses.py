@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from ...engine.checks import INT32_MAX
-from .chat import ChatRequest
+from .chat import ChatRequest, TokenLogprob
 from .errors import ApiError
 from .items import ITEMS_SCHEMA, read_input, read_tool, read_tool_choice
 from .replies import UNSET, Unset
@@ -28,7 +28,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "prompt": (None,),
     "truncation": (None, "disabled"),
     "max_tool_calls": (None,),
-    "top_logprobs": (None, 0),
 }
 _WHY = {
     "store": "this server keeps no responses: leave store out, or send false",
@@ -36,7 +35,8 @@ _WHY = {
     "conversation": "this server keeps no conversations: send the whole conversation as input",
 }
 _FORMATS = ["text", "json_object", "json_schema"]
-_INCLUDED = ("reasoning.encrypted_content",)  # there is none, and nobody misses it
+_LOGPROBS = "message.output_text.logprobs"
+_INCLUDED = (_LOGPROBS, "reasoning.encrypted_content")  # of the latter there is none
 
 
 class TextFormat(msgspec.Struct):
@@ -80,6 +80,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     max_output_tokens: Annotated[int | None, _OUTPUT] = None
     temperature: Annotated[float | None, bounds("temperature")] = None
     top_p: Annotated[float | None, bounds("top_p")] = None
+    top_logprobs: Annotated[int | None, bounds("logprobs")] = None
     stream: bool | None = None
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
@@ -100,7 +101,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     prompt: Any = None
     truncation: Any = None
     max_tool_calls: Any = None
-    top_logprobs: Any = None
 
     def check_fields(self) -> None:
         """Refuses what this subset does not have. ApiError."""
@@ -113,6 +113,11 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
             if wish not in _INCLUDED:
                 message = f"include: {wish[:100]!r} is not to be had from this server"
                 raise ApiError(400, message, "include", "unsupported_parameter")
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the tokens of the text come with their log-probabilities."""
+        return bool(self.top_logprobs) or _LOGPROBS in (self.include or ())
 
     def to_chat(self) -> ChatRequest:
         """The same as a request of /v1/chat/completions. ApiError."""
@@ -129,6 +134,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
             temperature=self.temperature,
             top_p=self.top_p,
             stream=self.stream,
+            logprobs=self.wants_logprobs,
+            top_logprobs=self.top_logprobs if self.wants_logprobs else None,
             top_k=self.top_k,
             min_p=self.min_p,
             seed=self.seed,
@@ -156,7 +163,7 @@ class OutputText(msgspec.Struct, tag_field="type", tag="output_text"):
 
     text: str
     annotations: list[dict[str, Any]] = []
-    logprobs: list[dict[str, Any]] = []
+    logprobs: list[TokenLogprob] = []
 
 
 class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text"):
@@ -248,6 +255,7 @@ class ResponseReply(msgspec.Struct, kw_only=True):
     temperature: float
     tool_choice: str | dict[str, Any] = "auto"
     tools: list[dict[str, Any]] = []
+    top_logprobs: int = 0
     top_p: float
     max_output_tokens: int | None = None
     previous_response_id: None = None
@@ -274,7 +282,7 @@ class ResponseEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     text: str | Unset = UNSET
     name: str | Unset = UNSET
     arguments: str | Unset = UNSET
-    logprobs: list[dict[str, Any]] | Unset = UNSET
+    logprobs: list[TokenLogprob] | Unset = UNSET
     message: str | Unset = UNSET
     code: str | Unset | None = UNSET
     param: str | Unset | None = UNSET

@@ -72,6 +72,11 @@ class ToolUse:
         """What may be called."""
         return tuple(name_of(tool) for tool in self.tools)
 
+    @property
+    def strict(self) -> bool:
+        """Whether a call must keep to a schema even where the model decides to make it."""
+        return any(tool["function"].get("strict") for tool in self.tools)
+
 
 def read_tools(tools: Sequence[Tool] | None, choice: Any, many: bool) -> ToolUse | None:
     """What the fields `tools` and `tool_choice` ask for; None when nothing may be called.

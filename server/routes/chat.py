@@ -35,6 +35,7 @@ from ..wire import Delta, LogprobEntry, Piece
 async def chat_completions(request: Request) -> Response:
     """Continues a conversation."""
     service = service_of(request)
+    service.check_room()
     body = await read_body(request, ChatRequest)
     talk = await begin(service, exchange_of(request), body)
     with talk.call if not body.streams else nullcontext():

@@ -25,6 +25,7 @@ from ..wire import Delta, Piece
 async def completions(request: Request) -> Response:
     """Continues one prompt or several."""
     service, exchange = service_of(request), exchange_of(request)
+    service.check_room()
     body = await read_body(request, CompletionRequest)
     body.check_fields()
     model = service.model_name(body.model)

@@ -26,6 +26,7 @@ _NAMES = {"prompt": "input"}
 async def embeddings(request: Request) -> Response:
     """Makes a vector of each text."""
     service, exchange = service_of(request), exchange_of(request)
+    service.check_room()
     body = await read_body(request, EmbeddingsRequest)
     model = service.model_name(body.model)
     try:

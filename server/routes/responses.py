@@ -11,16 +11,18 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..choices import chat_logprobs
 from ..conversation import Conversation, begin
 from ..exchange import EventStream, JsonReply, exchange_of, read_body, unless_gone
 from ..items import ItemWriter
-from ..protocol.chat import ChatRequest
+from ..protocol.chat import ChatRequest, TokenLogprob
 from ..protocol.errors import ApiError
 from ..protocol.replies import Usage
 from ..protocol.responses import (
     Incomplete,
     InputDetails,
     OutputDetails,
+    OutputText,
     ReasoningOptions,
     ResponseError,
     ResponseEvent,
@@ -30,6 +32,7 @@ from ..protocol.responses import (
 )
 from ..service import service_of
 from ..stream import Form, events
+from ..tokens import TokenTexts
 from ..wire import Delta, Piece
 
 # What a chat calls the fields of this route.
@@ -46,15 +49,17 @@ _encode = msgspec.json.Encoder().encode
 
 async def responses(request: Request) -> Response:
     """Continues a conversation that comes whole; nothing is stored."""
+    service = service_of(request)
+    service.check_room()
     body = await read_body(request, ResponsesRequest)
     body.check_fields()
     chat = body.to_chat()
     try:
-        talk = await begin(service_of(request), exchange_of(request), chat)
+        talk = await begin(service, exchange_of(request), chat)
     except ApiError as error:
         raise in_own_words(error) from None
     with talk.call if not chat.streams else nullcontext():
-        answer = Answer(body, chat, talk)
+        answer = Answer(body, chat, talk, service.texts)
         if chat.streams:
             form = Form(answer.encode, answer.failure, b"", in_own_words)
             return EventStream(events(talk.call, answer.chunks, answer.last, form))
@@ -78,8 +83,11 @@ def in_own_words(error: ApiError) -> ApiError:
 class Answer:
     """Turns the news of a call into the reply or into its events."""
 
-    def __init__(self, body: ResponsesRequest, chat: ChatRequest, talk: Conversation) -> None:
-        self._talk = talk
+    def __init__(
+        self, body: ResponsesRequest, chat: ChatRequest, talk: Conversation, texts: TokenTexts
+    ) -> None:
+        self._talk, self._texts = talk, texts
+        self._top = (body.top_logprobs or 0) if body.wants_logprobs else None
         self._writer = ItemWriter(talk.call.exchange.id)
         self._begun = False
         form = chat.response_format
@@ -99,6 +107,7 @@ class Answer:
             temperature=talk.params.temperature,
             tool_choice="auto" if body.tool_choice is None else body.tool_choice,
             tools=[shown_tool(tool) for tool in body.tools or ()],
+            top_logprobs=body.top_logprobs or 0,
             top_p=talk.params.top_p,
             max_output_tokens=body.max_output_tokens,
             reasoning=body.reasoning or ReasoningOptions(),
@@ -125,7 +134,7 @@ class Answer:
 
     def _events(self, piece: Piece) -> Iterator[ResponseEvent]:
         """They are copied at once, before what they show grows on."""
-        for each in self._writer.write(self._talk.read(piece)):
+        for each in self._writer.write(self._talk.read(piece), self._logprobs(piece)):
             yield copied(each)
         if piece.finish is not None:
             self._reply.status = _STATUS.get(piece.finish, "completed")
@@ -134,6 +143,11 @@ class Answer:
             done = self._reply.status == "completed"
             for each in self._writer.finish("completed" if done else "incomplete"):
                 yield copied(each)
+
+    def _logprobs(self, piece: Piece) -> list[TokenLogprob]:
+        if self._top is None:
+            return []
+        return chat_logprobs(self._texts, piece.tokens, piece.logprobs or [], self._top).content
 
     def last(self) -> list[ResponseEvent]:
         """The event behind all others, with the whole response."""
@@ -181,8 +195,15 @@ def copied(event: ResponseEvent) -> ResponseEvent:
     for name in ("item", "part"):
         value = getattr(event, name)
         if isinstance(value, msgspec.Struct):
-            fresh = msgspec.structs.replace(value)
-            if (content := getattr(fresh, "content", None)) is not None:
-                fresh.content = [msgspec.structs.replace(part) for part in content]  # type: ignore[attr-defined]
+            fresh: Any = _copy(value)
+            if getattr(fresh, "content", None) is not None:
+                fresh.content = [_copy(part) for part in fresh.content]
             setattr(event, name, fresh)
     return event
+
+
+def _copy(value: msgspec.Struct) -> msgspec.Struct:
+    fresh = msgspec.structs.replace(value)
+    if isinstance(fresh, OutputText):
+        fresh.logprobs = list(fresh.logprobs)
+    return fresh

@@ -12,6 +12,7 @@ from collections.abc import Collection
 _SPACES = " \t\r\n"
 _ARGUMENTS = ("arguments", "parameters")
 _OTHERS = ("id", "type", "function")  # keys without meaning here that models write
+KEYS = ("name", *_ARGUMENTS, *_OTHERS)
 _PUNCTUATION = "{}[],:"
 _SCALARS = set("0123456789+-.eEtrufalsn")  # of numbers, true, false and null
 
@@ -124,7 +125,7 @@ class CallScanner:
             return
         self._key, self._state = self._text[1:-1], "colon"
         unnamed = self._strict and self.name is None
-        strange = unnamed and self._key not in ("name", *_ARGUMENTS, *_OTHERS)
+        strange = unnamed and self._key not in KEYS
         again = self._key == "name" and self.name is not None
         again = again or (self._key in _ARGUMENTS and self._has_arguments)
         self.failed = strange or again

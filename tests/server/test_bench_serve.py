@@ -95,6 +95,25 @@ def test_overhead(server: Running, tmp_path: Path) -> None:
     assert middle["served_itl_s"] > 0 and found["goals"][0]["target"] == 0.05
 
 
+@pytest.mark.slow
+def test_every_mode_with_servers_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo model, and one with random weights and room for the long prompt."""
+    argv = ["--mode", "all", "--quick", "--rounds", "1", "--requests", "4", "--out", str(tmp_path)]
+    argv += ["--long-tokens", "4096", "--input-tokens", "16", "--output-tokens", "16"]
+    assert serve.main([*argv, "--serve-args", "--kv-cache-memory 256MiB"]) == 0
+    modes = json.loads((tmp_path / "serve.json").read_text())["modes"]
+    assert list(modes) == ["load", "overhead", "long"]
+    assert modes["long"]["long_tokens"] == 4096 and modes["long"]["model_id"] == "random"
+    assert modes["overhead"]["model_id"] == "demo" and modes["overhead"]["median"]["bare_step_s"]
+    assert modes["load"]["completed"] == 4 and modes["load"]["start_goal"]["target"] == 5
+    assert (tmp_path / "serve.png").read_bytes()[1:4] == b"PNG"
+    told = capsys.readouterr().out
+    assert (tmp_path / "serve.txt").read_text() == told
+    assert "beside a prompt of 4096 tokens" in told and "/health is 200" in told
+
+
 def test_unusable_options(server: Running) -> None:
     for options, words in (
         (["--url", "ftp://x"], "address"),

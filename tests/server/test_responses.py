@@ -179,6 +179,48 @@ def test_the_streaming_helper_of_the_client(client: openai.OpenAI) -> None:
     assert final.output_parsed is not None and final.output_parsed.kind in ("a", "b")
 
 
+def test_log_probabilities_stand_with_the_text(client: openai.OpenAI) -> None:
+    prompt = "é🎉 hi"
+    options: Any = {"model": "tiny", "input": prompt, "max_output_tokens": 40, "temperature": 0}
+    include: Any = ["message.output_text.logprobs"]
+    reply = client.responses.create(**options, top_logprobs=2, include=include)
+    part: Any = reply.output[0].content[0]  # type: ignore[union-attr]
+    chat = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": prompt}], max_tokens=40, temperature=0,
+        logprobs=True, top_logprobs=2,
+    )  # fmt: skip
+    expected: Any = chat.choices[0].logprobs and chat.choices[0].logprobs.content
+    assert [each.model_dump() for each in part.logprobs] == [
+        each.model_dump() for each in expected[: len(part.logprobs)]
+    ]
+    assert len(part.logprobs) >= 39 and all(len(each.top_logprobs) in (2, 3) for each in expected)
+    written = b"".join(bytes(each.bytes) for each in part.logprobs)
+    assert written.decode(errors="replace") == part.text
+    told, done = [], None
+    for event in client.responses.create(**options, include=include, stream=True):
+        if event.type == "response.output_text.delta":
+            told += event.logprobs
+        if event.type == "response.output_text.done":
+            done = event.logprobs
+    assert [each.token for each in told] == [each.token for each in part.logprobs]
+    assert [each.token for each in done or ()] == [each.token for each in told]
+    forced: Any = {"tools": [TOOL], "tool_choice": "required", "max_output_tokens": 900}
+    called = client.responses.create(**options | forced, top_logprobs=1)
+    assert {item.type for item in called.output} == {"function_call"}
+    plain: Any = client.responses.create(**options)
+    assert plain.output[0].content[0].logprobs == []
+
+
+def test_a_strict_tool_that_cannot_be_is_refused(calling: Running) -> None:
+    """That a call keeps to its schema: test_strict_tools.py."""
+    body = {"input": "hi", "tools": [TOOL], "max_output_tokens": 900, "seed": 1}
+    reply = calling.http.post("/v1/responses", json=body).json()
+    assert [item["type"] for item in reply["output"]] == ["message"]
+    wrong = {**TOOL, "parameters": {"type": "object", "properties": {"a": {"type": "no"}}}}
+    refused = calling.http.post("/v1/responses", json={**body, "tools": [wrong]})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"store": True}, "store", "keeps no responses"),
     ({"previous_response_id": "resp_1"}, "previous_response_id", "whole conversation"),

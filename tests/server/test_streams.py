@@ -26,7 +26,7 @@ from saccade.server.reading import AnswerReader
 from saccade.server.routes import chat, completions
 from saccade.server.stream import events
 from saccade.server.tokens import TokenTexts
-from saccade.server.wire import Delta, Piece, Refused
+from saccade.server.wire import Delta, End, Piece, Refused
 
 from .running import Running, streamed
 
@@ -284,7 +284,7 @@ def test_inboxes_give_news_before_errors() -> None:
         inbox.open = {"a": 0, "b": 1}
         inbox.put("a", Delta("a", 0, []))
         inbox.put("b", UnavailableError("gone", 3))
-        assert [number for number, _ in await inbox.take(1)] == [0]
+        assert [each.number for each in await inbox.take(1)] == [0]
         assert not inbox.finished
         with pytest.raises(UnavailableError, match="gone"):
             await inbox.take(1)
@@ -299,6 +299,27 @@ def test_inboxes_give_news_before_errors() -> None:
         )
         with pytest.raises(RefusedError, match="no"):
             await quiet.take(5)
+
+    asyncio.run(run())
+
+
+def test_news_that_come_fast_are_given_out_together() -> None:
+    from saccade.server.inbox import Inbox
+
+    async def run() -> None:
+        inbox, loop = Inbox(lambda ids: None, pace_s=0.2), asyncio.get_running_loop()
+        inbox.open = {"a": 0}
+        began = loop.time()
+        inbox.put("a", Delta("a", 0, []))
+        assert len(await inbox.take(5)) == 1 and loop.time() - began < 0.1  # the first: at once
+        for delay in (0.02, 0.04, 0.06):
+            loop.call_later(delay, inbox.put, "a", Delta("a", 0, []))
+        assert len(await inbox.take(5)) == 3 and 0.15 < loop.time() - began < 1
+        inbox.put("a", Delta("a", 0, []))
+        loop.call_later(0.02, inbox.put, "a", Delta("a", 0, [], end=End({}, {}, 0)))
+        began = loop.time()
+        assert len(await inbox.take(5)) == 2 and loop.time() - began < 0.15  # an end does not wait
+        assert inbox.finished
 
     asyncio.run(run())
 

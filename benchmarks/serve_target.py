@@ -1,0 +1,82 @@
+"""The server that a benchmark loads: one that runs already, or one of our own for as long as that.
+
+The model `random` is a small Llama with random weights whose context holds the long prompt, and
+which attends to it by MoBA: only its speed means something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ..engine.errors import RequestError
+from .http_client import Target, ask
+from .llama_checkpoint import LlamaSize, write_llama
+from .options import progress
+from .serve_load import Load, Shape
+from .serve_server import Server
+
+KEYS = ("SACCADE_API_KEY", "OPENAI_API_KEY")
+RANDOM = "random"
+ROOM = 64  # tokens of an answer to the long prompt, and something to spare
+_SIZE = LlamaSize(4, 256, 768, 4, 2, 4096, moba=(512, 8))
+
+
+def model_of(args: argparse.Namespace, mode: str) -> str:
+    """What a server of our own serves."""
+    default = RANDOM if mode == "long" else "demo"
+    return str(args.model or default)
+
+
+@contextmanager
+def target_of(args: argparse.Namespace, mode: str) -> Iterator[tuple[Target, Server | None]]:
+    """The server to load; one of our own is ended afterwards."""
+    key = args.api_key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    if args.url:
+        try:
+            target = Target.of(args.url, headers)
+        except ValueError as error:
+            raise RequestError(f"--url: {error}", "url") from error
+        try:
+            yield target, None
+        except ConnectionRefusedError as error:
+            raise RequestError(f"--url: nobody listens at {args.url}", "url") from error
+        return
+    with checkpoint(model_of(args, mode), args.long_tokens) as (model, options):
+        progress(f"starting saccade serve {model}")
+        with Server(model, [*options, *shlex.split(args.serve_args)]) as server:
+            yield Target.of(server.url, headers), server
+
+
+@contextmanager
+def checkpoint(model: str, long_tokens: int) -> Iterator[tuple[str, list[str]]]:
+    """The model as `saccade serve` takes it, and options that belong to it; a random one is removed
+    afterwards.
+    """
+    if model != RANDOM:
+        yield model, []
+        return
+    with tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder:
+        progress("writing a checkpoint with random weights")
+        size = replace(_SIZE, max_position=long_tokens + ROOM)
+        yield str(write_llama(Path(folder), size)), ["--served-model-name", RANDOM]
+
+
+async def load_of(args: argparse.Namespace, target: Target) -> Load:
+    """What to send. RequestError when the server has no model of this name."""
+    reply = await ask(target, "/v1/models")
+    if reply.status != 200:
+        raise RequestError(f"/v1/models: status {reply.status}: {reply.body[:200]!r}", "url")
+    models = {each["id"]: each for each in reply.json["data"]}
+    name = args.served_model_name or next(iter(models))
+    if name not in models:
+        raise RequestError(f"the server has {', '.join(models)}, not {name}", "served_model_name")
+    shape = Shape(args.input_tokens, args.output_tokens, args.text)
+    return Load(target, name, shape, args.seed, models[name].get("max_model_len"))

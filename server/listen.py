@@ -1,0 +1,38 @@
+"""Where a server listens."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where to listen, and the TLS files if there are any. port 0: any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
+
+    def open(self) -> socket.socket:
+        """A listening socket. OSError when the address cannot be had."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        sock = socket.socket(family)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((self.host, self.port))
+            sock.listen(_BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def url(self, sock: socket.socket) -> str:
+        """Where clients find it."""
+        host, port = sock.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        return f"http{'s' if self.certificate else ''}://{shown}:{port}"
