@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from saccade import __version__
 from saccade.server.gate import BoundedBody, digest, request_id
 from saccade.server.limits import Admission, Limits
+from saccade.server.listen import Listen
 from saccade.server.metrics import VLLM_NAMES
 from saccade.server.protocol.errors import ApiError
 
@@ -236,3 +238,24 @@ def test_places_are_given_back() -> None:
     third.leave()
     assert (admission.sequences, admission.waiting_tokens) == (0, 0)
     assert Admission(Limits()).enter(info, 10**6, 10**9)  # alone, it may
+
+
+def test_a_small_reply_does_not_wait_for_an_acknowledgement() -> None:
+    """Nagle's algorithm is off on connections to the socket that the server listens on."""
+
+    async def run() -> int:
+        seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found = writer.get_extra_info("socket")
+            seen.set_result(found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listening = Listen(port=0).open()
+        async with await asyncio.start_server(take, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            found = await asyncio.wait_for(seen, 10)
+            writer.close()
+            return found
+
+    assert asyncio.run(run())
