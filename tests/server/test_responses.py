@@ -193,7 +193,8 @@ def test_log_probabilities_stand_with_the_text(client: openai.OpenAI) -> None:
     assert [each.model_dump() for each in part.logprobs] == [
         each.model_dump() for each in expected[: len(part.logprobs)]
     ]
-    assert len(part.logprobs) >= 39 and all(len(each.top_logprobs) in (2, 3) for each in expected)
+    assert 0 <= len(expected) - len(part.logprobs) <= 1  # an end of sequence is no text
+    assert len(part.logprobs) > 9 and all(len(each.top_logprobs) == 2 for each in part.logprobs)
     written = b"".join(bytes(each.bytes) for each in part.logprobs)
     assert written.decode(errors="replace") == part.text
     told, done = [], None

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import openai
+import pydantic
 import pytest
 import tokenizers
 
@@ -106,6 +107,32 @@ def test_a_call_that_the_model_makes_keeps_to_its_schema(calling: tuple[Running,
                     streamed += delta.function.arguments or ""  # type: ignore[union-attr]
             assert streamed == call.function.arguments  # type: ignore[union-attr]
     assert names == {"weather", "loose"}
+
+
+class Trip(pydantic.BaseModel):
+    """A journey."""
+
+    class Leg(pydantic.BaseModel):
+        """A part of it."""
+
+        to: Literal["Oslo", "Bern"]
+        hours: Literal[1, 2] | None
+
+    leg: Leg
+    comfort: Literal["low", "high"]
+
+
+def test_the_client_parses_the_arguments_of_its_own_classes(calling: tuple[Running, str]) -> None:
+    """It sends every such tool as a strict one."""
+    server, marker = calling
+    bias = {str(token_of(server, marker)): 100}
+    with client_of(server) as client:
+        reply = client.chat.completions.parse(
+            model="tiny", messages=CHAT, tools=[openai.pydantic_function_tool(Trip)], seed=1,
+            logit_bias=bias, max_tokens=900, parallel_tool_calls=False,
+        )  # fmt: skip
+    (call,) = reply.choices[0].message.tool_calls or ()
+    assert isinstance(call.function.parsed_arguments, Trip)
 
 
 def test_text_stays_as_it_was(calling: tuple[Running, str]) -> None:
