@@ -35,6 +35,7 @@ class GlobalPlan:
     done: CompletedBlocks
     candidates: Candidates
     leader: torch.Tensor  # int64 [T]: where each row's list is kept, if several rows share it
+    leads: torch.Tensor  # int64 [n]: the rows that choose for themselves and those after them
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Asa:
             Candidates(*rows, self.block, size),
             # A page holds whole runs of rows that share a list.
             (step.slots - step.positions % self.reuse) // self.reuse,
+            torch.nonzero(step.positions % self.reuse == 0).flatten(),
         )
 
     def summarize(
@@ -178,8 +180,7 @@ class Asa:
         if self.reuse == 1:
             return ids
         lists = cache.fields[self._lists].flatten(0, 1)
-        leads = plan.keys.positions % self.reuse == 0
-        lists[plan.leader[leads]] = ids[leads]
+        lists[plan.leader[plan.leads]] = ids[plan.leads]
         return lists[plan.leader]
 
     def keys_read(

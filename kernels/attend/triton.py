@@ -130,7 +130,7 @@ class _Call:
 
     def run_split(self, out: torch.Tensor, lse: torch.Tensor, listed: int, by_row: bool) -> None:
         """Sequences of one row (by_row: all rows): parts of their keys, then the join."""
-        from .triton_kernel import join_splits
+        from .join_kernel import join_splits
 
         rows, heads, v_dim = out.shape
         parts = rows if by_row else self._keys.page_table.shape[0]

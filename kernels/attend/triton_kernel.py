@@ -11,40 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..triton_parts import LN2, LOG2E
+from .kernel_parts import product, sequence_of, tanh, with_sink
+
 FAR = tl.constexpr(2**31 - 2)  # beyond every position
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def sequence_of(cu_rows, sequences, i_tile, BLOCK_Q: tl.constexpr):
-    """The sequence of a tile: that of sequence s are numbered from cu_rows[s] // BLOCK_Q + s on."""
-    low, high = 0, sequences
-    while low < high:
-        middle = (low + high) // 2
-        if tl.load(cu_rows + middle) // BLOCK_Q + middle <= i_tile:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
-
-
-@triton.jit
-def product(a, b, UPCAST: tl.constexpr):
-    """a @ b in fp32; the interpreter multiplies bf16 as if it were integers, hence UPCAST."""
-    if UPCAST:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision="tf32x3")
-
-
-@triton.jit
-def tanh(x):
-    """By its series where the usual form cancels."""
-    square = x * x
-    near = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0))))
-    far = 1.0 - 2.0 / (tl.exp2(tl.minimum(tl.abs(x), 20.0) * (2.0 * LOG2E)) + 1.0)
-    far = tl.where(x < 0.0, -far, far)
-    return tl.where(square < 0.01, near, tl.where(x != x, x, far))
 
 
 @triton.jit
@@ -156,17 +126,6 @@ def listed_tiles(p_ids, columns, most, BLOCK_N: tl.constexpr, BLOCK: tl.constexp
         last = tl.maximum(last, tl.max(tl.where(m_held, b_id, 0)))
     tiles = tl.cdiv(tl.minimum(most - last * BLOCK, BLOCK), BLOCK_N)
     return tl.where(count == 0, 0, (count - 1) * (BLOCK // BLOCK_N) + tiles)
-
-
-@triton.jit
-def with_sink(b_out, b_lse, b_sink):
-    """Adds a logit without a value to finished rows, in natural logarithms."""
-    b_base = tl.maximum(b_lse, b_sink)
-    b_base = tl.where(b_base == -float("inf"), 0.0, b_base)
-    b_own = tl.exp2((b_lse - b_base) * LOG2E)
-    b_all = b_own + tl.exp2((b_sink - b_base) * LOG2E)
-    b_out = tl.where(b_all[:, None] == 0.0, 0.0, b_out * b_own[:, None] / b_all[:, None])
-    return b_out, b_base + tl.log2(b_all) * LN2
 
 
 # Numbers that change from step to step: no variant of a kernel for each kind of number.
@@ -319,44 +278,3 @@ def attend_tiles(
         out + o_out[:, None] * V_DIM + o_v[None, :], b_acc.to(out.dtype.element_ty), mask=m_out
     )
     tl.store(lse + o_out, b_lse, mask=m_m)
-
-
-@triton.jit(do_not_specialize=["splits"])
-def join_splits(
-    part, part_lse, out, lse, sink_logits, cu_rows, splits,
-    HEADS: tl.constexpr, V_DIM: tl.constexpr, V_PAD: tl.constexpr,
-    SINKS: tl.constexpr, BY_ROW: tl.constexpr,
-):  # fmt: skip
-    """The result of a (row, head) from those of its splits, always in their order. A split without
-    keys changes no bit.
-    """
-    i_part, i_head = tl.program_id(0), tl.program_id(1)
-    i_row = i_part
-    if not BY_ROW:
-        i_row = tl.load(cu_rows + i_part)
-        if tl.load(cu_rows + i_part + 1) - i_row != 1:
-            return
-    o_v = tl.arange(0, V_PAD)
-    o_part = (i_part.to(tl.int64) * HEADS + i_head) * splits
-    top = -float("inf")
-    for i in tl.range(0, splits):
-        top = tl.maximum(top, tl.load(part_lse + o_part + i), propagate_nan=tl.PropagateNan.ALL)
-    base = tl.where(top == -float("inf"), 0.0, top)
-    total = 0.0
-    b_acc = tl.zeros((V_PAD,), tl.float32)
-    for i in tl.range(0, splits):
-        weight = tl.exp2((tl.load(part_lse + o_part + i) - base) * LOG2E)
-        b_part = tl.load(part + (o_part + i) * V_DIM + o_v, mask=o_v < V_DIM, other=0.0)
-        b_acc += tl.where(weight == 0.0, 0.0, b_part * weight)
-        total += weight
-    b_acc = tl.where(total == 0.0, 0.0, b_acc / total)
-    all_lse = base + tl.log2(total) * LN2
-    if SINKS:
-        b_rows, b_lse = with_sink(
-            b_acc[None, :], tl.full((1,), 0.0, tl.float32) + all_lse, tl.load(sink_logits + i_head)
-        )
-        b_acc = tl.reshape(b_rows, (V_PAD,))
-        all_lse = tl.max(b_lse, 0)
-    o_out = i_row.to(tl.int64) * HEADS + i_head
-    tl.store(out + o_out * V_DIM + o_v, b_acc.to(out.dtype.element_ty), mask=o_v < V_DIM)
-    tl.store(lse + o_out, all_lse)

@@ -18,7 +18,9 @@ def scale_first(
     seen: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.first.scale_first`."""
-    sequence = torch.repeat_interleave(torch.arange(k.shape[0]), cu_rows.diff().long())
+    sequence = torch.repeat_interleave(
+        torch.arange(k.shape[0], device=k.device), cu_rows.diff().long(), output_size=q.shape[0]
+    )
     group = q.shape[1] // k.shape[1]
     first, value = (x[sequence].float().repeat_interleave(group, 1) for x in (k, v))
     score = (q.float() * first).sum(-1) * scale

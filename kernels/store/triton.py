@@ -9,6 +9,8 @@ from .. import triton_sizes as sizes
 from .layout import PageLayout
 from .rows import RowLayout
 
+CLEARED = 64  # rows of a program that looks for first tokens: a chunk has one in every page
+
 
 def supports(
     layout: PageLayout,
@@ -42,31 +44,37 @@ def write_pages(
     from .triton_kernel import clear_pages, put_rows
 
     rows, kv_heads, _ = k.shape
-    grid = (rows, kv_heads)
     if not rows or not kv_heads:
         return
     if clear and v.shape[2]:
         numbers = layout.page_size * v.shape[2]
-        clear_pages[grid](
+        clear_pages[(-(-rows // CLEARED), kv_heads)](
             v_pages,
             slots,
+            rows,
             v_pages.shape[0],
             *v_pages.stride()[:2],
             NUMBERS=numbers,
             PAGE=layout.page_size,
+            BR=CLEARED,
+            BN=min(sizes.power_of_two(numbers), 256),
             num_warps=4,
         )
     for pages, values in ((k_pages, k), (v_pages, v)):
         if values.shape[2]:
-            put_rows[grid](
+            width = sizes.power_of_two(values.shape[2])
+            tile = sizes.rows_of(width)
+            put_rows[(-(-rows // tile), kv_heads)](
                 values,
                 pages,
                 slots,
+                rows,
                 pages.shape[0],
                 *values.stride()[:2],
                 *pages.stride()[:2],
                 D=values.shape[2],
-                BD=sizes.power_of_two(values.shape[2]),
+                BD=width,
                 PAGE=layout.page_size,
-                num_warps=1,
+                BR=tile,
+                num_warps=4,
             )

