@@ -25,6 +25,12 @@ SHARED = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}  # bytes a program
 # Kernels that must multiply by tensor cores.
 PRODUCTS = ("attend_tiles", "gather_tiles", "combine_rows")
 TENSOR_CORES = {"80": ("HMMA",), "90": ("HGMMA", "HMMA"), "100": ("UTCHMMA", "UTCMMA", "HMMA")}
+# Prompts whose tiles of K and V must come by bulk copies, where there are any.
+BULK = tuple(
+    f"attend/prefill_{name}"
+    for name in ("d128", "d64", "d256", "fp16", "page", "mha", "window", "bounds", "softcap")
+)
+WARP_GROUPS = ("HGMMA", "UTCHMMA", "UTCMMA")  # their products: the tiles of prompts
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,8 @@ def complaints(case: str, kernel: str, arch: str, used: Resources) -> list[str]:
     """What is wrong with a compiled kernel; empty: it passes.
 
     Registers that spill go through memory; a program must fit into an SM; a kernel of products
-    must make them by tensor cores, and prefill on Hopper by those of a warp group. fp32 serves
-    comparisons alone: it may spill.
+    must make them by tensor cores, and prefill on Hopper by those of a warp group, from tiles
+    that bulk copies bring. fp32 serves comparisons alone: it may spill.
     """
     found = []
     spills = {name: used.instructions.get(name, 0) for name in ("LDL", "STL")}
@@ -80,6 +86,9 @@ def complaints(case: str, kernel: str, arch: str, used: Resources) -> list[str]:
         found.append(f"{used.shared} bytes of shared memory, of {SHARED[arch]}")
     if kernel in PRODUCTS and not any(used.instructions.get(name) for name in TENSOR_CORES[arch]):
         found.append("no tensor-core products")
+    prompts = any(used.instructions.get(name) for name in WARP_GROUPS)
+    if case.startswith(BULK) and prompts and not used.instructions.get("UTMALDG"):
+        found.append("no bulk copies")
     return found
 
 

@@ -94,6 +94,9 @@ def build(launch: Launch, capability: tuple[int, int]) -> Resources:
 
 def _signature(launch: Launch) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any]]:
     """Types, constants and known divisibility, as triton's launcher finds them."""
+    from triton.runtime.jit import mangle_type
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     signature: dict[str, str] = {}
     constants: dict[Any, Any] = {}
     attributes: dict[Any, Any] = {}
@@ -103,6 +106,8 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[Any, Any], dict[Any
         free = not parameter.do_not_specialize
         if parameter.is_constexpr or value is None or (free and type(value) is int and value == 1):
             signature[name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, TensorDescriptor):
+            signature[name] = mangle_type(value)
         elif isinstance(value, torch.Tensor):
             signature[name] = f"*{TYPES[value.dtype]}"
             attributes[(i,)] = [["tt.divisibility", 16]]

@@ -6,6 +6,7 @@ longer ones may have different tiles, but a sequence of n rows has the same in e
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 # Keys per program of a sequence with one row. 128K keys of 8 KV heads are then 1024 programs, 8K
@@ -81,3 +82,15 @@ def prefill_tile(
         rows, warps, stages = 64, 4, 3
     packed = min(packed, rows)
     return Tile(rows, packed, packed, min(page, keys), warps, stages)
+
+
+def boxes_pay(capability: tuple[int, int], itemsize: int, dims: tuple[int, int], keys: int) -> bool:
+    """Whether tiles of K and V of prompts come by bulk copies (TMA), whose addresses no thread
+    computes: fewer registers, and no instructions but one for each tile.
+
+    Hopper and later; boxes have powers of two of rows and channels. fp32 is for comparison.
+    `SACCADE_TRITON_TMA=0`: never.
+    """
+    if capability < (9, 0) or itemsize != 2 or os.environ.get("SACCADE_TRITON_TMA") == "0":
+        return False
+    return keys >= 16 and all(16 <= dim <= 256 and dim & (dim - 1) == 0 for dim in dims)

@@ -9,7 +9,16 @@ import torch
 from .. import gpu
 from ..store import PageLayout, RowLayout
 from .keys import Keys
-from .tiles import DENSE_SPLIT, LIST_SPLIT, Tile, decode_tile, parts_of, power_of_two, prefill_tile
+from .tiles import (
+    DENSE_SPLIT,
+    LIST_SPLIT,
+    Tile,
+    boxes_pay,
+    decode_tile,
+    parts_of,
+    power_of_two,
+    prefill_tile,
+)
 
 INT32_MAX = 2**31 - 1  # the kernel's positions; a wider window or more sinks mean every key
 
@@ -178,11 +187,13 @@ class _Call:
         tiles = keys.page_table.shape[0]
         if by_tile:
             tiles += q.shape[0] // (tile.rows // tile.slots)
+        boxes = self._boxes(tile, split)
         table, cu_rows = keys.page_table.contiguous(), keys.cu_rows.contiguous()
         attend_tiles[(tiles, k.shape[1] * kv_parts, splits)](
             q,
             k,
             k if self._value_dim else v,
+            *(boxes or (None, None)),
             out,
             lse,
             table,
@@ -211,8 +222,28 @@ class _Call:
             *rows_between,
             splits,
             **self._constants(tile, split, by_tile),
+            BOXES=boxes is not None,
             num_warps=tile.warps,
             num_stages=tile.stages,
+        )
+
+    def _boxes(self, tile: Tile, split: int) -> tuple[Any, Any] | None:
+        """K and V of all pages as rows, from which a bulk copy takes a tile; None: it does not."""
+        k, v = self._k, self._v
+        if split or not boxes_pay(
+            gpu.capability(k), k.dtype.itemsize, (k.shape[3], v.shape[3]), tile.keys
+        ):
+            return None
+        if self._value_dim or not all(each.is_contiguous() for each in (k, v)):
+            return None
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        rows = k.numel() // k.shape[3]
+        if rows > INT32_MAX:
+            return None
+        return (
+            TensorDescriptor(k, [rows, k.shape[3]], [k.shape[3], 1], [tile.keys, k.shape[3]]),
+            TensorDescriptor(v, [rows, v.shape[3]], [v.shape[3], 1], [tile.keys, v.shape[3]]),
         )
 
     def _constants(self, tile: Tile, split: int, by_tile: bool) -> dict[str, Any]:

@@ -39,17 +39,20 @@ def page_of(p_table, start, PAGE: tl.constexpr):
 @triton.jit
 def over_keys(
     b_acc, b_sum, b_max, b_q, b_rest,
-    begin, end, first, firsts, second, p_ids, p_table, k, v, pages,
-    stride_kp, stride_vp, b_lo, b_hi, b_position, window, sinks, least, most,
+    begin, end, first, firsts, second, p_ids, p_table, k, v, k_boxes, v_boxes, k_head, v_head,
+    pages, stride_kp, stride_vp, b_lo, b_hi, b_position, window, sinks, least, most,
     scale, softcap,
     BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
     DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     V_DIM: tl.constexpr, V_PAD: tl.constexpr, VALUES_IN_KEYS: tl.constexpr,
     LISTS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
-    UPCAST: tl.constexpr,
+    BOXES: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Tiles begin .. end of keys into the running maximum, sum and output. The next tile's page id
     is carried in a loop variable: loaded where it is used, it keeps Triton from overlapping tiles.
+
+    BOXES: a tile of K or V is one bulk copy, of rows of `k_boxes` and `v_boxes`, in which the head
+    begins at row k_head and v_head of a page; copies from outside of the pages bring zeros.
     """
     o_n, o_main, o_v = tl.arange(0, BLOCK_N), tl.arange(0, MAIN), tl.arange(0, V_PAD)
     if begin < end:
@@ -66,9 +69,15 @@ def over_keys(
                 m_n = m_page & (start + o_n >= least) & (start + o_n < most)
             o_k = (start % PAGE + o_n)[:, None] * DIM
             p_k = k + page * stride_kp
-            b_k = tl.load(
-                p_k + o_k + o_main[None, :], mask=m_n[:, None] & (o_main < DIM)[None, :], other=0.0
-            )
+            if BOXES:
+                k_row = page * (stride_kp // DIM) + k_head + start % PAGE
+                b_k = k_boxes.load([tl.where(m_page, k_row, -BLOCK_N).to(tl.int32), 0])
+            else:
+                b_k = tl.load(
+                    p_k + o_k + o_main[None, :],
+                    mask=m_n[:, None] & (o_main < DIM)[None, :],
+                    other=0.0,
+                )
             b_s = product(b_q, tl.trans(b_k), UPCAST)
             if REST:
                 o_rest = MAIN + tl.arange(0, REST)
@@ -99,6 +108,11 @@ def over_keys(
             b_max = b_top
             if VALUES_IN_KEYS and V_PAD == MAIN and V_DIM == MAIN:
                 b_v = b_k
+            elif BOXES:
+                v_row = page * (stride_vp // V_DIM) + v_head + start % PAGE
+                b_v = v_boxes.load([tl.where(m_page, v_row, -BLOCK_N).to(tl.int32), 0])
+                if MASKED:  # a weight of zero times what a former owner left may be NaN
+                    b_v = tl.where(m_n[:, None], b_v, 0.0)
             else:
                 p_v = p_k + o_k
                 if not VALUES_IN_KEYS:
@@ -137,7 +151,8 @@ COUNTS = [
 
 @triton.jit(do_not_specialize=COUNTS)
 def attend_tiles(
-    q, k, v, out, lse, table, cu_rows, positions, lo, hi, sink_logits, ids, list_of_row,
+    q, k, v, k_boxes, v_boxes, out, lse, table, cu_rows, positions, lo, hi, sink_logits, ids,
+    list_of_row,
     sequences, pages, table_width, table_stride, columns,
     stride_qt, stride_qh, stride_kp, stride_kh, stride_vp, stride_vh,
     window, sinks, scale, softcap, least_rows, most_rows, splits,
@@ -147,7 +162,8 @@ def attend_tiles(
     V_DIM: tl.constexpr, V_PAD: tl.constexpr, VALUES_IN_KEYS: tl.constexpr,
     LO: tl.constexpr, HI: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr, LISTS: tl.constexpr, OWNERS: tl.constexpr, LIST_OF_ROW: tl.constexpr,
-    SPLIT: tl.constexpr, BY_TILE: tl.constexpr, TRIM: tl.constexpr, UPCAST: tl.constexpr,
+    SPLIT: tl.constexpr, BY_TILE: tl.constexpr, TRIM: tl.constexpr, BOXES: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One tile of BLOCK_M = rows x SLOTS, with TAKEN heads of a group in the SLOTS of a row; see
     `attend` for the tensors.
@@ -189,6 +205,7 @@ def attend_tiles(
         b_hi = tl.load(hi + o_row)
     b_hi = tl.minimum(b_hi, table_width * PAGE)
     least, most = tl.min(b_lo), tl.max(b_hi)
+    k_head, v_head = i_kv * stride_kh // DIM, i_kv * stride_vh // V_DIM  # of BOXES
     p_ids = table  # of no matter without lists
     p_table = table + i_sequence.to(tl.int64) * table_stride
     p_q = q + o_row.to(tl.int64)[:, None] * stride_qt + o_head[:, None] * stride_qh
@@ -242,25 +259,28 @@ def attend_tiles(
         if LO or WINDOW:
             b_acc, b_sum, b_max = over_keys(
                 b_acc, b_sum, b_max, b_q, b_rest, 0, whole, first, firsts, second, p_ids, p_table,
-                k + i_kv * stride_kh, v + i_kv * stride_vh, pages, stride_kp, stride_vp,
+                k + i_kv * stride_kh, v + i_kv * stride_vh, k_boxes, v_boxes, k_head, v_head,
+                pages, stride_kp, stride_vp,
                 b_lo, b_hi, b_position, window, sinks, least, most, scale, softcap,
                 BLOCK_N, BLOCK, PAGE, DIM, MAIN, REST, V_DIM, V_PAD, VALUES_IN_KEYS,
-                LISTS, WINDOW, SOFTCAP, True, UPCAST,
+                LISTS, WINDOW, SOFTCAP, True, BOXES, UPCAST,
             )  # fmt: skip
         b_acc, b_sum, b_max = over_keys(
             b_acc, b_sum, b_max, b_q, b_rest, whole, edge_begin, first, firsts, second, p_ids,
-            p_table, k + i_kv * stride_kh, v + i_kv * stride_vh, pages, stride_kp, stride_vp,
+            p_table, k + i_kv * stride_kh, v + i_kv * stride_vh, k_boxes, v_boxes, k_head, v_head,
+            pages, stride_kp, stride_vp,
             b_lo, b_hi, b_position, window, sinks, least, most, scale, softcap,
             BLOCK_N, BLOCK, PAGE, DIM, MAIN, REST, V_DIM, V_PAD, VALUES_IN_KEYS,
-            LISTS, WINDOW, SOFTCAP, False, UPCAST,
+            LISTS, WINDOW, SOFTCAP, False, BOXES, UPCAST,
         )  # fmt: skip
         begin = edge_begin
     b_acc, b_sum, b_max = over_keys(
         b_acc, b_sum, b_max, b_q, b_rest, begin, end, first, firsts, second, p_ids, p_table,
-        k + i_kv * stride_kh, v + i_kv * stride_vh, pages, stride_kp, stride_vp,
+        k + i_kv * stride_kh, v + i_kv * stride_vh, k_boxes, v_boxes, k_head, v_head,
+        pages, stride_kp, stride_vp,
         b_lo, b_hi, b_position, window, sinks, least, most, scale, softcap,
         BLOCK_N, BLOCK, PAGE, DIM, MAIN, REST, V_DIM, V_PAD, VALUES_IN_KEYS,
-        LISTS, WINDOW, SOFTCAP, True, UPCAST,
+        LISTS, WINDOW, SOFTCAP, True, BOXES, UPCAST,
     )  # fmt: skip
     b_acc = tl.where(b_sum[:, None] == 0.0, 0.0, b_acc / b_sum[:, None])
     b_lse = (b_max + tl.log2(b_sum)) * LN2

@@ -27,9 +27,9 @@ def test_quick_cases_pass_on_hopper(tmp_path):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     rows = (tmp_path / "aot.md").read_text().splitlines()
     prefill = [row for row in rows if "attend/prefill_d128_quick | attend_tiles" in row]
-    assert any("HGMMA" in row for row in prefill)
-    # Three buffers of K and of V, 64 keys of 128 channels each, beside the query tile.
-    assert any("128.0 | 8/3" in row for row in prefill)
+    assert any("HGMMA" in row and "UTMALDG" in row for row in prefill)
+    # Three buffers of K and of V, 64 keys of 128 channels each, beside the query tile and barriers.
+    assert any("129.0 | 8/3" in row for row in prefill)
 
 
 @pytest.mark.slow
@@ -51,6 +51,7 @@ def test_gates():
     ):
         found = complaints("attend/x", "attend_tiles", "90", used)
         assert len(found) == 1 and word in found[0]
+    assert complaints("attend/prefill_d64", "attend_tiles", "90", good) == ["no bulk copies"]
 
 
 def test_interpreted_kernels_are_not_compiled(monkeypatch, capsys):

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saccade.kernels.attend import ATTEND, BlockLists, api
-from saccade.kernels.attend.tiles import decode_tile, parts_of, prefill_tile
+from saccade.kernels.attend import ATTEND, BlockLists, api, triton
+from saccade.kernels.attend.tiles import boxes_pay, decode_tile, parts_of, prefill_tile
 from saccade.kernels.store import PageLayout, RowLayout
 
 from .paged import DTYPES, Problem, cut, make, oracle, same
@@ -195,16 +195,23 @@ def test_rows_of_a_tile_do_not_meet(dtype):
     assert torch.allclose(found_lse, lse[some], rtol=3e-7)
 
 
-@pytest.mark.parametrize("wrong", [-1, 10**6, 2**31 - 1])
-def test_absent_pages(wrong):
-    """Page ids outside the pool name no page: nobody reads there, in masked and unmasked tiles."""
-    problem = of_rows([300, 300], [20, 1], heads=2, kv_heads=1)
+@pytest.mark.parametrize(
+    ("wrong", "dtype"),
+    [(10**6, torch.float32), (-1, torch.float16), (2**31 - 1, torch.float16)],
+    ids=str,
+)
+def test_absent_pages(wrong, dtype):
+    """Page ids outside the pool name no page: nobody reads there, in masked and unmasked tiles, by
+    addresses (fp32) and by bulk copies."""
+    problem = of_rows([200, 200], [20, 1], heads=2, kv_heads=1, dtype=dtype)
     table = problem.keys.page_table.clone()
     table[:, 1] = wrong
-    ids = torch.tensor([0, 2, 3, 4], dtype=torch.int32).expand(1, 1, -1)
+    ids = torch.tensor([0, 2, 3], dtype=torch.int32).expand(1, 1, -1)
     lists = BlockLists(ids, torch.zeros(21, dtype=torch.int32), 64)
     got, want = problem.seeing(page_table=table).run(), problem.seeing(blocks=lists).run()
-    assert torch.allclose(got[0], want[0], atol=1e-6) and torch.allclose(got[1], want[1])
+    assert torch.allclose(got[0], want[0], atol=2 * torch.finfo(dtype).eps) and torch.allclose(
+        got[1], want[1], rtol=1e-5
+    )
 
 
 @every_dtype
@@ -242,6 +249,23 @@ def test_no_rows_and_refusals(monkeypatch):
     assert "fewer than 16" in str(refusal(problem.seeing(blocks=small)))
     monkeypatch.delenv("SACCADE_CUDA_INTERPRET")
     assert refusal(problem) == "tensor on cpu"
+
+
+def test_bulk_copies(monkeypatch):
+    """Tiles of prompts come so where boxes fit; the answer is that of loads by addresses."""
+    problem = of_rows([200], [70], heads=2, kv_heads=1, dtype=torch.float16)
+    taken = []
+    boxes = triton._Call._boxes
+    monkeypatch.setattr(
+        triton._Call, "_boxes", lambda *args: (taken.append(boxes(*args)), taken[-1])[1]
+    )
+    by_boxes = problem.run()
+    assert taken[-1] is not None and taken[-1][0].block_shape == [64, 32]
+    monkeypatch.setenv("SACCADE_TRITON_TMA", "0")
+    assert same(problem.run(), by_boxes) and taken[-1] is None
+    monkeypatch.delenv("SACCADE_TRITON_TMA")
+    assert not boxes_pay((8, 0), 2, (128, 128), 64) and not boxes_pay((9, 0), 4, (128, 128), 64)
+    assert not boxes_pay((9, 0), 2, (96, 96), 64) and boxes_pay((10, 0), 2, (64, 128), 16)
 
 
 def test_tiles():
