@@ -13,14 +13,9 @@ from .report import write_json
 
 
 def add_common(made: argparse.ArgumentParser) -> None:
-    """The options of every benchmark that computes by itself."""
+    """The options of every benchmark."""
     made.add_argument("--threads", type=positive, help="threads for us and for torch alike")
     made.add_argument("--isa", help="instruction set of our kernels, or reference")
-    add_outputs(made)
-
-
-def add_outputs(made: argparse.ArgumentParser) -> None:
-    """Where the results go."""
     made.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     made.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="write a plot (needs matplotlib)"

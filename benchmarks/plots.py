@@ -40,7 +40,7 @@ def figure(widths: Sequence[float], height: float, title: str) -> tuple[Any, Seq
     made = Figure(figsize=(sum(widths), height), layout="constrained")
     FigureCanvasAgg(made)
     made.suptitle(title, fontsize=10)
-    axes = made.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    axes = made.subplots(1, len(widths), width_ratios=widths)
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     return made, axes
@@ -145,10 +145,22 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
-    """Panels side by side."""
-    made, axes = figure([panel.width for panel in panels], 4.4, title)
-    for panel, each in zip(panels, axes, strict=True):
-        panel.draw(each)
+    """Panels side by side, in two rows where there are many."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    half = (len(panels) + 1) // 2 if len(panels) > 4 else len(panels)
+    rows = [row for row in (panels[:half], panels[half:]) if row]
+    width = max(sum(panel.width for panel in row) for row in rows)
+    made = Figure(figsize=(width, 4.4 * len(rows)), layout="constrained")
+    FigureCanvasAgg(made)
+    made.suptitle(title, fontsize=10)
+    for row, part in zip(rows, made.subfigures(len(rows), 1, squeeze=False)[:, 0], strict=True):
+        widths = [panel.width for panel in row]
+        axes = part.subplots(1, len(row), width_ratios=widths, squeeze=False)[0]
+        for panel, each in zip(row, axes, strict=True):
+            each.spines[["top", "right"]].set_visible(False)
+            panel.draw(each)
     save(made, path)
 
 
@@ -191,8 +203,12 @@ def serve_overhead(rounds: Sequence[Mapping[str, Any]]) -> list[Panel]:
         name: [None if each[key] is None else 1e3 * each[key] for each in rounds]
         for name, key in keys.items()
     }
-    shares = {"overhead": [100 * each["overhead"] for each in rounds]}
-    beside = _bars(names, shares, "overhead", "% of a step")
+    keys = {"of the server's own step": "overhead", "of the bare step": "overhead_to_bare"}
+    shares = {
+        name: [None if each[key] is None else 100 * each[key] for each in rounds]
+        for name, key in keys.items()
+    }
+    beside = _bars(names, shares, "what the server adds", "% of a step")
     return [_bars(names, times, "eight streams", "ms"), beside]
 
 

@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write what was asked for. RequestError for unusable options."""
     args = parser().parse_args(argv)
     check_outputs(args)
-    here = machine.describe()
     names = list(RUN) if args.mode == ALL else [args.mode]
-    found = {name: measure(args, name) for name in names}
+    with machine.using(args.isa, args.threads) as here:  # servers of our own inherit it
+        found = {name: measure(args, name) for name in names}
     tables = [table for each in found.values() for table in each.tables]
     title = f"saccade bench serve --mode {args.mode}" + " --quick (not for a record)" * args.quick
     head = report.head(title, machine.today(), here, machine.versions())
@@ -134,5 +134,5 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=positive, default=3, help="--mode overhead")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--quick", action="store_true", help="little of everything: a look")
-    options.add_outputs(made)
+    options.add_common(made)
     return made

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .protocol.errors import ApiError, from_msgspec
+from .protocol_h11 import ChunkWriter
 
 T = TypeVar("T")
 JSON = "application/json"
@@ -106,14 +107,17 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events, and closes their source however this ends."""
-        started = False
+        started, writer = False, ChunkWriter.of(scope)
         try:
             async with watching(receive):
                 async for event in self._events:
                     if not started:
                         await send(self._start())
                         started = True
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    if writer is not None:
+                        await writer.write(event)
+                    else:
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
                 if not started:
                     await send(self._start())
                 await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -53,8 +53,11 @@ class Inbox:
         self._news: list[Arrived] = []
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._urgent = False
+        # Timers are dear, and news are many: the one of patience is set anew when it rings.
+        self._patience: asyncio.TimerHandle | None = None
+        self._patient_until = 0.0
+        self._pacer: asyncio.TimerHandle | None = None
 
     @property
     def finished(self) -> bool:
@@ -67,23 +70,46 @@ class Inbox:
         Raises UnavailableError, RefusedError; what was there before the error is given out first.
         """
         now = time.monotonic()
-        if self._error is None and (not self._news or (now < self._due and not self._urgent)):
-            await self._wait(self._due - now if self._news else patience_s)
+        if self._error is None and not self._news:
+            await self._wait(now + patience_s)
+        elif self._error is None and now < self._due and not self._urgent:
+            self._pace(now)
+            await self._wait(now + patience_s)
         if not self._news and self._error is not None:
             raise self._error
         news, self._news, self._urgent = self._news, [], False
         self._due = time.monotonic() + self._pace_s
         return news
 
-    async def _wait(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        self._timer = loop.call_later(seconds, self._wake)
+    async def _wait(self, until: float) -> None:
+        """Until somebody wakes the reader, or this time (of time.monotonic)."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._patient_until = until
+        if self._patience is None:
+            self._lose_patience()
         try:
             await self._waiter
         finally:
-            self._timer.cancel()
-            self._waiter = self._timer = None
+            self._waiter = None
+
+    def _lose_patience(self) -> None:
+        left = self._patient_until - time.monotonic()
+        self._patience = None
+        if left <= 0:
+            self._wake()
+        elif self._waiter is not None:
+            self._patience = self._waiter.get_loop().call_later(left, self._lose_patience)
+
+    def _pace(self, now: float) -> None:
+        """The reader is woken when it is due."""
+        if self._pacer is None:
+            loop = asyncio.get_running_loop()
+            self._pacer = loop.call_later(self._due - now, self._give_out)
+
+    def _give_out(self) -> None:
+        self._pacer = None
+        if self._news:  # an end may have come before
+            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -102,12 +128,14 @@ class Inbox:
             self._urgent = self._urgent or news.end is not None
         if self._urgent or now >= self._due:
             self._wake()
-        elif len(self._news) == 1 and self._waiter is not None and self._timer is not None:
-            self._timer.cancel()  # of its patience
-            self._timer = self._waiter.get_loop().call_later(self._due - now, self._wake)
+        elif self._waiter is not None:
+            self._pace(now)
 
     def close(self) -> None:
         """No more is wanted: what still runs is aborted."""
         ids, self.open = list(self.open), {}
+        for timer in (self._patience, self._pacer):
+            if timer is not None:
+                timer.cancel()
         if ids:
             self._on_close(ids)

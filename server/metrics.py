@@ -7,12 +7,20 @@ snapshot when somebody asks. The engine's counters begin anew when its process d
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
     from .call import Call
@@ -44,7 +52,7 @@ class Metrics:
         self.cached_tokens = counter("cached_prompt_tokens", "Prompt tokens found in the cache")
         self.generated = counter("generation_tokens", "Generated tokens")
         self.ttft = histogram("time_to_first_token_seconds", "Arrival to first token", _TTFT)
-        self.gap = histogram("inter_token_latency_seconds", "Between a completion's tokens", _TOKEN)
+        self.gap = Gaps()
         self.total = histogram("request_seconds", "Arrival to end", _REQUEST)
         self.times = {
             "queued_s": histogram("request_queue_seconds", "Arrival to first step", _REQUEST),
@@ -55,6 +63,7 @@ class Metrics:
             "prompt": histogram("request_prompt_tokens", "Prompt tokens of a request", _COUNT),
             "output": histogram("request_generation_tokens", "Its generated tokens", _COUNT),
         }
+        registry.register(self.gap)
         registry.register(EngineCollector(service))
         if "vllm" in service.config.metrics_compat:
             registry.register(VllmNames(service, list(registry._collector_to_names)))
@@ -79,6 +88,33 @@ class Metrics:
             for name, metric in self.times.items():
                 if (seconds := end.timings.get(name)) is not None:
                     metric.observe(seconds)
+
+
+class Gaps(Collector):
+    """Times between a completion's tokens: a histogram that every token adds to, at little cost."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_TOKEN) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Adds one."""
+        self._counts[bisect_left(_TOKEN, seconds)] += 1
+        self._sum += seconds
+
+    def describe(self) -> list[Metric]:
+        """Nothing beforehand, as below."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The histogram of this moment."""
+        bounds = [*map(floatToGoString, _TOKEN), "+Inf"]
+        yield HistogramMetricFamily(
+            "saccade_inter_token_latency_seconds",
+            "Between a completion's tokens",
+            buckets=list(zip(bounds, accumulate(self._counts), strict=True)),
+            sum_value=self._sum,
+        )
 
 
 class EngineCollector(Collector):

@@ -259,3 +259,28 @@ def test_a_small_reply_does_not_wait_for_an_acknowledgement() -> None:
             return found
 
     assert asyncio.run(run())
+
+
+def test_a_stream_over_http_1_0_has_no_chunks(server: Running) -> None:
+    """Its end is the end of the connection; over HTTP/1.1 the same events come in chunks."""
+    host, port = server.url.removeprefix("http://").split(":")
+    body = b'{"prompt": "def add", "max_tokens": 4, "temperature": 0, "stream": true}'
+    replies = []
+    for version in (b"1.0", b"1.1"):
+        with socket.create_connection((host, int(port)), timeout=30) as sock:
+            sock.sendall(
+                b"POST /v1/completions HTTP/" + version + b"\r\nhost: x\r\nconnection: close\r\n"
+                b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+                % (len(body), body)
+            )
+            replies.append(b"".join(iter(lambda: sock.recv(1 << 16), b"")))
+    old, new = (reply.partition(b"\r\n\r\n") for reply in replies)
+    assert b"chunked" not in old[0].lower() and b"transfer-encoding: chunked" in new[0].lower()
+    assert old[2].startswith(b"data: ") and old[2].endswith(b"data: [DONE]\n\n")
+    rest, events = new[2], b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        events += rest[: int(size, 16)]
+        rest = rest[int(size, 16) + 2 :]
+    assert events.count(b"data: ") == old[2].count(b"data: ") >= 5
+    assert events.endswith(b"data: [DONE]\n\n")
