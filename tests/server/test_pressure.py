@@ -217,7 +217,8 @@ def test_ten_times_too_much(serve: Serve) -> None:
     found = asyncio.run(overload(server, 10 * rate, amount(3, 30), body))
     good = [reply for _, reply in found if reply.status == 200]
     refused = [seconds for seconds, reply in found if reply.status == 503]
-    assert len(good) + len(refused) == len(found) and len(refused) > 5 * len(good)
+    # In the short form the places of the queue are a good part of what is served.
+    assert len(good) + len(refused) == len(found) and len(refused) > amount(1, 5) * len(good)
     assert all(reply.json["usage"]["completion_tokens"] == 60 for reply in good)
     late = percentile(refused, 1.0 if FULL else 0.99)
     print(f"{len(good)} served, {len(refused)} refused, the latest after {late * 1e3:.0f} ms")
