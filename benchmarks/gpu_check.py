@@ -31,7 +31,7 @@ from .gpu_ops import op_rows
 from .gpu_peers import LONGEST, decode_peers, prefill_peers
 from .gpu_rows import NOT_MEASURED, Row, correctness, tokens
 from .gpu_sanitizer import sanitized
-from .gpu_times import ceilings, decode_times, prefill_times
+from .gpu_times import ceilings, decode_times, prefill_times, select_times
 
 LIMIT_S = 570.0
 
@@ -93,6 +93,7 @@ def sections(tiny: bool, quick: bool) -> Iterator[Section]:
             yield Section(f"decode {n} b={b}", 10, partial(decode_times, n, b, tiny))
             yield Section(f"decode {n} b={b}", 10, partial(method_decode, n, b, tiny))
             yield Section(f"decode {n} b={b}", 5, partial(decode_peers, n, b, tiny))
+    yield Section("select", 5, lambda: select_times(tiny))
     for n in contexts:
         yield Section(f"prefill {n}", 25, partial(prefill_peers, n, tiny))
     yield Section("sanitizer", 120, lambda: sanitized(tiny))

@@ -12,6 +12,7 @@ import torch
 
 from ..kernels import gpu
 from ..kernels.attend import ATTEND, BlockLists, attend
+from ..kernels.select import Candidates, select_blocks
 from .gpu_rows import NOT_MEASURED, PAGE, Pages, Row, pages
 
 HEADS, DIM = (32, 8), 128  # Llama-3-8B
@@ -150,6 +151,27 @@ def decode_times(length: int, batch: int, dry: bool) -> Iterator[Row]:
     call = captured(lambda: _ours(listed), dry)
     read = batch * min(64 * PAGE, length) * heads[1] * dim * 4
     yield timed(section, "saccade lists 64 x 64", call, dry, read=read, cold=True)
+
+
+def select_times(dry: bool) -> Iterator[Row]:
+    """The 16 best of as many blocks of 16 tokens as a text of a million has, for one row: scores
+    and choice in one op, which must read every mean.
+    """
+    heads, dim, blocks = ((2, 1), 32, 64) if dry else (*(HEADS, DIM), 65536)
+    device, block, pages_held = gpu.device(), 16, blocks * 16 // PAGE
+    means = torch.randn((pages_held, PAGE // block, heads[1], dim), device=device)
+    means = means.to(torch.bfloat16)
+    candidates = Candidates(
+        torch.tensor([0, 1], dtype=torch.int32, device=device),
+        torch.tensor([blocks * block - 1], device=device),
+        torch.arange(pages_held, dtype=torch.int32, device=device)[None],
+        block,
+        PAGE,
+    )
+    q = torch.randn((1, heads[0], dim), device=device).to(torch.bfloat16)
+    call = captured(lambda: select_blocks(q, means, candidates, 16), dry)
+    read = means.numel() * means.itemsize
+    yield timed("select", f"16 of {blocks} blocks", call, dry, read=read, cold=True)
 
 
 def captured(call: Callable[[], object], dry: bool) -> Callable[[], object]:

@@ -31,7 +31,7 @@ def test_dry_run(interpreted, tmp_path, capsys):
     sections = {row["section"] for row in rows}
     assert sections == {
         *("ceilings", "correctness", "ops", "engine", "prefill 24", "decode 24 b=1"),
-        *("decode 24 b=2", "sanitizer"),
+        *("decode 24 b=2", "select", "sanitizer"),
     }
     checked = {row["case"] for row in rows if row["result"].startswith("error")}
     for name in ("lists of 2", "norm", "select_blocks", "compressed", "write_pages", "correct"):
