@@ -29,7 +29,7 @@ from ..kernels import gpu
 from .gpu_methods import method_decode, method_prefill
 from .gpu_ops import op_rows
 from .gpu_peers import LONGEST, decode_peers, prefill_peers
-from .gpu_rows import NOT_MEASURED, Row, correctness, tokens
+from .gpu_rows import NOT_MEASURED, Row, correctness, reason_of, tokens
 from .gpu_sanitizer import sanitized
 from .gpu_times import ceilings, decode_times, prefill_times, select_times
 
@@ -115,8 +115,7 @@ def guarded(name: str, section: Callable[[], Iterator[Row]], seconds: float) -> 
                 return
             yield row
     except Exception as error:  # noqa: BLE001 - one section must not end the others
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.160}"
-        yield Row(name, "section", NOT_MEASURED, note=reason, failed=True)
+        yield Row(name, "section", NOT_MEASURED, note=reason_of(error), failed=True)
 
 
 def machine(interpret: bool) -> dict[str, str]:

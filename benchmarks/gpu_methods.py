@@ -12,7 +12,7 @@ from ..engine.attention.parse import parse_method
 from ..engine.branches import BranchShape
 from ..engine.devices import Place, Staging
 from ..kernels import gpu
-from .gpu_rows import NOT_MEASURED, Pages, Row, pages
+from .gpu_rows import NOT_MEASURED, Pages, Row, pages, reason_of
 from .gpu_times import DIM, HEADS, captured, timed
 
 # Spec, and the specification's goal for 128K tokens of prefill, in ms.
@@ -50,8 +50,7 @@ def _row(
         layer = _Layer(spec, pages(lengths, rows, heads, dim, torch.bfloat16, gpu.device()))
         call = captured(layer, tiny) if one else layer
     except Exception as error:  # noqa: BLE001 - e.g. a capture that fails, or memory
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.120}"
-        yield Row(section, spec, NOT_MEASURED, reason, failed=True)
+        yield Row(section, spec, NOT_MEASURED, reason_of(error), failed=True)
         return
     row = timed(section, spec, call, tiny, cold=one)
     yield row.beside(goal) if goal else row

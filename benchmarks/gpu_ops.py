@@ -5,6 +5,7 @@ serves it there, against its reference in fp64 on the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..kernels.store import WRITE_PAGES
 from ..kernels.summarize import BLOCK_MEANS, WINDOW_MEANS, completed_blocks, slots_per_page
 from ..kernels.summarize import reference as means_reference
 from ..kernels.testing import error
-from .gpu_rows import NOT_MEASURED, Pages, Row, dtypes, pages
+from .gpu_rows import NOT_MEASURED, Pages, Row, attempted, dtypes, pages
 
 # Of the rows of lists: scores that are nearly equal may be ranked either way.
 LISTS_BOUND = 0.01
@@ -52,9 +53,19 @@ def _checked(case: str, op: Op, args: tuple[Any, ...], bound: float) -> Iterator
         if reason := each.supports(*mine):
             yield Row("ops", name, NOT_MEASURED, reason)
             continue
-        found = _results(each.run, mine)
-        wrong = max((_error(a.cpu(), b) for a, b in zip(found, truth, strict=True)), default=0.0)
-        yield Row("ops", name, f"error {wrong:.1e} of {bound:.0e}", failed=not wrong <= bound)
+        yield attempted("ops", name, partial(_compared, name, each.run, mine, truth, bound))
+
+
+def _compared(
+    name: str,
+    run: Callable[..., Any],
+    args: tuple[Any, ...],
+    truth: list[torch.Tensor],
+    bound: float,
+) -> Row:
+    found = _results(run, args)
+    wrong = max((_error(a.cpu(), b) for a, b in zip(found, truth, strict=True)), default=0.0)
+    return Row("ops", name, f"error {wrong:.1e} of {bound:.0e}", failed=not wrong <= bound)
 
 
 def _as(args: tuple[Any, ...], move: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..kernels import gpu
-from .gpu_rows import NOT_MEASURED, Pages, Row, pages
+from .gpu_rows import NOT_MEASURED, Pages, Row, pages, reason_of
 from .gpu_times import DIM, HEADS, captured, timed
 
 Make = Callable[[], Callable[[], object]]
@@ -57,10 +57,9 @@ def _row(section: str, name: str, make: Make, tiny: bool, **options: Any) -> Ite
     try:
         call = make()
     except Exception as error:  # noqa: BLE001 - foreign libraries fail in many ways
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.120}"
-        yield Row(section, name, NOT_MEASURED, reason)
+        yield Row(section, name, NOT_MEASURED, reason_of(error))
         return
-    yield timed(section, name, call, tiny, **options)
+    yield timed(section, name, call, tiny, peer=True, **options)
 
 
 def _sdpa(backend: str, *qkv: torch.Tensor) -> Callable[[], object]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,19 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.140}"
+
+
+def attempted(section: str, case: str, make: Callable[[], Row]) -> Row:
+    """The row; what it raises is a failure of this row alone."""
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001 - kernels and compilers fail in many ways
+        return Row(section, case, NOT_MEASURED, reason_of(error), failed=True)
 
 
 @dataclass(frozen=True)
@@ -114,11 +128,24 @@ def correctness(interpret: bool) -> Iterator[Row]:
                 if reason := implementation.supports(*call, dtype):
                     yield Row("correctness", case, NOT_MEASURED, reason)
                     continue
-                out, lse = implementation.run(*call, dtype)
-                wrong = error(out.cpu(), truth) / max(float(truth.abs().max()), 1e-30)
-                wrong = max(wrong, error(lse.cpu(), truth_lse) / 10)
-                bad = not wrong <= bound
-                yield Row("correctness", case, f"error {wrong:.1e} of {bound:.0e}", failed=bad)
+                compare = partial(_compared, case, implementation.run, (*call, dtype))
+                exact = (truth, truth_lse)
+                yield attempted("correctness", case, partial(compare, exact, bound))
+
+
+def _compared(
+    case: str,
+    run: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    call: tuple[Any, ...],
+    exact: tuple[torch.Tensor, torch.Tensor],
+    bound: float,
+) -> Row:
+    """The error of an answer, relative to its largest number, and of its logarithms."""
+    out, lse = run(*call)
+    wrong = error(out.cpu(), exact[0]) / max(float(exact[0].abs().max()), 1e-30)
+    wrong = max(wrong, error(lse.cpu(), exact[1]) / 10)
+    result = f"error {wrong:.1e} of {bound:.0e}"
+    return Row("correctness", case, result, failed=not wrong <= bound)
 
 
 def _masks(problem: Pages) -> Iterator[tuple[str, Keys, tuple[Any, Any]]]:
@@ -174,24 +201,31 @@ def tokens(interpret: bool) -> Iterator[Row]:
     """The shipped demo model on either device, greedily, in fp32: the same tokens, and how many of
     the steps were replayed as graphs.
     """
+    for spec in SPECS[:1] if interpret else SPECS:
+        yield attempted("engine", f"demo, {spec}", partial(_same_tokens, spec, interpret))
+
+
+def _same_tokens(spec: str, interpret: bool) -> Row:
+    """One method on both devices."""
     from ..engine.engine import Engine
     from ..engine.params import SamplingParams
 
     prompt = [3 + i * 7 % 200 for i in range(24 if interpret else 600)]
     wanted = SamplingParams(max_tokens=2 if interpret else 32, temperature=0.0, ignore_eos=True)
-    for spec in SPECS[:1] if interpret else SPECS:
-        found, replays, refusals = [], 0, []
-        for device in ("cpu", "cuda"):
-            options = {"dtype": "float32", "max_model_len": 1024, "attention": spec}
-            engine = Engine("demo", device=device, kv_cache_memory=64 << 20, **options)
-            (answer,) = engine.generate([prompt], wanted)
-            made = engine._runner.graphs
-            replays, refusals = (made.replays, made.refusals) if made else (0, [])
-            engine.close()
-            found.append(list(answer.outputs[0].token_ids))
-        equal = found[0] == found[1]
-        note = "; ".join([f"{replays} replays", *refusals])
-        if not equal:
-            note = f"cpu {found[0][:8]}, cuda {found[1][:8]}"
-        result = f"{len(found[0])} tokens {'equal' if equal else 'differ'}"
-        yield Row("engine", f"demo, {spec}", result, note, failed=not equal)
+    found, replays, refusals = [], 0, []
+    for device in ("cpu", "cuda"):
+        options = {"dtype": "float32", "max_model_len": 1024, "attention": spec}
+        engine = Engine("demo", device=device, kv_cache_memory=64 << 20, **options)
+        (answer,) = engine.generate([prompt], wanted)
+        made = engine._runner.graphs
+        replays, refusals = (made.replays, made.refusals) if made else (0, [])
+        engine.close()
+        if answer.error is not None:
+            raise RuntimeError(f"{device}: {answer.error}")
+        found.append(list(answer.outputs[0].token_ids))
+    equal = found[0] == found[1]
+    note = "; ".join([f"{replays} replays", *refusals])
+    if not equal:
+        note = f"cpu {found[0][:8]}, cuda {found[1][:8]}"
+    result = f"{len(found[0])} tokens {'equal' if equal else 'differ'}"
+    return Row("engine", f"demo, {spec}", result, note, failed=not equal)

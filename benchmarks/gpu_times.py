@@ -13,7 +13,7 @@ import torch
 from ..kernels import gpu
 from ..kernels.attend import ATTEND, BlockLists, attend
 from ..kernels.select import Candidates, select_blocks
-from .gpu_rows import NOT_MEASURED, PAGE, Pages, Row, pages
+from .gpu_rows import NOT_MEASURED, PAGE, Pages, Row, pages, reason_of
 
 HEADS, DIM = (32, 8), 128  # Llama-3-8B
 SPAN_MS = 300.0  # of timed calls
@@ -45,16 +45,16 @@ def timed(
     flops: float = 0.0,
     read: float = 0.0,
     cold: bool = False,
+    peer: bool = False,
 ) -> Row:
-    """A row with its rate, or with the reason where it cannot run: a peer need not."""
+    """A row with its rate, or with the reason where it cannot run: only a peer need not."""
     try:
         if dry:
             call()
             return Row(section, case, NOT_MEASURED, "dry run")
         took = milliseconds(call, cold)
     except Exception as error:  # noqa: BLE001 - a peer may refuse in any way
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.120}"
-        return Row(section, case, NOT_MEASURED, reason)
+        return Row(section, case, NOT_MEASURED, reason_of(error), failed=not peer)
     rate = ""
     if flops or read:
         rate = f"{flops / took / 1e9:.0f} TFLOP/s" if flops else f"{read / took / 1e6:.0f} GB/s"
