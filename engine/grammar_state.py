@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SaccadeError
+from .errors import RequestError
 
 if TYPE_CHECKING:
     import llguidance
@@ -39,12 +39,12 @@ class GrammarState:
     def allowed(self, vocab_size: int) -> NDArray[np.bool_]:
         """Which tokens may come next, bool [vocab_size]; end-of-sequence where the text may end.
 
-        Raises SaccadeError when the grammar has become too complex to go on with.
+        Raises RequestError when the grammar has become too complex to go on with.
         """
         start = time.monotonic()
         words = self._matcher.compute_bitmask()
         if self._matcher.is_error() or time.monotonic() - start > _SLOW_MASK_S:
-            raise SaccadeError("the structure is too complex to follow")
+            raise RequestError("the structure is too complex to follow", "structure")
         bits = np.unpackbits(np.frombuffer(words, np.uint8), bitorder="little")
         found = np.zeros(vocab_size, np.bool_)  # logits may be wider than the vocabulary
         found[: len(bits)] = bits[:vocab_size]

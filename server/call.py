@@ -10,7 +10,7 @@ from .exchange import Exchange
 from .inbox import RefusedError, UnavailableError
 from .limits import Place
 from .prompts import Prompt
-from .protocol.errors import ApiError, from_engine
+from .protocol.errors import ApiError, from_engine, from_failure
 from .protocol.replies import CachedTokens, Extras, ReasoningTokens, Usage
 from .wire import Delta, End
 
@@ -184,7 +184,7 @@ class Call:
             if piece.finish is not None:
                 self.finishes.append(piece.finish)
             if piece.finish == "error":
-                raise ApiError(500, piece.error or "The engine failed.", code="engine_error")
+                raise from_failure(piece, self._names)
         self._note_times(number, delta, at)
         if delta.end is not None:
             self.ends.append(delta.end)

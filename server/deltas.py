@@ -55,10 +55,11 @@ class LiveRequest:
         elif not new.token_ids and not new.text:
             return None
         logprobs = None if new.logprobs is None else [entries(each) for each in new.logprobs]
-        error = self._error(index) if new.finish_reason == "error" else None
-        return Piece(
-            index, new.text, new.token_ids, new.finish_reason, new.stop_reason, logprobs, error
-        )
+        piece = Piece(index, new.text, new.token_ids, new.finish_reason, new.stop_reason, logprobs)
+        if new.finish_reason == "error":
+            piece.error = self._error(index)
+            piece.param = self._param(index)
+        return piece
 
     def _prompt_logprobs(self) -> list[list[LogprobEntry] | None] | None:
         found = self._generation.prompt_logprobs
@@ -75,6 +76,13 @@ class LiveRequest:
         ending = self._generation.ending()
         stats = ending.stats
         return End(asdict(ending.timings), stats["attention"], stats["preemptions"])
+
+    def _param(self, index: int) -> str | None:
+        """The field at fault, where it is the request's own."""
+        from ..engine.errors import RequestError
+
+        error = self._generation.branches[index].request.error
+        return error.param if isinstance(error, RequestError) else None
 
     def _error(self, index: int) -> str:
         """What a client may hear: an error on purpose, else only that there was one."""

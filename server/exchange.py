@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -40,7 +40,9 @@ def exchange_of(request: Request) -> Exchange:
 
 
 async def read_body(request: Request, shape: type[T]) -> T:
-    """The body as `shape`. ApiError 415 for another type, 400 for what cannot be read."""
+    """The body as `shape`. ApiError 415 for another type, 400 for what cannot be read;
+    ClientGoneError when it breaks off.
+    """
     kind = request.headers.get("content-type", "")
     media, _, parameters = kind.partition(";")
     charset = parameters.partition("charset=")[2].strip().strip('"').lower()
@@ -48,7 +50,11 @@ async def read_body(request: Request, shape: type[T]) -> T:
         message = f"Send the body as {JSON}, not as {kind[:80]!r}."
         raise ApiError(415, message, code="unsupported_media_type")
     try:
-        return msgspec.json.decode(await request.body(), type=shape)
+        content = await request.body()
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    try:
+        return msgspec.json.decode(content, type=shape)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise from_msgspec(error) from None
 

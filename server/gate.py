@@ -54,8 +54,9 @@ class Gate:
         scope["saccade.service"] = self._service
         scope["app"] = None  # so that the router raises instead of replying by itself
         try:
-            exchange.owner = self._authorise(scope["path"], headers)
             limits = self._service.config.limits
+            check_head(scope, limits.header_bytes)
+            exchange.owner = self._authorise(scope["path"], headers)
             body = BoundedBody(receive, limits.body_bytes, limits.body_s)
             body.check_length(headers.get("content-length"))
             await self._app(scope, body, out)
@@ -169,6 +170,17 @@ class BoundedBody:
     def _too_long(self) -> ApiError:
         message = f"The body may have at most {self._size} bytes."
         return ApiError(413, message, code="body_too_large")
+
+
+def check_head(scope: Scope, size: int) -> None:
+    """Refuses a head that is too large; the parser below sees to it only where it comes in pieces.
+    ApiError 431.
+    """
+    fields = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if fields + len(scope.get("raw_path") or b"") + len(scope["query_string"]) > size:
+        close = {"Connection": "close"}
+        message = f"The head of a request may have at most {size} bytes."
+        raise ApiError(431, message, code="head_too_large", headers=close)
 
 
 def request_id(given: str | None) -> str:

@@ -102,7 +102,8 @@ class Refused(Message, tag="refused"):
 class Piece(Message):
     """What is new in one of a request's n completions.
 
-    finish: its reason, once; error: for the reason "error", what a client may hear of it.
+    finish: its reason, once; error: for the reason "error", what a client may hear of it; param: of
+    the request, where that is to blame.
     """
 
     index: int
@@ -112,6 +113,7 @@ class Piece(Message):
     stop: int | str | None = None
     logprobs: list[list[LogprobEntry]] | None = None
     error: str | None = None
+    param: str | None = None
 
 
 class End(Message):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..inbox import RefusedError, UnavailableError
+from ..wire import Piece
 
 if TYPE_CHECKING:
     from ...engine.errors import RequestError
@@ -94,6 +95,15 @@ def from_engine(
     if report.busy:
         return unavailable(report.message, 2.0, "overloaded")
     message, param = renamed(report.message, report.param, names)
+    return ApiError(400, message, param, "invalid_value")
+
+
+def from_failure(piece: Piece, names: dict[str, str] | None = None) -> ApiError:
+    """What a completion that failed means for the client: 400 where its own request is to blame."""
+    message = piece.error or "The engine failed."
+    if piece.param is None:
+        return ApiError(500, message, code="engine_error")
+    message, param = renamed(message, piece.param, names)
     return ApiError(400, message, param, "invalid_value")
 
 

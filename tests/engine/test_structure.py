@@ -342,8 +342,9 @@ def test_a_wrong_token_is_an_error_of_this_state_alone() -> None:
     start = COMPILER.compile(Structure.regex("ab"))
     state = start.copy()
     state.advance(BYTES.encode_plain("x")[0])
-    with pytest.raises(SaccadeError, match="too complex to follow"):
+    with pytest.raises(RequestError, match="too complex to follow") as caught:
         state.allowed(BYTES.vocab_size)
+    assert caught.value.param == "structure"
     assert not state.is_complete
     assert start.copy().allowed(BYTES.vocab_size).any()
 

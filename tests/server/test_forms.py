@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from saccade.engine.tokenizer import Tokenizer
+from saccade.server.protocol.errors import from_failure
+from saccade.server.wire import Piece
 
 from .conftest import Serve
 from .running import Running, completion, streamed
@@ -89,6 +91,15 @@ def test_forms_that_cannot_be(server: Running, more: dict[str, Any], words: str)
             reply = server.http.post(path, json={**body, **more, "stream": stream})
             assert reply.status_code == 400, reply.text
             assert words in reply.json()["error"]["message"]
+
+
+def test_a_form_that_cannot_be_followed_is_the_requests_own_fault() -> None:
+    """It has compiled, and turns out to be too much later."""
+    told = "the structure is too complex to follow"
+    piece = Piece(0, "", [], "error", error=told, param="structure")
+    error = from_failure(piece, {"structure": "response_format"})
+    assert (error.status, error.info.param, error.info.message) == (400, "response_format", told)
+    assert from_failure(Piece(0, "", [], "error", error="it broke")).status == 500
 
 
 def test_attention_of_ones_own(server: Running) -> None:

@@ -284,3 +284,27 @@ def test_a_stream_over_http_1_0_has_no_chunks(server: Running) -> None:
         rest = rest[int(size, 16) + 2 :]
     assert events.count(b"data: ") == old[2].count(b"data: ") >= 5
     assert events.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_head_is_bounded(server: Running) -> None:
+    for path, size in (("/health", 70_000), (f"/health?{'a' * 60_000}", 10_000)):
+        try:
+            reply = server.http.get(path, headers={"x": "a" * size})
+        except httpx.HTTPError:
+            continue  # it came in pieces, and the parser has hung up
+        assert reply.status_code in (400, 431), reply.text
+        assert reply.json()["error"]["code"] in ("head_too_large", "invalid_http")
+
+
+def test_a_body_that_breaks_off_is_nobodys_fault(server: Running) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    for body in (b"content-length: 90\r\n\r\n{", b"transfer-encoding: chunked\r\n\r\nzz\r\n"):
+        with socket.create_connection((host, int(port)), timeout=30) as sock:
+            sock.sendall(head + b"x-request-id: broken\r\n" + body)
+    until = time.monotonic() + 20
+    while len([line for line in server.lines() if line.get("id") == "broken"]) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    found = [line for line in server.lines() if line.get("id") == "broken"]
+    assert {line["status"] for line in found} == {499} and "traceback" not in str(found)
