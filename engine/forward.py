@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..kernels.gated_delta import gated_delta
+from ..kernels.key_conv import key_conv
 from ..kernels.store import write_pages
 from .attention.base import KEY_TAIL, Aux, LayerCache, LayerShape
 from .attention.experts import Chosen, ExpertMethod
@@ -18,7 +19,6 @@ from .attention.watch import Watch
 from .batch import Batch
 from .cache import KVCache
 from .devices import Staging
-from .key_tails import KeyTails
 from .parts import Part, Planner
 from .snapshots import STATE, Slots, Snapshots
 from .tally import Tally
@@ -52,9 +52,8 @@ class Forward:
         self._watch = watch
         self._positions = batch.positions
         self._batch = batch
-        self._tails: dict[tuple[int, int], KeyTails] = {}  # by layer group and taps
         self._snapshots: dict[int, Snapshots] = {}  # by layer group
-        self._slots: tuple[int, Slots] | None = None  # of the recurrent layer at work
+        self._slots: tuple[int, Slots] | None = None  # of the layer at work, if it carries a state
 
     # ---- on a GPU ----
 
@@ -137,22 +136,23 @@ class Forward:
 
     def convolve(self, layer: int, k: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Raw keys [T, Hkv, d] convolved over the tokens before each; see `kernels.key_conv`."""
+        fields = self._cache.layers[layer].fields
+        if KEY_TAIL not in fields:  # one tap: no token before matters
+            return key_conv(k, k[:0], torch.empty((len(k), 0), dtype=torch.int64), weight)
+        plan, slots = self._carried(layer)
         self.bound_to_host = "convolved keys"
-        cache, group, taps = self._cache.layers[layer], self._cache.group_of[layer], weight.shape[0]
-        if (group, taps) not in self._tails:
-            size = cache.layout.page_size
-            self._tails[group, taps] = KeyTails.of(self._batch, group, size, taps)
-        tail = cache.fields.get(KEY_TAIL)
-        if tail is None:  # one tap: no token before matters
-            tail = k.new_empty((0, 1, *k.shape[1:]))
-        return self._tails[group, taps].convolve(tail, k, weight)
+        tail = fields[KEY_TAIL].flatten(3)
+        out = plan.convolve(tail, slots, k.flatten(1), weight.flatten(1), residual=True)
+        plan.commit(fields, slots)
+        self._slots = None
+        return out.view(k.shape)
 
     def recall(
         self, layer: int, name: str, x: torch.Tensor, weight: torch.Tensor, dilation: int = 1
     ) -> torch.Tensor:
         """silu of the causal convolution of x [T, C], in a recurrent layer; see `Snapshots`."""
         cache = self._cache.layers[layer]
-        plan, slots = self._recurrent(layer)
+        plan, slots = self._carried(layer)
         return plan.convolve(cache.fields[name], slots, x, weight, dilation)
 
     def recur(
@@ -169,7 +169,7 @@ class Forward:
         The layer's states, and tails of convolutions, are those behind this step from here on.
         """
         fields = self._cache.layers[layer].fields
-        plan, slots = self._recurrent(layer)
+        plan, slots = self._carried(layer)
         out = gated_delta(q, k, v, decay, beta, fields[STATE].flatten(0, 1), plan.walk(slots))
         plan.commit(fields, slots)
         self._slots = None
@@ -187,8 +187,8 @@ class Forward:
             found[row : row + run.stop - run.start] = windows.flip(1)
         return found
 
-    def _recurrent(self, layer: int) -> tuple[Snapshots, Slots]:
-        """The plan of a recurrent layer, and which states it reads and writes."""
+    def _carried(self, layer: int) -> tuple[Snapshots, Slots]:
+        """The plan of a layer that carries a state, and which states it reads and writes."""
         self.bound_to_host = "recurrent layers"
         group = self._cache.group_of[layer]
         if group not in self._snapshots:

@@ -1,9 +1,11 @@
-"""The states of recurrent layers: where a step finds them, and where it leaves them.
+"""What layers carry from token to token: the states of recurrent layers, and the last inputs of
+convolutions (of a recurrent layer, or of keys). Where a step finds them, and where it leaves them.
 
 A page keeps the state behind its latest token: a full page that of its end, for whoever continues
 after it (a prefix hit, a fork, a request that was preempted), a page that is being filled that of
-its owner's last token. So the group of these layers needs the page of the last token alone, as a
-window of one token does, and a prefix can be continued where the page before it is still there.
+its owner's last token. So a step needs the page of the last token alone, and a prefix can be
+continued where the page before it is still there. Who shared a page that is not full would find its
+owner's state, so requests fork at the beginning of a page (`SchedulerLimits.fork_align`).
 
 Every page has room for two states, each with the number of tokens behind it: a step reads one and
 writes the other, so that a step that broke can be run again.
@@ -18,9 +20,10 @@ import torch
 
 from ..kernels.gated_delta import Walk
 from ..kernels.key_conv import key_conv
+from .attention.base import TOKENS
 from .batch import Batch, Run
 
-STATE, TOKENS = "recurrent_state", "recurrent_tokens"
+STATE = "recurrent_state"
 SLOTS = 2
 
 
@@ -39,12 +42,15 @@ class Tap:
     """
 
     before: torch.Tensor  # int64 [T, taps - 1], as `key_conv` takes it
-    kept: torch.Tensor  # int64 [N, reach]: rows, or len(rows) + an entry of history
+    # What is kept behind a step, int64 [N, reach] each: rows where `inside`, else of history.
+    inside: torch.Tensor  # bool [N, reach, 1]
+    rows: torch.Tensor
+    past: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Snapshots:
-    """One step's plan for the recurrent layers of a layer group; S chunks, N states to keep."""
+    """One step's plan for those layers of a layer group; S chunks, N states to keep."""
 
     cu: torch.Tensor  # int64 [S + 1]
     rows: torch.Tensor  # int64 [T], chunk after chunk, by ascending positions
@@ -94,7 +100,7 @@ class Snapshots:
         """Where a layer's states are and go. RuntimeError where there is none to go on with."""
         known = fields[TOKENS][self.page.clamp(min=0)] == self.start[:, None]
         if not bool((known.any(1) | (self.page < 0)).all()):
-            raise RuntimeError("a recurrent layer's state is not in the page of the last token")
+            raise RuntimeError("a layer's state is not in the page of the last token")
         slot = known[:, 1].long()
         load = torch.where(self.page < 0, -1, self.page * SLOTS + slot)
         free = torch.where(self.reads < 0, 0, 1 - slot[self.reads.clamp(min=0)])
@@ -118,10 +124,12 @@ class Snapshots:
         slots: Slots,
         x: torch.Tensor,
         weight: torch.Tensor,
-        dilation: int,
+        dilation: int = 1,
+        residual: bool = False,
     ) -> torch.Tensor:
         """silu of the causal convolution of x [T, C] by weight [taps, C], each tap `dilation`
-        tokens before the one after it; its last inputs are kept in the page field `tail`.
+        tokens before the one after it, with `residual` added to x; its last inputs are kept in the
+        page field `tail` [pages, 2, reach, C].
         """
         taps, reach = weight.shape[0], (weight.shape[0] - 1) * dilation
         kept = tail.flatten(0, 1)
@@ -132,10 +140,10 @@ class Snapshots:
             self.taps[taps, dilation] = self._tap(taps, dilation)
         tap = self.taps[taps, dilation]
         out = key_conv(
-            x[:, None], history[:, None], tap.before, weight[:, None].contiguous(), residual=False
+            x[:, None], history[:, None], tap.before, weight[:, None].contiguous(), residual
         )
         if reach:
-            kept[slots.store] = torch.cat([x, history])[tap.kept]
+            kept[slots.store] = torch.where(tap.inside, x[tap.rows], history[tap.past])
         return out[:, 0]
 
     def _tap(self, taps: int, dilation: int) -> Tap:
@@ -155,4 +163,6 @@ class Snapshots:
         found = codes(torch.arange(count), torch.arange(1, taps)[None] * dilation)
         before = torch.empty_like(found)
         before[self.rows] = torch.where(found < count, found, count - 2 - found)
-        return Tap(before, codes(self.at, torch.arange(reach - 1, -1, -1)[None]))
+        kept = codes(self.at, torch.arange(reach - 1, -1, -1)[None])
+        inside = kept < count
+        return Tap(before, inside[..., None], kept.where(inside, 0), (kept - count).clamp(min=0))

@@ -19,8 +19,9 @@ from .experts import Chosen, ExpertShape, KeptCache
 if TYPE_CHECKING:
     from .watch import Watch
 
-# The page field of raw keys, in layers that convolve them.
-KEY_TAIL = "key_tail"
+# Page fields: the last raw keys, in layers that convolve them; and how many tokens lie behind each
+# of a page's two states, these tails among them.
+KEY_TAIL, TOKENS = "key_tail", "state_tokens"
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,15 @@ class LayerShape:
 
     @property
     def fields(self) -> dict[str, PageField]:
-        """What pages of this layer keep besides, whatever its method: see `engine/key_tails.py`."""
+        """What pages of this layer keep besides, whatever its method: see `engine/snapshots.py`."""
         if self.recurrent is not None:
             return _recurrent_fields(self.recurrent)
         if self.key_taps < 2:
             return {}
-        return {KEY_TAIL: PageField((self.key_taps - 1, self.num_kv_heads, self.head_dim))}
+        return {
+            TOKENS: PageField((2,), torch.int64),
+            KEY_TAIL: PageField((2, self.key_taps - 1, self.num_kv_heads, self.head_dim)),
+        }
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class PageField:
 def _recurrent_fields(shape: RecurrentShape) -> dict[str, PageField]:
     """See `engine/snapshots.py`: two states, and how many tokens lie behind each."""
     return {
-        "recurrent_tokens": PageField((2,), torch.int64),
+        TOKENS: PageField((2,), torch.int64),
         "recurrent_state": PageField(
             (2, shape.heads, shape.key_dim, shape.value_dim), torch.float32
         ),

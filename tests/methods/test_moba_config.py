@@ -146,11 +146,11 @@ def test_freed_pages_leave_the_keys_that_are_convolved(checkpoint: Checkpoints) 
 
 
 def test_raw_keys_are_part_of_the_pages(checkpoint: Checkpoints) -> None:
-    """Four keys per page in the two layers that convolve over five tokens, and nowhere else."""
+    """Twice four keys per page in the two layers that convolve over five tokens, nowhere else."""
     kept = {}
     for family in ("moba_kconv", "moba_keys"):
         config = Checkpoint(checkpoint(family)).config
         kept[family] = [shape.fields for shape in layer_shapes(config)]
     assert kept["moba_keys"] == [{}] * 3
     assert [bool(fields) for fields in kept["moba_kconv"]] == [True, False, True]
-    assert kept["moba_kconv"][0]["key_tail"].shape == (4, 2, 16)
+    assert kept["moba_kconv"][0]["key_tail"].shape == (2, 4, 2, 16)
