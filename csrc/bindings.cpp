@@ -95,6 +95,47 @@ void attend(Kernels& kernels, int dtype, int out_dtype, int64_t seqs, int64_t ro
                                                  pointer<float>(lse)});
 }
 
+void attend_turns(Kernels& kernels, int dtype, int out_dtype, int64_t seqs, int64_t rows,
+                  int64_t dim, int64_t v_dim, int64_t page, int64_t pages, uintptr_t q,
+                  int64_t q_row, int64_t page_step, int64_t head_step, uintptr_t k_pages,
+                  uintptr_t v_pages, uintptr_t table, int64_t table_row, int64_t table_width,
+                  uintptr_t cu_rows, uintptr_t positions, uintptr_t hi, float scale, uintptr_t out,
+                  uintptr_t lse, uintptr_t k, int64_t k_row, uintptr_t v, int64_t v_row,
+                  uintptr_t slots, uintptr_t replaces) {
+  AttendTurnsParams p{};
+  AttendParams& a = p.attend;
+  a.dtype = static_cast<DType>(dtype);
+  a.out_dtype = static_cast<DType>(out_dtype);
+  a.seqs = seqs;
+  a.rows = rows;
+  a.heads = a.kv_heads = 1;
+  a.dim = dim;
+  a.v_dim = v_dim;
+  a.page = page;
+  a.pages = pages;
+  a.q = pointer<const void>(q);
+  a.q_row = q_row;
+  a.steps = {page_step, head_step};
+  a.k_pages = pointer<const void>(k_pages);
+  a.v_pages = pointer<const void>(v_pages);
+  a.table = pointer<const int32_t>(table);
+  a.table_row = table_row;
+  a.table_width = table_width;
+  a.cu_rows = pointer<const int32_t>(cu_rows);
+  a.positions = pointer<const int64_t>(positions);
+  a.hi = pointer<const int32_t>(hi);
+  a.scale = scale;
+  a.out = pointer<void>(out);
+  a.lse = pointer<float>(lse);
+  p.k = pointer<const void>(k);
+  p.k_row = k_row;
+  p.v = pointer<const void>(v);
+  p.v_row = v_row;
+  p.slots = pointer<const int64_t>(slots);
+  p.replaces = pointer<const uint8_t>(replaces);
+  kernels.run(&KernelTable::attend_turns, p);
+}
+
 void linear(Kernels& kernels, int dtype, int out_dtype, int64_t rows, int64_t in, int64_t outs,
             uintptr_t x, int64_t x_row, uintptr_t weight, uintptr_t bias, uintptr_t y) {
   kernels.run(&KernelTable::linear,
@@ -209,6 +250,28 @@ void write_pages(Kernels& kernels, int dtype, int64_t rows, int64_t kv_heads, in
                                                           v_head,
                                                           pointer<const int64_t>(slots),
                                                           clear});
+}
+
+void keep_above(Kernels& kernels, int64_t seqs, int64_t rows, int64_t heads, int64_t page,
+                int64_t pages, uintptr_t scores, uintptr_t thresholds, uintptr_t flags,
+                uintptr_t lengths, uintptr_t table, int64_t table_row, int64_t table_width,
+                uintptr_t cu_rows, uintptr_t positions, uintptr_t after, bool first,
+                uintptr_t slots) {
+  kernels.run(&KernelTable::keep_above,
+              KeepAboveParams{seqs, rows, heads, page, pages, pointer<const float>(scores),
+                              pointer<const float>(thresholds), pointer<uint8_t>(flags),
+                              pointer<int32_t>(lengths), pointer<const int32_t>(table), table_row,
+                              table_width, pointer<const int32_t>(cu_rows),
+                              pointer<const int64_t>(positions), pointer<const int32_t>(after),
+                              first, pointer<int32_t>(slots)});
+}
+
+void keep_top(Kernels& kernels, int64_t seqs, int64_t rows, int64_t heads, uintptr_t scores,
+              uintptr_t cu_rows, uintptr_t after, bool first, uintptr_t slots) {
+  kernels.run(&KernelTable::keep_top,
+              KeepTopParams{seqs, rows, heads, pointer<const float>(scores),
+                            pointer<const int32_t>(cu_rows), pointer<const int32_t>(after), first,
+                            pointer<int32_t>(slots)});
 }
 
 void keep_best(Kernels& kernels, int64_t seqs, int64_t rows, int64_t heads, int64_t page,
@@ -579,6 +642,7 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("isa", &Kernels::isa)
       .def_property_readonly("threads", &Kernels::threads)
       .def("attend", &attend)
+      .def("attend_turns", &attend_turns)
       .def("linear", &linear)
       .def("linear_heads", &linear_heads)
       .def("rms_norm", &rms_norm)
@@ -589,7 +653,9 @@ PYBIND11_MODULE(_native, m) {
       .def("gated_delta", &gated_delta)
       .def("merge", &merge)
       .def("write_pages", &write_pages)
+      .def("keep_above", &keep_above)
       .def("keep_best", &keep_best)
+      .def("keep_top", &keep_top)
       .def("block_means", &block_means)
       .def("window_means", &window_means)
       .def("select_blocks", &select_blocks)

@@ -4,14 +4,13 @@ sequence of one head, over pages of one head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
-from ...kernels.attend import Keys, attend
-from ...kernels.store import PageLayout, write_pages
+from ...kernels.attend import Keys
+from ...kernels.store import PageLayout
+from ...kernels.turns import attend_turns
 from .experts import Chosen, KeptCache
 
 
@@ -39,61 +38,14 @@ class KeptLists:
         self, chosen: Chosen, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """Writes k, v [N, d] and returns the attention output of q [N, d], float32 [N, dv]."""
-        slots = self._slots(chosen)
-        k_pages, v_pages = (
-            pages.view(-1, 1, *pages.shape[2:]) for pages in (self.cache.k, self.cache.v)
-        )
-        out = torch.empty(v.shape)
-        for turn in self._turns(chosen):
-            self._write(chosen, turn, slots, k, v, k_pages, v_pages)
-            keys = self._keys(chosen, turn)
-            out[turn] = attend(
-                self.layout, q[turn, None], k_pages, v_pages, keys, scale, out_dtype=out.dtype
-            )[0][:, 0]
-        return out
-
-    def _write(
-        self,
-        chosen: Chosen,
-        turn: torch.Tensor,
-        slots: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        k_pages: torch.Tensor,
-        v_pages: torch.Tensor,
-    ) -> None:
-        """A page that begins with a token is cleared, unless the token replaces another."""
-        replaces = chosen.replaces[turn]
-        for part, clear in ((turn[~replaces], True), (turn[replaces], False)):
-            if len(part):
-                write_pages(
-                    self.layout,
-                    k_pages,
-                    v_pages,
-                    k[part, None],
-                    v[part, None],
-                    slots[part],
-                    clear,
-                )
-
-    def _turns(self, chosen: Chosen) -> Iterator[torch.Tensor]:
-        """The pairs that can be written and attend together, in order: int64 [n] each.
-
-        A token that replaces another is written when the rows before it have attended.
-        """
-        if not chosen.replaces.any():
-            if len(chosen.rows):
-                yield torch.arange(len(chosen.rows))
-            return
-        _, counts = self._cells(chosen.rows, chosen.heads)
-        done = chosen.replaces.cumsum(0)
-        begins = counts.cumsum(0) - counts
-        before = (done - chosen.replaces.long())[begins]
-        turn_of = done - before.repeat_interleave(counts)
-        order, ends = turn_of.argsort(stable=True), turn_of.bincount().cumsum(0).tolist()
-        for begin, end in pairwise([0, *ends]):
-            if begin < end:
-                yield order[begin:end]
+        if not len(chosen.rows):
+            return torch.empty(v.shape)
+        rows = (q[:, None], k[:, None], v[:, None])
+        pages = tuple(each.view(-1, 1, *each.shape[2:]) for each in (self.cache.k, self.cache.v))
+        slots, keys = self._slots(chosen), self._keys(chosen)
+        return attend_turns(
+            self.layout, rows, (pages[0], pages[1]), keys, slots, chosen.replaces, scale
+        )[:, 0]
 
     def _cells(self, rows: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The lists, head * S + sequence, that these pairs use, in the pairs' order; and how many
@@ -103,16 +55,16 @@ class KeptLists:
         used = counts.nonzero()[:, 0]
         return used, counts[used]
 
-    def _keys(self, chosen: Chosen, turn: torch.Tensor) -> Keys:
-        """What the pairs of a turn see: the first keys of their list, all of them past ones."""
-        rows, seqs = chosen.rows[turn], self.table.shape[0]
-        cells, counts = self._cells(rows, chosen.heads[turn])
+    def _keys(self, chosen: Chosen) -> Keys:
+        """What the pairs see: the first keys of their list, all of them past ones."""
+        seqs = self.table.shape[0]
+        cells, counts = self._cells(chosen.rows, chosen.heads)
         bounds = torch.zeros(len(cells) + 1, dtype=torch.int32)
         bounds[1:] = counts.cumsum(0)
         pages = self.table[cells % seqs]
         table = pages * self.cache.scores.shape[1] + (cells // seqs).int()[:, None]
-        hi = chosen.lengths[turn].int()
-        return Keys(bounds, self.positions[rows], table.where(pages >= 0, -1), hi=hi)
+        hi = chosen.lengths.int()
+        return Keys(bounds, self.positions[chosen.rows], table.where(pages >= 0, -1), hi=hi)
 
     def _slots(self, chosen: Chosen) -> torch.Tensor:
         """int64 [N]: where each pair's token is kept, in slots of pages of one head."""

@@ -31,7 +31,7 @@ from typing import ClassVar
 import torch
 
 from ...kernels.attend import Keys
-from ...kernels.keep import KeptState, ListRoom, keep_above, keep_best, keep_top
+from ...kernels.keep import KeptCounts, KeptState, ListRoom, keep_above, keep_best, keep_top
 from ..kept_rule import KeptRule
 from .base import Aux, LayerCache, LayerShape, PageField, Step, per_sequence
 from .experts import Chosen, ExpertShape, KeptCache
@@ -202,23 +202,8 @@ class Mosa:
     ) -> torch.Tensor:
         if self.tau or thresholds is None:
             thresholds = torch.full(scores.shape[1:], self.tau)
-        slots, counts = keep_above(scores, thresholds, self._ends(cache, step), plan.room)
-        taken = slots >= 0
-        flags, lengths = cache.fields[self._flags], cache.fields[self._lengths]
-        flags.flatten(0, 1)[step.slots] = taken.to(flags.dtype)
-        begins = step.slots % step.page_size == 0
-        lengths[step.slots[begins] // step.page_size] = (counts - taken.int())[begins]
-        return slots
-
-    def _ends(self, cache: LayerCache, step: Step) -> torch.Tensor:
-        """int32 [S, E]: how long the lists are before the step, by the page of the last token."""
-        first = step.positions[step.cu_rows[:-1].long()]
-        last = (first - 1).clamp(min=0)
-        pages = step.page_table[torch.arange(len(last)), last // step.page_size].long()
-        inside = torch.arange(step.page_size) <= (last % step.page_size)[:, None]
-        flags = cache.fields[self._flags][pages].where(inside[..., None], 0)
-        ends = cache.fields[self._lengths][pages] + flags.sum(1, dtype=torch.int32)
-        return ends.where(first[:, None] > 0, 0)
+        counts = KeptCounts(cache.fields[self._flags], cache.fields[self._lengths], step.page_table)
+        return keep_above(scores, thresholds, counts, plan.room)
 
     def attend_chosen(
         self,

@@ -223,7 +223,7 @@ _METHODS = (
         _BOTH,
         "8 bytes per kept token and head; mode=threshold: 1 + 4/page per token and head",
         "Piekos et al. 2025, arXiv 2505.00315",
-        ("torch reference", "compiled CPU but keep_above, keep_best, keep_top"),
+        _CPU,
     ),
 )
 

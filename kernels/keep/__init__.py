@@ -9,12 +9,13 @@ import torch
 
 from ..ops import Implementation, Op
 from . import cpu, reference
-from .room import KeptState, ListRoom
+from .room import KeptCounts, KeptState, ListRoom
 
 __all__ = [
     "KEEP_ABOVE",
     "KEEP_BEST",
     "KEEP_TOP",
+    "KeptCounts",
     "KeptState",
     "ListRoom",
     "keep_above",
@@ -22,34 +23,47 @@ __all__ = [
     "keep_top",
 ]
 
-KEEP_ABOVE = Op("keep_above", reference.keep_above)
-KEEP_BEST = Op(
-    "keep_best", reference.keep_best, (Implementation("cpu", cpu.keep_best, cpu.supports),)
+KEEP_ABOVE = Op(
+    "keep_above",
+    reference.keep_above,
+    (Implementation("cpu", cpu.keep_above, cpu.supports_counts),),
 )
-KEEP_TOP = Op("keep_top", reference.keep_top)
+KEEP_BEST = Op(
+    "keep_best", reference.keep_best, (Implementation("cpu", cpu.keep_best, cpu.supports_state),)
+)
+KEEP_TOP = Op(
+    "keep_top", reference.keep_top, (Implementation("cpu", cpu.keep_top, cpu.supports_scores),)
+)
 
 
 def keep_above(
-    scores: torch.Tensor, thresholds: torch.Tensor, lengths: torch.Tensor, room: ListRoom
-) -> tuple[torch.Tensor, torch.Tensor]:
+    scores: torch.Tensor, thresholds: torch.Tensor, counts: KeptCounts, room: ListRoom
+) -> torch.Tensor:
     """Tokens whose score is above their head's threshold, as long as the list has room.
 
-    scores: float32 [T, E]; thresholds: float32 [E]; lengths: int32 [S, E], of the lists before the
-    rows. Lists only grow. Returns the slots, and the length of every list after every row, int32
-    [T, E]. A NaN is never kept. Raises ValueError when shapes or dtypes disagree.
+    scores: float32 [T, E]; thresholds: float32 [E]. Lists only grow. `counts` says how long they
+    are before the rows, by the page of the token before, and afterwards knows the rows' tokens too;
+    what it has of earlier tokens is not changed. A NaN is never kept. Raises ValueError when shapes
+    or dtypes disagree.
     """
     _check(scores, room)
-    heads, sequences = scores.shape[1], room.cu_rows.shape[0] - 1
+    heads = scores.shape[1]
     if thresholds.shape != (heads,) or thresholds.dtype != torch.float32:
         raise ValueError(
             f"keep_above: thresholds must be float32 [{heads}], got {tuple(thresholds.shape)}"
         )
-    if lengths.shape != (sequences, heads) or lengths.dtype != torch.int32:
+    shape = counts.flags.shape
+    if len(shape) != 3 or shape[2] != heads or counts.lengths.shape != (shape[0], heads):
         raise ValueError(
-            f"keep_above: lengths must be int32 [{sequences}, {heads}], got {tuple(lengths.shape)}"
+            f"keep_above: flags {tuple(shape)} and lengths {tuple(counts.lengths.shape)} must be "
+            f"[pages, page size, {heads}] and [pages, {heads}]"
         )
-    slots, counts = KEEP_ABOVE(scores, thresholds, lengths, room)
-    return slots, counts
+    if counts.flags.dtype != torch.uint8 or counts.lengths.dtype != torch.int32:
+        raise ValueError("keep_above: flags must be uint8 and lengths int32")
+    if counts.table.dtype != torch.int32 or counts.table.shape[0] != room.cu_rows.shape[0] - 1:
+        raise ValueError("keep_above: the table must be int32 [S, max pages]")
+    slots: torch.Tensor = KEEP_ABOVE(scores, thresholds, counts, room)
+    return slots
 
 
 def keep_best(scores: torch.Tensor, state: KeptState, room: ListRoom) -> torch.Tensor:

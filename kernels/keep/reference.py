@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from .room import KeptState, ListRoom
+from .room import KeptCounts, KeptState, ListRoom
 
 _FAR = 1 << 40  # more than any count
 
 
 def keep_above(
-    scores: torch.Tensor, thresholds: torch.Tensor, lengths: torch.Tensor, room: ListRoom
-) -> tuple[torch.Tensor, torch.Tensor]:
+    scores: torch.Tensor, thresholds: torch.Tensor, counts: KeptCounts, room: ListRoom
+) -> torch.Tensor:
     """See `saccade.kernels.keep.keep_above`.
 
     With a = 1 for a score above its threshold and A its sum so far, the length of a list obeys
@@ -23,16 +23,32 @@ def keep_above(
         above = above | (room.positions == 0)[:, None]
     starts = room.cu_rows[:-1].long()
     sequence = torch.repeat_interleave(torch.arange(len(starts)), room.cu_rows.diff())
+    lengths = _lengths_before(counts, room.positions[starts])
     total = above.cumsum(0)
     total = total - (total - above.long())[starts][sequence]
     # One running minimum serves all sequences if each lies far below the one before.
     far = (sequence * _FAR)[:, None]
     left = (room.after[:, None] - total - far).cummin(0).values + far
-    counts = total + torch.minimum(left, lengths[sequence].long())
-    before = counts.roll(1, 0)
-    before[starts] = lengths.long()
-    slots = before.where(counts > before, -1)
-    return slots.int(), counts.int()
+    now = total + torch.minimum(left, lengths[sequence])
+    before = now.roll(1, 0)
+    before[starts] = lengths
+    size = counts.flags.shape[1]
+    pages = counts.table[sequence, room.positions // size].long()
+    known = pages >= 0
+    counts.flags[pages[known], (room.positions % size)[known]] = (now > before)[known].byte()
+    begins = known & (room.positions % size == 0)
+    counts.lengths[pages[begins]] = before[begins].int()
+    return before.where(now > before, -1).int()
+
+
+def _lengths_before(counts: KeptCounts, starts: torch.Tensor) -> torch.Tensor:
+    """int64 [S, E]: how long lists are before positions [S], by the page of the token before."""
+    size, last = counts.flags.shape[1], (starts - 1).clamp(min=0)
+    pages = counts.table[torch.arange(len(last)), last // size].long()
+    inside = torch.arange(size) <= (last % size)[:, None]
+    flags = counts.flags[pages].where(inside[..., None], 0)
+    lengths = counts.lengths[pages].long() + flags.sum(1, dtype=torch.int64)
+    return lengths.where(((starts > 0) & (pages >= 0))[:, None], 0)
 
 
 def keep_best(scores: torch.Tensor, state: KeptState, room: ListRoom) -> torch.Tensor:

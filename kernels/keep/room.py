@@ -40,3 +40,16 @@ class KeptState:
     scores: torch.Tensor
     positions: torch.Tensor
     table: torch.Tensor
+
+
+@dataclass(frozen=True)
+class KeptCounts:
+    """How long lists that only grow are, in the pages of the text's own tokens.
+
+    flags: uint8 [pages, page size, E], 1 where a head keeps the token; lengths: int32 [pages, E],
+    of each list before the page; table: int32 [S, max pages], page ids by position.
+    """
+
+    flags: torch.Tensor
+    lengths: torch.Tensor
+    table: torch.Tensor

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade.engine.kept_rule import KeptRule
-from saccade.kernels.keep import KEEP_BEST, KeptState, ListRoom, keep_above, keep_best, keep_top
+from saccade.kernels.keep import (
+    KEEP_ABOVE,
+    KEEP_BEST,
+    KEEP_TOP,
+    KeptCounts,
+    KeptState,
+    ListRoom,
+    keep_above,
+    keep_best,
+    keep_top,
+)
 
 PAGE = 4
 Lists = list[list[int]]  # per head, the positions in the slots of its list
@@ -81,9 +91,31 @@ def a_cut(data: st.DataObject, length: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairwise(sorted({0, length, *cuts})) if a < b]
 
 
-@settings(max_examples=60, deadline=None)
-@given(cases)
-def test_keep_above_in_any_cut_beside_another_sequence(case: tuple) -> None:
+def some_counts(sequences: int, tokens: int, heads: int, seed: int) -> KeptCounts:
+    """Pages in any order, of any contents, for so many tokens of every sequence."""
+    generator = torch.Generator().manual_seed(seed)
+    width = -(-tokens // PAGE)
+    pages = sequences * width + 2
+    order = torch.randperm(pages, generator=generator)[: sequences * width].int()
+    return KeptCounts(
+        torch.full((pages, PAGE, heads), 7, dtype=torch.uint8),
+        torch.full((pages, heads), 77, dtype=torch.int32),
+        order.view(sequences, width),
+    )
+
+
+def test_keep_above_in_any_cut_beside_another_sequence(isa: str | None) -> None:
+    """By every instruction set, and by the reference where there is none."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(cases)
+    def holds(case: tuple) -> None:
+        check_above_in_any_cut(case)
+
+    holds()
+
+
+def check_above_in_any_cut(case: tuple) -> None:
     rule, first, seed, data = case
     length, heads = data.draw(st.integers(1, 40)), 3
     scores = some_scores(length, heads, seed)
@@ -91,17 +123,36 @@ def test_keep_above_in_any_cut_beside_another_sequence(case: tuple) -> None:
     expected = torch.tensor(
         [by_threshold(rule, scores[:, e].tolist(), limits[e].item(), first) for e in range(heads)]
     ).T
-    lengths = torch.zeros((1, heads), dtype=torch.int32)
+    counts = some_counts(2, 40, heads, seed)
     for begin, end in a_cut(data, length):
         other = data.draw(st.integers(1, 5))  # a neighbour that begins with this step
         rows = torch.cat([scores[begin:end], some_scores(other, heads, seed + 1)])
-        both = torch.cat([lengths, torch.zeros_like(lengths)])
-        slots, counts = keep_above(
-            rows, limits, both, room(rule, [(begin, end), (0, other)], first)
-        )
+        here = room(rule, [(begin, end), (0, other)], first)
+        slots = keep_above(rows, limits, counts, here)
         assert torch.equal(slots[: end - begin], expected[begin:end].int())
-        assert torch.equal(counts[end - begin - 1], lengths[0] + (slots[: end - begin] >= 0).sum(0))
-        lengths = counts[end - begin - 1 : end - begin]
+        assert torch.equal(keep_above(rows, limits, counts, here), slots)  # it may be run again
+    kept = (expected >= 0).int()
+    for t in range(length):
+        page = counts.table[0, t // PAGE]
+        assert torch.equal(counts.flags[page, t % PAGE], kept[t].byte())
+        assert torch.equal(counts.lengths[page].long(), kept[: t - t % PAGE].sum(0))
+
+
+def test_keep_above_with_many_heads_and_pages_that_are_gone(isa: str | None) -> None:
+    """Heads in several groups; a list whose last page is unknown begins anew, by everybody."""
+    rule, heads, spans = KeptRule(2, burst=3), 37, [(9, 300), (0, 1), (64, 65)]
+    scores = some_scores(293, heads, 0)
+    limits, here = torch.linspace(0, 1, heads), room(rule, spans)
+    ours = some_counts(3, 300, heads, 1)
+    ours.flags.clamp_(max=1)
+    ours.lengths.zero_()
+    ours.table[2] = -1
+    theirs = KeptCounts(ours.flags.clone(), ours.lengths.clone(), ours.table)
+    found = keep_above(scores, limits, ours, here)
+    assert torch.equal(found, KEEP_ABOVE.reference(scores, limits, theirs, here))
+    assert torch.equal(ours.flags, theirs.flags) and torch.equal(ours.lengths, theirs.lengths)
+    assert (found >= 0).any() and (found[292] <= 0).all()
+    assert KEEP_ABOVE.refusals(scores, limits, ours, here)["cpu"] is None or isa is None
 
 
 def test_keep_best_in_any_cut(isa: str | None) -> None:
@@ -139,9 +190,18 @@ def check_best_in_any_cut(case: tuple) -> None:
         )
 
 
-@settings(max_examples=60, deadline=None)
-@given(cases)
-def test_keep_top_of_whole_texts(case: tuple) -> None:
+def test_keep_top_of_whole_texts(isa: str | None) -> None:
+    """By every instruction set, and by the reference where there is none."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(cases)
+    def holds(case: tuple) -> None:
+        check_top_of_whole_texts(case)
+
+    holds()
+
+
+def check_top_of_whole_texts(case: tuple) -> None:
     rule, first, seed, data = case
     lengths = data.draw(st.lists(st.integers(1, 25), min_size=1, max_size=3))
     scores = some_scores(sum(lengths), 2, seed)
@@ -153,6 +213,21 @@ def test_keep_top_of_whole_texts(case: tuple) -> None:
             best = sorted(order[len(values) - rule.most(len(values)) :])
             expected = [best.index(t) if t in best else -1 for t in range(len(values))]
             assert slots[:, e].tolist() == expected
+
+
+@pytest.mark.parametrize("sparsity", [1, 3, 1000])
+def test_keep_top_of_long_texts_is_the_reference(isa: str | None, sparsity: int) -> None:
+    """Scores that differ in their last bits only, and many that are equal."""
+    generator = torch.Generator().manual_seed(sparsity)
+    scores = 0.5 + torch.randint(0, 900, (2500, 5), generator=generator) * 2**-24
+    scores[:, 1] = 0.25  # all are equal
+    scores[::7, 2] = torch.nan
+    scores[:, 3] = scores[:, 3].where(torch.arange(2500) % 2 == 0, -0.0)
+    for first in (False, True):
+        whole = room(KeptRule(sparsity), [(0, 2000), (0, 1), (0, 499)], first)
+        found = keep_top(scores, whole)
+        assert torch.equal(found, KEEP_TOP.reference(scores, whole))
+        assert KEEP_TOP.refusals(scores, whole)["cpu"] is None or isa is None
 
 
 def test_the_kernel_is_the_reference_on_long_lists_of_many_sequences(isa: str | None) -> None:
@@ -178,7 +253,7 @@ def test_the_kernel_is_the_reference_on_long_lists_of_many_sequences(isa: str | 
 def test_doors() -> None:
     rule = KeptRule(4)
     scores, whole = torch.rand(6, 2), room(rule, [(0, 6)])
-    lengths, limits = torch.zeros((1, 2), dtype=torch.int32), torch.zeros(2)
+    counts, limits = some_counts(1, 6, 2, 0), torch.zeros(2)
     with pytest.raises(ValueError, match=r"scores must be float32 \[T, E\]"):
         keep_top(scores.double(), whole)
     with pytest.raises(ValueError, match=r"positions must be torch.int64 \[5\]"):
@@ -188,9 +263,14 @@ def test_doors() -> None:
     with pytest.raises(ValueError, match=r"sequences must be whole, they begin at \[3\]"):
         keep_top(scores, room(rule, [(3, 9)]))
     with pytest.raises(ValueError, match=r"thresholds must be float32 \[2\]"):
-        keep_above(scores, torch.zeros(3), lengths, whole)
-    with pytest.raises(ValueError, match=r"lengths must be int32 \[1, 2\]"):
-        keep_above(scores, limits, lengths.long(), whole)
+        keep_above(scores, torch.zeros(3), counts, whole)
+    for bad, words in (
+        (KeptCounts(counts.flags, counts.lengths[:1], counts.table), r"and \[pages, 2\]"),
+        (KeptCounts(counts.flags.int(), counts.lengths, counts.table), "flags must be uint8"),
+        (KeptCounts(counts.flags, counts.lengths, counts.table.long()), "table must be int32"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            keep_above(scores, limits, bad, whole)
     state = KeptState(
         torch.zeros(1, 2, PAGE), torch.zeros((1, 2, PAGE), dtype=torch.int32), torch.zeros((1, 1))
     )

@@ -7,6 +7,7 @@ namespace saccade {
 
 struct KernelTable {
   void (*attend)(const AttendParams&, ThreadPool&);
+  void (*attend_turns)(const AttendTurnsParams&, ThreadPool&);
   void (*linear)(const LinearParams&, ThreadPool&);
   void (*rms_norm)(const RmsNormParams&, ThreadPool&);
   void (*rope)(const RopeParams&, ThreadPool&);
@@ -27,7 +28,9 @@ struct KernelTable {
   void (*gated_sum)(const GatedSumParams&, ThreadPool&);
   void (*key_moments)(const KeyMomentsParams&, ThreadPool&);
   void (*far_mass)(const FarMassParams&, ThreadPool&);
+  void (*keep_above)(const KeepAboveParams&, ThreadPool&);
   void (*keep_best)(const KeepBestParams&, ThreadPool&);
+  void (*keep_top)(const KeepTopParams&, ThreadPool&);
   void (*scale_first)(const ScaleFirstParams&, ThreadPool&);
   double (*stream_read)(const void* data, int64_t bytes, ThreadPool&);
 };

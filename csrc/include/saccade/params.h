@@ -39,7 +39,7 @@ struct AttendParams {
   const int32_t* cu_rows;    // [S + 1]
   const int64_t* positions;  // [T]
   const int32_t* lo;         // [T] or null: 0
-  const int32_t* hi;         // [T] or null: position + 1
+  const int32_t* hi;         // [T] or null: position + 1; see hi_owners
   int64_t window;            // 0: none
   int64_t sinks;
   float scale, softcap;        // softcap 0: none
@@ -50,6 +50,30 @@ struct AttendParams {
   void* out;              // [T, H, v_dim] contiguous
   float* lse;             // [T, H]
   int64_t unit_rows = 0;  // the most rows that share a pass over the keys; 0: as it suits
+  int64_t hi_owners = 1;  // `hi` is [T, hi_owners]: one for all heads, or one for each KV head
+  const int32_t* row_ends = nullptr;  // [S]: where the rows of a sequence end that this call
+                                      // computes; null: where those of the next begin
+
+  int64_t end_of_row(int64_t row, int64_t kv_head) const {
+    if (hi == nullptr) return positions[row] + 1;
+    return hi[row * hi_owners + (hi_owners > 1 ? kv_head : 0)];
+  }
+  int64_t end_of_rows(int64_t seq) const {
+    return row_ends != nullptr ? row_ends[seq] : cu_rows[seq + 1];
+  }
+};
+
+// Attention of rows (one head, one KV head, `hi`) over lists that the rows themselves change:
+// before it attends, a row's key goes to its slot, where it may replace another that rows before it
+// see.
+struct AttendTurnsParams {
+  AttendParams attend;
+  const void* k;  // [rows, dim]
+  int64_t k_row;
+  const void* v;  // [rows, v_dim]
+  int64_t v_row;
+  const int64_t* slots;     // [rows], page id * page + offset
+  const uint8_t* replaces;  // [rows]
 };
 
 // y = x W^T + bias over panels of 32 outputs.
@@ -199,6 +223,33 @@ struct KeepBestParams {
   const int32_t *before, *after;  // [rows], lengths of the lists before and with a row
   bool first;                     // the token at position 0 stays
   int32_t* slots;                 // [rows, E], where a row's token is kept, or -1
+};
+
+// Tokens whose score is above their head's threshold, in lists that only grow. Pages of the text's
+// tokens say which are kept, and how long lists were before each page.
+struct KeepAboveParams {
+  int64_t seqs, rows, heads, page, pages;
+  const float* scores;      // [rows, E]
+  const float* thresholds;  // [E]
+  uint8_t* flags;           // [pages, page, E]
+  int32_t* lengths;         // [pages, E]
+  const int32_t* table;     // [seqs, table_width], row stride table_row: pages of the text
+  int64_t table_row, table_width;
+  const int32_t* cu_rows;    // [seqs + 1]
+  const int64_t* positions;  // [rows]
+  const int32_t* after;      // [rows], the most tokens of a list with a row
+  bool first;                // the token at position 0 is always kept
+  int32_t* slots;            // [rows, E], where a row's token is kept, or -1
+};
+
+// The best tokens of whole texts, in their order.
+struct KeepTopParams {
+  int64_t seqs, rows, heads;
+  const float* scores;     // [rows, E]
+  const int32_t* cu_rows;  // [seqs + 1]
+  const int32_t* after;    // [rows], the most tokens of a list; of a text's last row it counts
+  bool first;              // the first token of a text is always kept
+  int32_t* slots;          // [rows, E], where a row's token is kept, or -1
 };
 
 // Means of complete blocks or windows of keys, from the pages, in fp32, rounded once.
