@@ -11,7 +11,7 @@ from saccade.kernels.attend import BlockLists, Keys
 from saccade.kernels.attend.reference import visible
 from saccade.kernels.merge import merge
 
-from .paged import DTYPES, check, make, random_lists, same
+from .paged import DTYPES, check, cut, make, random_lists, same
 
 EVERYTHING = 2**40
 
@@ -158,6 +158,59 @@ def test_short_blocks_side_by_side_are_long_ones(isa, block):
     every = torch.arange(-(-2700 // block), dtype=torch.int32).expand(1, 2, -1).contiguous()
     whole = BlockLists(every, torch.zeros(65, dtype=torch.int32), block)
     assert same(problem.seeing(blocks=whole).run(), problem.run())
+
+
+def few_short_blocks(problem, block, count):
+    """Per row and KV head up to `count` blocks of all, the row's own often among them."""
+    rows, longest = len(problem.keys.positions), max(len(k) for k, _ in problem.dense)
+    total = -(-longest // block) + 2
+    held = torch.rand((rows, 2, total)).argsort(-1)[..., :count]
+    own = (problem.keys.positions // block)[:, None].expand(-1, 2)
+    held[..., 0] = torch.where(torch.rand((rows, 2)) < 0.7, own, held[..., 0])
+    ids, length = held.sort(-1).values, torch.randint(0, count + 1, (rows, 2, 1))
+    ids[..., 1:][ids[..., 1:] == ids[..., :-1]] = total
+    ids = torch.where(torch.arange(count) < length, ids, total).sort(-1).values
+    return BlockLists(torch.where(ids == total, -1, ids).int(), torch.arange(rows).int(), block)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block", [4, 8])
+def test_few_short_blocks_far_from_the_beginning(isa, dtype, block):
+    """Keys that are gathered, in some rows of a sequence; the same bits however they are cut."""
+    problem = make([900, 40, 2500], [600, 40, 3], heads=6, v_dim=40, dtype=dtype)
+    problem = problem.seeing(blocks=few_short_blocks(problem, block, 45))
+    problem = problem.having(sink_logits=torch.randn(6), softcap=9.0)
+    out, lse = check(problem)
+    for s, begin, end in (
+        (0, 0, 600),
+        (0, 1, 2),
+        (0, 70, 500),
+        (0, 599, 600),
+        (2, 0, 2),
+        (2, 2, 3),
+    ):
+        rows = slice(*(int(problem.keys.cu_rows[s]) + at for at in (begin, end)))
+        assert same(cut(problem, s, begin, end).run(), (out[rows], lse[rows]))
+
+
+def test_a_list_longer_than_a_segment_is_gathered(isa):
+    problem = make([9000], [5], dim=64, v_dim=64)
+    problem = problem.seeing(blocks=few_short_blocks(problem, 4, 1000))
+    out, lse = check(problem)
+    assert same(cut(problem, 0, 3, 4).run(), (out[3:4], lse[3:4]))
+
+
+def test_short_blocks_without_a_page_are_not_seen(isa):
+    problem = make([2500], [9])
+    lists = few_short_blocks(problem, 4, 40)
+    table = problem.keys.page_table.clone()
+    table[0, 3::4] = torch.tensor([-1, 10**6] * 5)[: len(table[0, 3::4])].int()
+    gone = (lists.ids // 16 % 4 == 3) & (lists.ids >= 0)
+    ids = torch.where(gone | (lists.ids < 0), 10**6, lists.ids).sort(-1).values
+    left = BlockLists(torch.where(ids == 10**6, -1, ids).int(), lists.list_of_row, 4)
+    found = problem.seeing(blocks=lists, page_table=table).run()
+    for a, b in zip(found, problem.seeing(blocks=left).run(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_short_blocks_in_no_order(isa):

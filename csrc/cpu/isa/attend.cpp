@@ -7,16 +7,31 @@
 // batch, the tile or the number of threads.
 //
 // attend.h cuts a call into units and shares them among threads, attend_rows.h says which keys a
-// row sees, attend_unit.h computes, and unit_ops.h chooses the arithmetic.
+// row sees, attend_unit.h computes, and unit_ops.h chooses the arithmetic. Lists of short blocks go
+// through listed.h instead: their keys are gathered.
+#include "listed.h"
 #include "tables.h"
-#include "unit_ops.h"
 
 namespace saccade {
 namespace SACCADE_ISA {
 
-void attend(const AttendParams& p, ThreadPool& pool) {
+namespace {
+
+void attend_pages(const AttendParams& p, ThreadPool& pool) {
   const UnitPlan plan(p);
   if (plan.count() > 0) run_units(p, plan, unit_ops<PagedKeys>(p), pool);
+}
+
+}  // namespace
+
+void attend(const AttendParams& p, ThreadPool& pool) {
+  if (!has_short_lists(p)) return attend_pages(p, pool);
+  int32_t* splits = split_rows(p);
+  AttendParams whole = p;
+  whole.row_ends = splits;
+  attend_pages(whole, pool);
+  attend_listed(p, splits, pool);
+  free(splits);
 }
 
 }  // namespace SACCADE_ISA

@@ -103,7 +103,7 @@ class UnitPlan {
     first_ = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
     first_[0] = 0;
     for (int64_t s = 0; s < p.seqs; ++s) {
-      const int64_t rows = p.cu_rows[s + 1] - p.cu_rows[s];
+      const int64_t rows = p.end_of_rows(s) - p.cu_rows[s];
       first_[s + 1] = first_[s] + (rows + tokens_ - 1) / tokens_ * p.kv_heads * splits_;
     }
   }
@@ -129,7 +129,7 @@ class UnitPlan {
     const int64_t group_end = (u.kv_head + 1) * group;
     u.heads = group_end - u.head < heads_ ? group_end - u.head : heads_;
     u.row = p_.cu_rows[low] + tile * tokens_;
-    const int64_t rows_end = p_.cu_rows[low + 1];
+    const int64_t rows_end = p_.end_of_rows(low);
     u.tokens = rows_end - u.row < tokens_ ? rows_end - u.row : tokens_;
     set_keys(u);
     return u;
@@ -144,7 +144,7 @@ class UnitPlan {
       int64_t from = p_.lo != nullptr && p_.lo[row] > 0 ? p_.lo[row] : 0;
       const int64_t in_window = position - p_.window + 1;
       if (p_.window > 0 && p_.sinks == 0 && in_window > from) from = in_window;
-      const int64_t to = p_.hi != nullptr ? p_.hi[row] : position + 1;
+      const int64_t to = p_.end_of_row(row, u.kv_head);
       if (from < lo) lo = from;
       if (to > hi) hi = to;
       if (in_window < window_begin) window_begin = in_window;
@@ -161,11 +161,38 @@ class UnitPlan {
   int64_t* first_;
 };
 
-// Whether a segment can hold keys that a windowed unit sees (the gap between sinks and window holds
-// none).
+// The list of a row for a head; there are lists.
+SACCADE_INLINE const int32_t* list_of(const AttendParams& p, int64_t row, int64_t head,
+                                      int64_t kv_head) {
+  const int64_t list = p.list_of_row != nullptr ? p.list_of_row[row] : row;
+  return p.blocks + (list * p.owners + (p.owners == p.heads ? head : kv_head)) * p.list_width;
+}
+
+// Whether an ascending list, -1 padded, holds a block with keys of [first, last).
+SACCADE_INLINE bool holds(const AttendParams& p, const int32_t* list, int64_t first, int64_t last) {
+  int64_t low = 0, high = p.list_width;  // blocks before low end at `first` or before it
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (list[middle] >= 0 && (list[middle] + int64_t{1}) * p.block <= first) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < p.list_width && list[low] >= 0 && list[low] * p.block < last;
+}
+
+// Whether a segment can hold keys that a unit sees: the gap between sinks and window holds none,
+// nor do most segments where few rows have short lists.
 SACCADE_INLINE bool may_see(const AttendParams& p, const Unit& u, int64_t segment) {
-  if (p.window == 0) return true;
-  return segment * kSegment < p.sinks || (segment + 1) * kSegment > u.window_begin;
+  const int64_t first = segment * kSegment, last = first + kSegment;
+  if (p.window > 0 && first >= p.sinks && last <= u.window_begin) return false;
+  if (p.blocks == nullptr || u.tokens * u.heads > kStreamRows) return true;
+  const int64_t step = p.owners == p.heads ? 1 : u.heads;  // heads that share a list
+  for (int64_t row = u.row; row < u.row + u.tokens; ++row)
+    for (int64_t head = u.head; head < u.head + u.heads; head += step)
+      if (holds(p, list_of(p, row, head, u.kv_head), first, last)) return true;
+  return false;
 }
 
 struct UnitOps {

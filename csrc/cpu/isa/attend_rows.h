@@ -30,18 +30,13 @@ struct Active {
 
 SACCADE_INLINE Row make_row(const AttendParams& p, const Unit& u, int64_t at, int64_t head) {
   const int64_t position = p.positions[at], limit = p.table_width * p.page;
-  const int64_t hi = p.hi != nullptr ? p.hi[at] : position + 1;
+  const int64_t hi = p.end_of_row(at, u.kv_head);
   Row row;
   row.hi = static_cast<int32_t>(hi < limit ? hi : limit);  // no key lies beyond the page table
   row.lo = p.lo != nullptr && p.lo[at] > 0 ? p.lo[at] : 0;
   row.past = p.window > 0 ? static_cast<int32_t>(position - p.window) : -1;
   row.cursor = 0;
-  row.list = nullptr;
-  if (p.blocks != nullptr) {
-    const int64_t owner = p.owners == p.heads ? head : u.kv_head;
-    const int64_t list = p.list_of_row != nullptr ? p.list_of_row[at] : at;
-    row.list = p.blocks + (list * p.owners + owner) * p.list_width;
-  }
+  row.list = p.blocks != nullptr ? list_of(p, at, head, u.kv_head) : nullptr;
   return row;
 }
 

@@ -1,7 +1,7 @@
 // Blocks chosen by the scores of the keys themselves. First every stretch of kKeys keys is scored
-// for one row (all its heads) and leaves the best of each block; then every head ranks its blocks;
-// then the lists are written. A score is summed over channels in ascending order, so that a row's
-// list depends on that row alone.
+// for the rows of a tile (all their heads), which share the reading of K, and leaves the best of
+// each block; then every head ranks its blocks; then the lists are written. A score is summed over
+// channels in ascending order, so that a row's list depends on that row alone.
 #include <math.h>
 #include <stdlib.h>
 
@@ -15,17 +15,23 @@ namespace {
 
 constexpr int W = kWidth;
 constexpr int64_t kKeys = 512;  // scored at a time; no block is larger
-constexpr int64_t kRows = 16;   // rows whose scores are kept at a time
+constexpr int64_t kRows = 32;   // rows whose scores are kept at a time
 
 enum Union { kPerHead = 0, kRankMajor = 1, kMeanProb = 2 };
+
+// Consecutive rows of one sequence.
+struct RowTile {
+  int64_t seq, row, count;
+};
 
 struct KeysJob {
   const SelectKeysParams* p;
   int64_t first_row, rows;  // of this round
+  RowTile tiles[kRows];     // these rows
   int64_t blocks;           // scores per row and owner
   int64_t owners;           // of scores: heads, or one where their probabilities are summed
   int64_t stretches;        // per row, at most
-  float* scores;            // [kRows][owners][blocks]
+  float* scores;            // [kRows][owners][blocks], and a vector more
   Best* best;               // [kRows][owners]
   unsigned char* taken;     // [kRows][blocks]
   char* scratch;
@@ -41,7 +47,7 @@ int64_t sequence_of(const SelectKeysParams& p, int64_t row) {
   return low;
 }
 
-// ---- scores of one row over one stretch of keys ----
+// ---- scores of the rows of a tile over one stretch of keys ----
 
 template <class S>
 struct Stretch {
@@ -50,10 +56,11 @@ struct Stretch {
   static constexpr int kU = S::kUnit;
   const KeysJob& job;
   const SelectKeysParams& p;
-  int64_t row, first, group;
-  A* q;           // [group][dim]
-  float* scores;  // [group][kKeys]
-  float* mass;    // [kKeys]
+  RowTile rows;
+  int64_t first, group;
+  A* q;           // [rows][group][dim]
+  float* scores;  // [rows][group][kKeys]
+  float* mass;    // [rows][kKeys]
   const B* panel;
   const B* ahead;
   float* to;
@@ -65,16 +72,17 @@ struct Stretch {
       from += (bytes + 63) / 64 * 64;
       return piece;
     };
-    q = reinterpret_cast<A*>(take(group * p.dim * static_cast<int64_t>(sizeof(A))));
-    scores = reinterpret_cast<float*>(take(group * kKeys * 4));
-    mass = reinterpret_cast<float*>(take(kKeys * 4));
+    q = reinterpret_cast<A*>(take(rows.count * group * p.dim * static_cast<int64_t>(sizeof(A))));
+    scores = reinterpret_cast<float*>(take(rows.count * group * kKeys * 4));
+    mass = reinterpret_cast<float*>(take(p.unite == kMeanProb ? rows.count * kKeys * 4 : 0));
     return from - begin;
   }
 
   void load_q(int64_t kv_head) {
-    for (int64_t h = 0; h < group; ++h) {
-      const int64_t offset = row * p.q_row + (kv_head * group + h) * p.q_head;
-      A* at = q + h * p.dim;
+    for (int64_t r = 0; r < rows.count * group; ++r) {
+      const int64_t row = rows.row + r / group, head = kv_head * group + r % group;
+      const int64_t offset = row * p.q_row + head * p.q_head;
+      A* at = q + r * p.dim;
       if (sizeof(A) == static_cast<size_t>(size_of(p.dtype))) {
         std::memcpy(at, static_cast<const A*>(p.q) + offset,
                     static_cast<size_t>(p.dim) * sizeof(A));
@@ -87,10 +95,13 @@ struct Stretch {
     }
   }
 
+  // The position of the tile's last row: rows ascend.
+  int64_t last() const { return p.positions[rows.row + rows.count - 1]; }
+
   const B* page_at(int64_t key, int64_t kv_head) const {
-    const int64_t index = key / p.page, seq = sequence_of(p, row);
-    const int64_t id = index < p.table_width ? p.table[seq * p.table_row + index] : -1;
-    if (key > p.positions[row] || id < 0 || id >= p.pages) return nullptr;
+    const int64_t index = key / p.page;
+    const int64_t id = index < p.table_width ? p.table[rows.seq * p.table_row + index] : -1;
+    if (key > last() || id < 0 || id >= p.pages) return nullptr;
     return static_cast<const B*>(p.k_pages) + p.steps.panel(id, kv_head) * p.page * p.dim;
   }
 
@@ -109,25 +120,27 @@ struct Stretch {
         store(to + (r + m) * kKeys + at + n * W, acc[m][n] * splat<W>(p.scale));
   }
 
-  // Keys beyond the row, and those without a page, score NaN, which is never chosen.
+  // Keys beyond a row, and those without a page, score NaN, which is never chosen.
   void score(int64_t kv_head) {
     load_q(kv_head);
-    const int64_t last = p.positions[row], step = p.page < kKeys ? p.page : kKeys;
+    const int64_t step = p.page < kKeys ? p.page : kKeys;
     const B* next = page_at(first, kv_head);
     for (int64_t at = 0; at < kKeys; at += step) {
       panel = next;
       next = at + step < kKeys ? page_at(first + at + step, kv_head) : nullptr;
       ahead = next;
       to = scores + at;
-      if (panel != nullptr) for_tiles<W>(*this, group, 0, step);
-      const int64_t known = panel == nullptr ? 0 : last + 1 - first - at;
-      for (int64_t h = 0; h < group; ++h)
-        for (int64_t i = known < step ? known : step; i < step; ++i) to[h * kKeys + i] = NAN;
+      if (panel != nullptr) for_tiles<W>(*this, rows.count * group, 0, step);
+      for (int64_t r = 0; r < rows.count * group; ++r) {
+        const int64_t seen = p.positions[rows.row + r / group] + 1 - first - at;
+        const int64_t known = panel == nullptr || seen < 0 ? 0 : seen;
+        for (int64_t i = known < step ? known : step; i < step; ++i) to[r * kKeys + i] = NAN;
+      }
     }
   }
 
   // Adds the probabilities of a head's scores.
-  void add_mass(const float* s, float lse) {
+  static void add_mass(float* mass, const float* s, float lse) {
     constexpr float kLog2E = 1.4426950408889634f;
     for (int64_t i = 0; i < kKeys; i += W) {
       const F<W> x = (load<F<W>>(s + i) - splat<W>(lse)) * splat<W>(kLog2E);
@@ -136,7 +149,7 @@ struct Stretch {
   }
 
   // The best key of each block, NaN aside; NaN where there is none.
-  void keep_best(const float* s, int64_t owner) const {
+  void keep_best(const float* s, int64_t row, int64_t owner) const {
     float* blocks = job.scores + ((row - job.first_row) * job.owners + owner) * job.blocks;
     for (int64_t at = 0; at < kKeys; at += p.block) {
       const int64_t block = (first + at) / p.block;
@@ -149,20 +162,23 @@ struct Stretch {
   }
 
   void run() {
-    if (first > p.positions[row]) return;
-    std::memset(mass, 0, kKeys * sizeof(float));
+    if (first > last()) return;
+    const bool sums = p.unite == kMeanProb;
+    if (sums) std::memset(mass, 0, static_cast<size_t>(rows.count * kKeys) * sizeof(float));
     for (int64_t kv_head = 0; kv_head < p.kv_heads; ++kv_head) {
       score(kv_head);
-      for (int64_t h = 0; h < group; ++h) {
-        const int64_t head = kv_head * group + h;
-        if (p.unite == kMeanProb) {
-          add_mass(scores + h * kKeys, p.lse[row * p.heads + head]);
+      for (int64_t r = 0; r < rows.count * group; ++r) {
+        const int64_t row = rows.row + r / group, head = kv_head * group + r % group;
+        if (first > p.positions[row]) continue;
+        if (sums) {
+          add_mass(mass + r / group * kKeys, scores + r * kKeys, p.lse[row * p.heads + head]);
         } else {
-          keep_best(scores + h * kKeys, head);
+          keep_best(scores + r * kKeys, row, head);
         }
       }
     }
-    if (p.unite == kMeanProb) keep_best(mass, 0);
+    for (int64_t r = 0; sums && r < rows.count; ++r)
+      if (first <= p.positions[rows.row + r]) keep_best(mass + r * kKeys, rows.row + r, 0);
   }
 };
 
@@ -172,7 +188,7 @@ void stretch_item(void* context, int64_t item, int thread) {
   const SelectKeysParams& p = *job.p;
   Stretch<S> one{job,
                  p,
-                 job.first_row + item / job.stretches,
+                 job.tiles[item / job.stretches],
                  item % job.stretches * kKeys,
                  p.heads / p.kv_heads,
                  nullptr,
@@ -200,8 +216,8 @@ void rank_item(void* context, int64_t item, int) {
   Best& best = job.best[item];
   best.count = 0;
   best.k = p.listed - ends.forced();
-  for (int64_t j = ends.head; best.k > 0 && j < ends.tail; ++j)
-    best.offer(scores[j], static_cast<int32_t>(j));
+  if (best.k > 0 && ends.head < ends.tail)
+    offer_scores(best, scores + ends.head, ends.head, ends.tail - ends.head);
   if (p.unite == kRankMajor) return;
   write_list(best, ends, p.ids + (row * job.owners + item % job.owners) * p.listed, p.listed);
 }
@@ -226,6 +242,21 @@ void unite_item(void* context, int64_t item, int) {
   write_list(all, ends, p.ids + (job.first_row + item) * p.listed, p.listed);
 }
 
+// The round's rows by sequence, at most `most` in a tile; how many tiles.
+int64_t make_tiles(KeysJob& job, int64_t most) {
+  const SelectKeysParams& p = *job.p;
+  int64_t tiles = 0;
+  for (int64_t row = job.first_row; row < job.first_row + job.rows; ++tiles) {
+    const int64_t seq = sequence_of(p, row), left = job.first_row + job.rows - row;
+    int64_t count = p.cu_rows[seq + 1] - row;
+    if (count > most) count = most;
+    if (count > left) count = left;
+    job.tiles[tiles] = {seq, row, count};
+    row += count;
+  }
+  return tiles;
+}
+
 template <class S>
 void select_with(const SelectKeysParams& p, ThreadPool& pool) {
   int64_t last = 0;
@@ -234,6 +265,7 @@ void select_with(const SelectKeysParams& p, ThreadPool& pool) {
   KeysJob job{&p,
               0,
               0,
+              {},
               last / p.block + 1,
               p.unite == kMeanProb ? 1 : p.heads,
               last / kKeys + 1,
@@ -242,18 +274,19 @@ void select_with(const SelectKeysParams& p, ThreadPool& pool) {
               nullptr,
               nullptr,
               0};
-  Stretch<S> measure{job,     p,       0,       0,      p.heads / p.kv_heads, nullptr, nullptr,
-                     nullptr, nullptr, nullptr, nullptr};
+  const int64_t group = p.heads / p.kv_heads, most = p.rows < kRows ? p.rows : kRows;
+  const int64_t of_tile = kRows / group < 1 ? 1 : kRows / group;
+  Stretch<S> measure{job,     p,       {0, 0, of_tile}, 0,       group,  nullptr,
+                     nullptr, nullptr, nullptr,         nullptr, nullptr};
   job.slice = (measure.carve(nullptr) + 4095) / 4096 * 4096;
   job.scratch = pool.scratch(job.slice);
-  const int64_t most = p.rows < kRows ? p.rows : kRows;
   job.scores = static_cast<float*>(
-      malloc(static_cast<size_t>(most * job.owners * job.blocks) * sizeof(float)));
+      malloc(static_cast<size_t>(most * job.owners * job.blocks + W) * sizeof(float)));
   job.best = static_cast<Best*>(malloc(static_cast<size_t>(most * job.owners) * sizeof(Best)));
   job.taken = static_cast<unsigned char*>(malloc(static_cast<size_t>(most * job.blocks)));
   for (; job.first_row < p.rows; job.first_row += kRows) {
     job.rows = p.rows - job.first_row < kRows ? p.rows - job.first_row : kRows;
-    pool.run(job.rows * job.stretches, stretch_item<S>, &job);
+    pool.run(make_tiles(job, of_tile) * job.stretches, stretch_item<S>, &job);
     pool.run(job.rows * job.owners, rank_item, &job);
     if (p.unite == kRankMajor) pool.run(job.rows, unite_item, &job);
   }
