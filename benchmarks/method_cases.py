@@ -46,6 +46,8 @@ CASES = (
     MethodCase(NSA, "prefill", 3.5),
     MethodCase("infllm", "prefill"),
     MethodCase("msa", "prefill"),
+    MethodCase("qsa", "prefill"),
+    MethodCase("asa", "prefill"),
     MethodCase(_MOSA, "prefill"),
     MethodCase("mosa(mode=stream)", "prefill"),
     MethodCase("adaptive(tau=0.01)", "prefill"),  # content with its window everywhere
@@ -59,6 +61,8 @@ CASES = (
     MethodCase(NSA, "decode", 8.0),
     MethodCase("infllm", "decode"),
     MethodCase("msa", "decode"),
+    MethodCase("qsa", "decode"),
+    MethodCase("asa", "decode"),
     MethodCase(_MOSA, "decode"),
     MethodCase("adaptive(tau=0.01)", "decode"),
     MethodCase("adaptive(tau=1.0)", "decode"),  # never content: window, decision and far keys

@@ -8,10 +8,20 @@ from typing import Any
 
 import torch
 
-from ..engine.attention.base import AttentionMethod, Aux, IndexShape, LayerCache, LayerShape, Step
+from ..engine.attention.base import (
+    AttentionMethod,
+    Aux,
+    IndexShape,
+    LatentShape,
+    LayerCache,
+    LayerShape,
+    Step,
+)
 from ..engine.attention.experts import ExpertMethod, ExpertShape, KeptCache
 from ..engine.attention.parse import parse_method
-from ..engine.branches import BranchShape
+from ..engine.attention.protocols import LatentMethod
+from ..engine.branches import BranchShape, Turns
+from ..engine.layers.up_projection import UpProjection
 from ..kernels.store import PageLayout, write_pages
 
 HEADS, KV_HEADS, DIM = 8, 2, 128
@@ -21,6 +31,12 @@ MODEL_LAYERS = 32  # of a model whose layers share a selection
 _SPARSITY = 16  # of heads that choose their tokens
 _SHAPE = LayerShape(HEADS, KV_HEADS, DIM, DIM, DIM**-0.5, branches=BranchShape())
 _INDEXED = replace(_SHAPE, index=IndexShape(KV_HEADS, DIM))
+_BLOCK_INDEXED = replace(_SHAPE, index=IndexShape(KV_HEADS, DIM, pooled=True))
+# As many heads in as many groups, which share a latent as wide as two keys and a rotary key.
+_RANK, _ROPE = 2 * DIM, DIM // 2
+_LATENT = LayerShape(
+    HEADS, KV_HEADS, DIM + _ROPE, DIM, DIM**-0.5, latent=LatentShape(KV_HEADS, _RANK, _ROPE)
+)
 # As many heads as the others have, all of which choose, each with a K and V of its own.
 _EXPERTS = replace(
     _SHAPE, num_heads=0, num_kv_heads=0, experts=ExpertShape(HEADS, _SPARSITY, False, True)
@@ -31,7 +47,18 @@ def shape_for(spec: str, method: AttentionMethod) -> LayerShape:
     """The layer that a method serves."""
     if isinstance(method, ExpertMethod):
         return _EXPERTS
-    return _INDEXED if spec.startswith("msa") else _SHAPE
+    if isinstance(method, LatentMethod):
+        return _LATENT
+    return {"msa": _INDEXED, "qsa": _BLOCK_INDEXED}.get(spec.partition("(")[0], _SHAPE)
+
+
+def _fields(
+    method: AttentionMethod, shape: LayerShape, pages: int, layout: PageLayout
+) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.zeros((pages, *field.shape), dtype=field.dtype or torch.bfloat16)
+        for name, field in method.fields(shape, layout.page_size).items()
+    }
 
 
 class Memory:
@@ -48,11 +75,10 @@ class Memory:
         k, v = self.layout.allocate(pages, KV_HEADS, DIM, DIM, torch.bfloat16)
         self.methods: dict[str, AttentionMethod] = {each: parse_method(each) for each in specs}
         self.shapes = {spec: shape_for(spec, each) for spec, each in self.methods.items()}
-        fields = {
-            name: torch.zeros((pages, *field.shape), dtype=field.dtype or torch.bfloat16)
-            for spec, method in self.methods.items()
-            for name, field in method.fields(self.shapes[spec], size).items()
-        }
+        fields: dict[str, torch.Tensor] = {}
+        for spec, method in self.methods.items():
+            if self.shapes[spec].latent is None:
+                fields |= _fields(method, self.shapes[spec], pages, self.layout)
         self.cache = LayerCache(0, self.layout, k, v, fields)
         for copy in range(copies):
             self._fill(self.step(copy, 0))
@@ -65,10 +91,10 @@ class Memory:
     def _fill(self, step: Step) -> None:
         k, v = (torch.randn(self.tokens, KV_HEADS, DIM).bfloat16() for _ in range(2))
         write_pages(self.layout, self.cache.k, self.cache.v, k, v, step.slots)
-        aux = aux_of(self.tokens)
         for spec, method in self.methods.items():
             shape = self.shapes[spec]
-            if method.fields(shape, self.layout.page_size):
+            if shape.latent is None and method.fields(shape, self.layout.page_size):
+                aux = aux_of(self.tokens, shape)
                 method.summarize(self.cache, step, method.plan(shape, step), aux)
 
     def step(self, copy: int, start: int, end: int | None = None) -> Step:
@@ -97,6 +123,8 @@ class Memory:
         method, shape = self.methods[spec], self.shapes[spec]
         if isinstance(method, ExpertMethod):
             return Choosing(self, method, shape, copy, start, layers)
+        if shape.latent is not None:
+            return Latent(self, method, shape, copy, start, layers, q)
         return Subject(self, method, shape, copy, start, layers, q)
 
     def layer_cache(self, layer: int) -> LayerCache:
@@ -111,11 +139,22 @@ def dense(memory: Memory, start: int) -> Subject:
     return Subject(memory, parse_method("dense"), _SHAPE, 0, start, 1, q)
 
 
-def aux_of(rows: int) -> Aux:
+def aux_of(rows: int, shape: LayerShape) -> Aux:
     """What layers compute for the methods that use it: gates, index queries and keys."""
     q, k = torch.randn(rows, KV_HEADS, DIM), torch.randn(rows, 1, DIM)
     gates = torch.rand(rows, HEADS, 3)
-    return Aux(rows={"gates": gates, "index_q": q.bfloat16(), "index_k": k.bfloat16()})
+    pooled = shape.index is not None and shape.index.pooled
+    return Aux(
+        rows={"gates": gates, "index_q": q.bfloat16(), "index_k": k.bfloat16()},
+        compress=_mean if pooled else None,
+    )
+
+
+def _mean(
+    k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, turns: Turns | None
+) -> torch.Tensor:
+    """A block's index key, as a Compressor makes it."""
+    return k.float().mean(1).to(k.dtype)
 
 
 @dataclass
@@ -133,7 +172,7 @@ class Subject:
     def __post_init__(self) -> None:
         self.step = self.memory.step(self.copy, self.start)
         self.plan = self.method.plan(self.shape, self.step)
-        self.aux = aux_of(self.q.shape[0])
+        self.aux = aux_of(self.q.shape[0], self.shape)
         self.caches = [self.memory.layer_cache(n) for n in range(self.layers)]
 
     def __call__(self) -> torch.Tensor:
@@ -203,3 +242,25 @@ class Choosing(Subject):
         chosen = self.expert.choose(self.shape, cache, self.step, self.plan, self.scores, None)
         some = [each[: len(chosen.rows)] for each in self.qkv]
         return self.expert.attend_chosen(self.shape, cache, self.step, self.plan, chosen, *some)
+
+
+class Latent(Subject):
+    """A layer that keeps latents, in pages of its own."""
+
+    def __post_init__(self) -> None:
+        layout, pages = self.memory.layout, self.memory.order.numel()
+        k, v = layout.allocate(pages, KV_HEADS, *self.shape.kept, torch.bfloat16)
+        fields = _fields(self.method, self.shape, pages, layout)
+        cache = LayerCache(0, layout, k, v, fields)
+        self.copy, self.step = 0, self.memory.step(0, 0)
+        kept = torch.randn(self.memory.tokens, KV_HEADS, self.shape.kept[0]).bfloat16()
+        write_pages(layout, k, v, kept, kept[..., :0], self.step.slots)
+        self.plan = self.method.plan(self.shape, self.step)
+        self.method.summarize(cache, self.step, self.plan, Aux())
+        rows = self.q.shape[0]
+        super().__post_init__()
+        self.caches = [cache]
+        self.q = torch.randn(rows, HEADS, self.shape.head_dim).bfloat16()
+        weight = (torch.randn(HEADS * 2 * DIM, _RANK) / _RANK**0.5).bfloat16()
+        up = UpProjection.of(weight, HEADS, KV_HEADS, DIM, expands=False)
+        self.aux = Aux(rows={"gates": torch.rand(rows, HEADS, 2)}, up=up)

@@ -17,8 +17,9 @@ from .op_times import WITHIN, op_times
 from .report import SHARED, Table, duration
 from .timing import Figure, Run, Samples, interleave, ratio
 
-# Whatever else a method does counts as choosing: its own code between the ops, too.
-_ATTENDING = ("attend", "merge", "gated_sum", WITHIN)
+# Whatever else a method does counts as choosing: its own code between the ops, too. (Products over
+# heads take queries to latents, and what was attended to back.)
+_ATTENDING = ("attend", "merge", "gated_sum", "linear_heads", WITHIN)
 SPLIT_TIME = 0.1  # seconds
 
 
@@ -103,7 +104,8 @@ def table(rows: Sequence[MethodRow]) -> Table:
         "choosing: time that is not attention (summaries, scores, selection, glue).",
         f"lessismore, tidal: the mean of {MODEL_LAYERS} layers, of which two are dense and two "
         f"choose. mosa: {HEADS} heads that choose, each with a K and V of its own, scores evenly "
-        "spread. adaptive: tau=0.01 keeps every head local here, tau=1.0 none.",
+        f"spread. asa: a global layer of {KV_HEADS} latents a token. adaptive: tau=0.01 keeps "
+        "every head local here, tau=1.0 none.",
     ]
     return Table("Methods beside dense", columns.split(","), [_cells(row) for row in rows], notes)
 
