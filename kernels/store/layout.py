@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -43,14 +44,7 @@ class PageLayout:
 
     def cpu_refusal(self, *pages: torch.Tensor) -> str | None:
         """Why the compiled CPU kernels cannot read these pages (K, or K and V); None: they can."""
-        held = [each for each in pages if each.numel()]
-        for each in held:
-            panel = math.prod(each.shape[2:])
-            if not each[0, 0].is_contiguous() or each.stride(0) % panel or each.stride(1) % panel:
-                return "what a page holds of a head is not contiguous"
-        if len({self.steps(each) for each in held}) > 1:
-            return "pages of K and V do not lie alike"
-        return None
+        return _refusal(tuple((each.shape, each.stride()) for each in pages))
 
     def shapes(
         self, pages: int, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype
@@ -115,18 +109,13 @@ class PageLayout:
         """(head_dim, v_head_dim) of these pages. Raises ValueError when they do not have this
         layout.
         """
-        unit, k, v = self.unit(k_pages.dtype), tuple(k_pages.shape), tuple(v_pages.shape)
-        if not (
-            (len(k), len(v)) == (5, 6)
-            and k[:2] == v[:2]
-            and k[3:] == (self.page_size, unit)
-            and v[3:] == (self.page_size // unit, self.tile(v[2] * v[4]), unit)
-        ):
+        found = _dims(self, k_pages.dtype, k_pages.shape, v_pages.shape)
+        if found is None:
             raise ValueError(
                 f"pages {tuple(k_pages.shape)}, {tuple(v_pages.shape)} do not have {self} "
                 f"for {k_pages.dtype}"
             )
-        return k[2] * unit, v[2] * v[4]
+        return found
 
     @staticmethod
     def key_dim(k_pages: torch.Tensor) -> int:
@@ -161,3 +150,38 @@ class PageLayout:
     def gather_keys(k_pages: torch.Tensor, page_ids: torch.Tensor) -> torch.Tensor:
         """K [n * page_size, Hkv, d] of n pages, in order of position."""
         return k_pages[page_ids].permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+
+
+# Asked in every layer of every step, of the same few tensors.
+@lru_cache(maxsize=256)
+def _dims(
+    layout: PageLayout, dtype: torch.dtype, k: tuple[int, ...], v: tuple[int, ...]
+) -> tuple[int, int] | None:
+    """(head_dim, v_head_dim) of K and V pages of these shapes; None: they are not of the layout."""
+    unit = layout.unit(dtype)
+    if not (
+        (len(k), len(v)) == (5, 6)
+        and k[:2] == v[:2]
+        and k[3:] == (layout.page_size, unit)
+        and v[3:] == (layout.page_size // unit, layout.tile(v[2] * v[4]), unit)
+    ):
+        return None
+    return k[2] * unit, v[2] * v[4]
+
+
+@lru_cache(maxsize=256)
+def _refusal(pages: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]) -> str | None:
+    """See `PageLayout.cpu_refusal`; shapes and strides."""
+    steps = set()
+    for shape, strides in pages:
+        if not math.prod(shape):
+            continue
+        panel = 1
+        for size, stride in zip(shape[:1:-1], strides[:1:-1], strict=True):
+            if size != 1 and stride != panel:
+                return "what a page holds of a head is not contiguous"
+            panel *= size
+        if strides[0] % panel or strides[1] % panel:
+            return "what a page holds of a head is not contiguous"
+        steps.add((strides[0] // panel, strides[1] // panel))
+    return None if len(steps) < 2 else "pages of K and V do not lie alike"
