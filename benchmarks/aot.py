@@ -28,7 +28,7 @@ TENSOR_CORES = {"80": ("HMMA",), "90": ("HGMMA", "HMMA"), "100": ("UTCHMMA", "UT
 # Prompts whose tiles of K and V must come by bulk copies, where there are any.
 BULK = tuple(
     f"attend/prefill_{name}"
-    for name in ("d128", "d64", "d256", "fp16", "page", "mha", "window", "bounds", "softcap")
+    for name in ("d128", "d64", "fp16", "page", "mha", "window", "bounds", "softcap")
 )
 WARP_GROUPS = ("HGMMA", "UTCHMMA", "UTCMMA")  # their products: the tiles of prompts
 

@@ -93,4 +93,5 @@ def boxes_pay(capability: tuple[int, int], itemsize: int, dims: tuple[int, int],
     """
     if capability < (9, 0) or itemsize != 2 or os.environ.get("SACCADE_TRITON_TMA") == "0":
         return False
-    return keys >= 16 and all(16 <= dim <= 256 and dim & (dim - 1) == 0 for dim in dims)
+    most = 256 if capability < (10, 0) else 128  # wider ones spill on sm_100
+    return keys >= 16 and all(16 <= dim <= most and dim & (dim - 1) == 0 for dim in dims)
