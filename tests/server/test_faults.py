@@ -81,7 +81,9 @@ def kill_and_recover(server: Running, number: int) -> None:
         )
     )
     asking.start()
-    time.sleep(0.1)
+    until = time.monotonic() + 10
+    while server.metrics()["saccade_sequences_in_flight"] < 5 and time.monotonic() < until:
+        time.sleep(0.01)
     killed = time.monotonic()
     os.kill(server.engine_pid, signal.SIGKILL)
     assert until_health(server, 503, 5) < 1
