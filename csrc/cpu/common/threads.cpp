@@ -1,6 +1,7 @@
 #include "saccade/threads.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -8,6 +9,9 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define SACCADE_PAUSE() _mm_pause()
@@ -18,50 +22,116 @@
 namespace saccade {
 namespace {
 
-// Workers poll for about 50 us before they sleep: longer than the gap between two kernels of one
-// layer, short enough to leave the processor to others between steps.
-constexpr int kSpins = 2000;
+using Clock = std::chrono::steady_clock;
+
+// A sleeping worker costs the caller a system call and comes some 50 us late, on a virtual machine
+// later still, so that workers stay awake from one kernel of a step to the next. Before they have
+// waited for kEager they are alone with their processor; after it they offer it to others between
+// looks; after kAwake they sleep.
+constexpr auto kEager = std::chrono::microseconds(50);
+constexpr auto kAwake = std::chrono::microseconds(1000);
+constexpr int kLooks = 64;  // between two looks at the clock
+
+// The run on offer in one word: workers inside it, whether it still takes workers, and its number.
+constexpr uint64_t kInside = 0xffff;
+constexpr uint64_t kOpen = 0x10000;
+constexpr uint64_t kRun = 0x20000;
+
+// Processors that this process may use, 0: unknown.
+int processors() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
 
 }  // namespace
 
 struct ThreadPool::State {
   int threads = 1;
+  bool crowded = false;  // more threads than processors: looking out takes time from the others
   std::vector<std::thread> workers;
   std::mutex mutex;
   std::condition_variable wake;
-  std::atomic<uint64_t> generation{0};
-  std::atomic<bool> stop{false};
-  std::atomic<int> active{0};
-  std::atomic<int64_t> next{0};
   int64_t items = 0;
   ItemFn fn = nullptr;
   void* context = nullptr;
   char* arena = nullptr;
   int64_t arena_bytes = 0;
+  alignas(64) std::atomic<uint64_t> offer{0};
+  std::atomic<int> asleep{0};
+  std::atomic<bool> stop{false};
+  alignas(64) std::atomic<int64_t> next{0};
 
   void drain(int thread) {
     for (int64_t i = next.fetch_add(1); i < items; i = next.fetch_add(1)) fn(context, i, thread);
   }
 
-  void work(int thread) {
-    uint64_t seen = 0;
-    for (;;) {
-      for (int spin = 0; spin < kSpins && generation.load() == seen && !stop.load(); ++spin)
+  bool is_news(uint64_t seen) const { return offer.load() / kRun != seen || stop.load(); }
+
+  void await(uint64_t seen) {
+    const auto began = Clock::now();
+    for (auto waited = Clock::duration::zero(); waited < kAwake; waited = Clock::now() - began) {
+      if (crowded || waited > kEager) std::this_thread::yield();
+      for (int look = 0; look < kLooks; ++look) {
+        if (is_news(seen)) return;
         SACCADE_PAUSE();
-      if (generation.load() == seen && !stop.load()) {
-        std::unique_lock<std::mutex> lock(mutex);
-        wake.wait(lock, [&] { return generation.load() != seen || stop.load(); });
       }
+    }
+    std::unique_lock<std::mutex> lock(mutex);
+    asleep.fetch_add(1);  // before the last look: see `run`, which does it the other way round
+    wake.wait(lock, [&] { return is_news(seen); });
+    asleep.fetch_sub(1);
+  }
+
+  // Whether this worker is in the run now, and its number.
+  bool enter(uint64_t& seen) {
+    uint64_t now = offer.load();
+    do {
+      seen = now / kRun;
+      if ((now & kOpen) == 0) return false;
+    } while (!offer.compare_exchange_weak(now, now + 1));
+    return true;
+  }
+
+  void work(int thread) {
+    for (uint64_t seen = 0;;) {
+      await(seen);
       if (stop.load()) return;
-      seen = generation.load();
+      if (!enter(seen)) continue;
       drain(thread);
-      active.fetch_sub(1);
+      offer.fetch_sub(1);
+    }
+  }
+
+  void wake_sleepers(int64_t most) {
+    const int sleeping = asleep.load();
+    if (sleeping == 0) return;
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+    }  // whoever counts as asleep waits by now
+    if (most >= sleeping) {
+      wake.notify_all();
+    } else {
+      for (int64_t i = 0; i < most; ++i) wake.notify_one();
+    }
+  }
+
+  // Takes the offer back and waits for the workers inside; one that has not come by now is not
+  // waited for. A worker may have lost its processor, perhaps to this very thread.
+  void close() {
+    uint64_t now = offer.fetch_and(~kOpen);
+    for (int look = 0; (now & kInside) != 0; now = offer.load()) {
+      SACCADE_PAUSE();
+      if (crowded || ++look > kLooks * 16) std::this_thread::yield();
     }
   }
 };
 
 ThreadPool::ThreadPool(int threads) : state_(new State) {
   state_->threads = threads < 1 ? 1 : threads;
+  state_->crowded = state_->threads > processors() && processors() > 0;
   for (int t = 1; t < state_->threads; ++t) {
     state_->workers.emplace_back([this, t] { state_->work(t); });
   }
@@ -81,10 +151,10 @@ int ThreadPool::size() const {
   return state_->threads;
 }
 
-void ThreadPool::run(int64_t items, ItemFn fn, void* context) {
+void ThreadPool::run(int64_t items, ItemFn fn, void* context, int64_t nanoseconds) {
   State& s = *state_;
   if (items <= 0) return;
-  if (items == 1 || s.threads == 1) {
+  if (items == 1 || s.threads == 1 || nanoseconds < kShareWorth) {
     for (int64_t i = 0; i < items; ++i) fn(context, i, 0);
     return;
   }
@@ -92,15 +162,10 @@ void ThreadPool::run(int64_t items, ItemFn fn, void* context) {
   s.fn = fn;
   s.context = context;
   s.next.store(0);
-  s.active.store(s.threads - 1);
-  {
-    std::lock_guard<std::mutex> lock(s.mutex);
-    s.generation.fetch_add(1);
-  }
-  s.wake.notify_all();
+  s.offer.store((s.offer.load() / kRun + 1) * kRun + kOpen);
+  if (nanoseconds >= kWakeWorth) s.wake_sleepers(items - 1);
   s.drain(0);
-  // Every worker must have left drain() before the next run may change `fn`.
-  while (s.active.load() != 0) SACCADE_PAUSE();
+  s.close();
 }
 
 char* ThreadPool::scratch(int64_t bytes_per_thread) {

@@ -23,11 +23,8 @@ constexpr int64_t kPasses = kSegment / kPass;
 // More rows in a unit read K and V less often; the unit's output must stay in the second-level
 // cache. With block lists each pass concerns few of the rows, so that units of more rows keep the
 // products full.
-constexpr int64_t kMaxRows = SACCADE_AMX ? 256 : 128;
+constexpr int64_t kMaxRows = SACCADE_AMX ? 256 : (kNarrow ? 120 : 128);
 constexpr int64_t kMaxListedRows = 512;
-// Rows of a unit that go through scores, softmax and values together: their scores stay in the
-// first-level cache.
-constexpr int64_t kSub = 32;
 // Units of at most this many rows wait for memory rather than for arithmetic, and fetch ahead.
 constexpr int64_t kStreamRows = 16;
 

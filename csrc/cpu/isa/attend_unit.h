@@ -66,6 +66,9 @@ struct UnitRun {
   static constexpr int W = kWidth;
   static constexpr int kU = S::kUnit;
   static constexpr bool kGathers = Source::kGathers;
+  // Rows of a unit that go through scores, softmax and values together, in whole register tiles:
+  // their scores stay in the first-level cache.
+  static constexpr int64_t kSub = 32 / S::kRows * S::kRows;
 
   const AttendParams& p;
   const Unit& u;
@@ -77,7 +80,7 @@ struct UnitRun {
   A* q;                    // [rows][dim]
   A* q_sub;                // [kSub][dim]: the rows at work, where they do not lie side by side in q
   float* scores;           // [kSub][kPass]
-  A* probabilities;        // [kSub][kPass]
+  A* probabilities;        // [kSub][kPass]; in the place of the scores, if as wide as they are
   float* shrink;           // [kSub]: by how much earlier sums and outputs shrink in this pass
   float* o_sub;            // [kSub][v_dim]: outputs of the rows at work, for tiles
   B* turned;               // V panels of one pass, where the values are channels of the keys
@@ -110,7 +113,8 @@ struct UnitRun {
     q = carve.take<A>(rows * p.dim);
     q_sub = carve.take<A>(kSub * p.dim);
     scores = carve.take<float>(kSub * kPass);
-    probabilities = carve.take<A>(kSub * kPass);
+    probabilities =
+        sizeof(A) == sizeof(float) ? reinterpret_cast<A*>(scores) : carve.take<A>(kSub * kPass);
     shrink = carve.take<float>(kSub);
     o_sub = carve.take<float>(kTiles ? kSub * p.v_dim : 0);
     turned = carve.take<B>(p.v_pages == nullptr ? kPass * p.v_dim : 0);
@@ -304,7 +308,7 @@ struct UnitRun {
       ScoreBlock block{*this, queries, pass.k[c], pass.v[c], to};
       Span run;
       for (int64_t at = keys.begin; next_run(c, keys.end, at, run);)
-        for_tiles<W>(block, count, run.begin, run.end);
+        for_tiles<W, S::kRows>(block, count, run.begin, run.end);
     }
   }
 
@@ -360,7 +364,7 @@ struct UnitRun {
 #endif
     ValueBlock block{*this, active, span, o};
     const int64_t whole = p.v_dim / W * W;
-    for_tiles<W>(block, count, 0, whole);
+    for_tiles<W, S::kRows>(block, count, 0, whole);
     if (whole < p.v_dim) value_rest(active, count, span, o, whole);
   }
 

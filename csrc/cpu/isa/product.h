@@ -7,12 +7,16 @@
 namespace saccade {
 namespace SACCADE_ISA {
 
+// AVX2: fused multiplication and addition, but 16 registers.
+constexpr bool kNarrow = kWidth == 8;
+
 // A policy says what one step of k is: elements of A and B it consumes, and how to multiply them.
 
 struct StepF32 {  // fp32 * fp32
   using A = float;
   using B = float;
   static constexpr int kUnit = 1;
+  static constexpr int kRows = kNarrow ? 6 : 4;  // of a register tile: 12 sums of 16 registers
   static SACCADE_INLINE float one(const float* x) { return *x; }
   template <int W>
   struct Wide {
@@ -46,6 +50,7 @@ struct StepPairs {  // fp32 pairs * bf16 pairs, for machines without a bf16 dot 
   using A = float;
   using B = uint16_t;
   static constexpr int kUnit = 2;
+  static constexpr int kRows = 4;
   static SACCADE_INLINE float one(const float* x) { return *x; }
   static SACCADE_INLINE float one(const uint16_t* x) { return widen_bf16(*x); }
   template <int W>
@@ -72,6 +77,7 @@ struct StepBF16 {  // bf16 pairs * bf16 pairs by the machine's dot product
   using A = uint16_t;
   using B = uint16_t;
   static constexpr int kUnit = 2;
+  static constexpr int kRows = 4;
   static SACCADE_INLINE float one(const uint16_t* x) { return widen_bf16(*x); }
   template <int W>
   struct Wide {
@@ -104,6 +110,19 @@ struct Ahead {
   // Or scattered memory: `count` rows of `bytes` bytes, one behind the other.
   const char* const* rows = nullptr;
   int64_t count = 0, bytes = 0;
+  int64_t row = 0, offset = 0;  // of the scattered memory, what is asked for next
+
+  SACCADE_INLINE void ask(int64_t k) {
+    for (int64_t line = 0; line < lines; ++line) {
+      if (rows == nullptr) {
+        __builtin_prefetch(at + line * gap + k * 64, 0, 1);
+        continue;
+      }
+      if (row < count) __builtin_prefetch(rows[row] + offset, 0, 1);
+      offset += 64;
+      if (offset >= bytes) offset = 0, ++row;
+    }
+  }
 
   // `bytes` from `from` on, over `steps` steps.
   static Ahead over(const void* from, int64_t bytes, int64_t steps) {
@@ -111,22 +130,76 @@ struct Ahead {
   }
 };
 
+// One step where 16 registers must do: what stays in registers beside the sums is the shorter side
+// of the tile. `high`: row 3 of A.
+template <class S, int W, int NV, int M>
+SACCADE_INLINE void narrow_step(F<W> (&c)[M][NV], const typename S::A* low,
+                                const typename S::A* high, int64_t lda, const typename S::B* b) {
+  using Wide = typename S::template Wide<W>;
+  const auto row = [&](int m) {
+    return S::template broadcast<W>(m < 3 ? low + m * lda : high + (m - 3) * lda);
+  };
+  if constexpr (M < NV) {
+    Wide scalars[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) scalars[m] = row(m);
+#pragma GCC unroll 4
+    for (int n = 0; n < NV; ++n) {
+      const Wide vector = S::template wide<W>(b + n * W * S::kUnit);
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) c[m][n] = S::template multiply<W>(c[m][n], scalars[m], vector);
+    }
+  } else {
+    Wide vectors[NV];
+#pragma GCC unroll 4
+    for (int n = 0; n < NV; ++n) vectors[n] = S::template wide<W>(b + n * W * S::kUnit);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const Wide scalar = row(m);
+#pragma GCC unroll 4
+      for (int n = 0; n < NV; ++n) c[m][n] = S::template multiply<W>(c[m][n], scalar, vectors[n]);
+    }
+  }
+}
+
+enum class Asking { kNone, kOneLine, kAny };  // a step for one more line of one stream, mostly
+
+template <class S, int W, int NV, int M, Asking kAsking>
+SACCADE_INLINE void narrow_product(F<W> (&c)[M][NV], const typename S::A* a, int64_t lda,
+                                   const typename S::B* b, int64_t ldb, int64_t steps,
+                                   Ahead ahead) {
+  const typename S::A *high = a + 3 * lda, *end = a + steps * S::kUnit;
+  for (int64_t k = 0; a != end; ++k) {
+    if constexpr (kAsking == Asking::kOneLine) __builtin_prefetch(ahead.at + k * 64, 0, 1);
+    if constexpr (kAsking == Asking::kAny) ahead.ask(k);
+    narrow_step<S, W, NV, M>(c, a, high, lda, b);
+    a += S::kUnit, high += S::kUnit, b += ldb;
+    // The compiler is not to know how they move on: it would keep a pointer for each row.
+    if constexpr (M > 3) __asm__("" : "+r"(a), "+r"(high), "+r"(b));
+  }
+}
+
+template <class S, int W, int NV, int M>
+SACCADE_INLINE void narrow_product(F<W> (&c)[M][NV], const typename S::A* a, int64_t lda,
+                                   const typename S::B* b, int64_t ldb, int64_t steps,
+                                   const Ahead& ahead) {
+  if (ahead.lines == 0) {
+    narrow_product<S, W, NV, M, Asking::kNone>(c, a, lda, b, ldb, steps, {});
+  } else if (ahead.lines == 1 && ahead.rows == nullptr) {
+    narrow_product<S, W, NV, M, Asking::kOneLine>(c, a, lda, b, ldb, steps, ahead);
+  } else {
+    narrow_product<S, W, NV, M, Asking::kAny>(c, a, lda, b, ldb, steps, ahead);
+  }
+}
+
 // C += A * B for `steps` steps of k. lda: elements between rows of A; ldb: elements between steps
 // of B.
 template <class S, int W, int NV, int M>
 SACCADE_INLINE void product(F<W> (&c)[M][NV], const typename S::A* a, int64_t lda,
                             const typename S::B* b, int64_t ldb, int64_t steps, Ahead ahead = {}) {
-  int64_t row = 0, offset = 0;
+  if constexpr (kNarrow) return narrow_product<S, W, NV, M>(c, a, lda, b, ldb, steps, ahead);
   for (int64_t k = 0; k < steps; ++k) {
-    for (int64_t line = 0; line < ahead.lines; ++line) {
-      if (ahead.rows == nullptr) {
-        __builtin_prefetch(ahead.at + line * ahead.gap + k * 64, 0, 1);
-        continue;
-      }
-      if (row < ahead.count) __builtin_prefetch(ahead.rows[row] + offset, 0, 1);
-      offset += 64;
-      if (offset >= ahead.bytes) offset = 0, ++row;
-    }
+    ahead.ask(k);
     typename S::template Wide<W> wide[NV];
 #pragma GCC unroll 4
     for (int n = 0; n < NV; ++n) wide[n] = S::template wide<W>(b + k * ldb + n * W * S::kUnit);
@@ -139,17 +212,21 @@ SACCADE_INLINE void product(F<W> (&c)[M][NV], const typename S::A* a, int64_t ld
   }
 }
 
-// Calls fn.template run<M>(first) over [0, n) in blocks of 8 rows, then 4, 2, 1.
-template <class Fn>
+// Calls fn.template run<M>(first) over [0, n) in blocks of kBlock rows, then 4, 2, 1.
+template <int kBlock, class Fn>
 SACCADE_INLINE void for_row_blocks(int64_t n, Fn& fn) {
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) fn.template run<8>(i);
+  if constexpr (kNarrow) {  // what is left first: few rows read B in the order of memory
+    for (; n % kBlock - i >= 2; i += 2) fn.template run<2>(i);
+    if (n % kBlock > i) fn.template run<1>(i), ++i;
+  }
+  for (; i + kBlock <= n; i += kBlock) fn.template run<kBlock>(i);
   if (i + 4 <= n) fn.template run<4>(i), i += 4;
   if (i + 2 <= n) fn.template run<2>(i), i += 2;
   if (i < n) fn.template run<1>(i);
 }
 
-// Register tiles: 16 accumulators where there are 32 registers, 8 where there are 16.
+// Register tiles: 16 sums where there are 32 registers, else 8.
 constexpr int kTileRows = 4;
 constexpr int kTileVectors = kWidth == 16 ? 4 : 2;
 
@@ -167,17 +244,22 @@ SACCADE_INLINE void for_columns(Block& block, int64_t row, int64_t begin, int64_
   }
 }
 
-template <int W, class Block>
+template <int W, int kRows = kTileRows, class Block>
 SACCADE_INLINE void for_tiles(Block& block, int64_t rows, int64_t begin, int64_t end) {
   int64_t r = 0;
-  if (rows >= kTileRows) {  // one panel of columns serves all rows before the next one is read
-    const int64_t whole = rows / kTileRows * kTileRows, step = kTileVectors * W;
+  if (rows >= kRows) {  // one panel of columns serves all rows before the next one is read
+    const int64_t whole = rows / kRows * kRows, step = kTileVectors * W;
     for (int64_t at = begin; at < end; at += step) {
       const int64_t stop = at + step < end ? at + step : end;
-      for (r = 0; r < whole; r += kTileRows)
-        for_columns<W, kTileRows, kTileVectors>(block, r, at, stop);
+      for (r = 0; r < whole; r += kRows) for_columns<W, kRows, kTileVectors>(block, r, at, stop);
     }
     r = whole;
+  }
+  if constexpr (kRows > 4) {
+    if (r + 4 <= rows) for_columns<W, 4, 2>(block, r, begin, end), r += 4;
+  }
+  if constexpr (kNarrow) {
+    if (r + 3 == rows) for_columns<W, 3, 2>(block, r, begin, end), r += 3;
   }
   if (r + 2 <= rows) for_columns<W, 2, 4>(block, r, begin, end), r += 2;
   if (r < rows) for_columns<W, 1, 4>(block, r, begin, end);

@@ -10,6 +10,7 @@ namespace SACCADE_ISA {
 // Rows are handed out in groups of about this many elements: enough work to be worth waking a
 // thread.
 constexpr int64_t kGrain = 16384;
+constexpr int64_t kElements = 2;  // that a thread does in a nanosecond, or more
 
 // Runs fn(params, first row, one past the last row) over groups of rows on all threads.
 template <class Params>
@@ -28,7 +29,7 @@ void for_row_groups(const Params& params, int64_t rows, int64_t width, ThreadPoo
              const int64_t begin = item * j.group;
              j.fn(*j.params, begin, begin + j.group < j.rows ? begin + j.group : j.rows);
            },
-           &job);
+           &job, rows * width / kElements);
 }
 
 template <class Fn32, class Fn16, class Fnh>

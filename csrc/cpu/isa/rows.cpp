@@ -91,6 +91,15 @@ void rope_rows(const RopeParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// 1 / (1 + exp(-x)): a lane's result does not depend on the other lanes, nor on their number. With
+// e = exp(-|x|) it is 1 / (1 + e) or e / (1 + e): one division, and nothing that overflows.
+template <int V>
+SACCADE_INLINE F<V> sigmoid(F<V> x) {
+  const F<V> one = splat<V>(1.0f);
+  const F<V> e = exp2_nonpositive<V>((x < F<V>{} ? x : -x) * splat<V>(1.4426950408889634f));
+  return (x < F<V>{} ? e : one) / (one + e);
+}
+
 // A NaN passes through the clamps.
 template <int V>
 SACCADE_INLINE F<V> gated(const SiluMulParams& p, F<V> gate, F<V> up) {
@@ -98,8 +107,7 @@ SACCADE_INLINE F<V> gated(const SiluMulParams& p, F<V> gate, F<V> up) {
   gate = gate > limit ? limit : gate;
   up = up > limit ? limit : up;
   up = up < -limit ? -limit : up;
-  const F<V> power = exp_any<V>(-gate * splat<V>(p.alpha));
-  return gate / (splat<V>(1.0f) + power) * (up + splat<V>(p.shift));
+  return gate * sigmoid<V>(gate * splat<V>(p.alpha)) * (up + splat<V>(p.shift));
 }
 
 template <class E>
@@ -120,12 +128,6 @@ void silu_mul_rows(const SiluMulParams& p, int64_t begin, int64_t end) {
           put_one<E>(out + i, gated<4>(p, g, u)[0]);
         });
   }
-}
-
-// 1 / (1 + exp(-x)): a lane's result does not depend on the other lanes, nor on their number.
-template <int V>
-SACCADE_INLINE F<V> sigmoid(F<V> x) {
-  return splat<V>(1.0f) / (splat<V>(1.0f) + exp_any<V>(-x));
 }
 
 template <class E>
@@ -176,8 +178,9 @@ void merge_rows(const MergeParams& p, int64_t begin, int64_t end) {
       p.lse[row] = empty_b ? la : lb;  // not `top`: a NaN is no empty side
       continue;
     }
-    const float wa = expf(la - top), wb = expf(lb - top), total = wa + wb;
-    const float share_a = wa / total, share_b = wb / total;
+    const float less = expf((la > lb ? lb : la) - top), total = 1.0f + less;
+    const float share_a = (la > lb ? 1.0f : less) / total;
+    const float share_b = (la > lb ? less : 1.0f) / total;
     for_vectors<W>(
         p.dim,
         [&](int64_t i) {
