@@ -6,6 +6,7 @@
 #include <string>
 
 #include "saccade/kernel_table.h"
+#include "saccade/sources.h"
 
 namespace py = pybind11;
 using namespace saccade;
@@ -633,6 +634,7 @@ void scale_first(Kernels& kernels, int dtype, int64_t seqs, int64_t rows, int64_
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Compiled CPU kernels of Saccade; saccade.kernels.native is its only caller.";
+  m.attr("sources") = source_digest();
   m.def("refusal", [](const std::string& isa) {
     const char* reason = nullptr;
     return std::string(kernel_table(isa.c_str(), &reason) == nullptr ? reason : "");

@@ -111,6 +111,15 @@ def supported_variants(cxx: list[str], folder: Path) -> dict[str, list[str]]:
     return found
 
 
+def module_of_kernels(name: str) -> ModuleType:
+    """A module of kernels/, without the package around it, which needs torch."""
+    path = Path(__file__).resolve().parents[1] / "kernels" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def escape(path: Path | str) -> str:
     """A path as ninja writes it."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
@@ -133,12 +142,14 @@ def units(csrc: Path, variants: dict[str, list[str]]) -> list[tuple[Path, str, l
 
     have = [f"-DSACCADE_HAVE_{name.upper()}=1" for name in variants]
     python = ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
+    digest = [f'-DSACCADE_SOURCES="{module_of_kernels("native_sources").digest(csrc)}"']
     isa = csrc / "cpu" / "isa"
     # The bindings are all templates and no arithmetic: -O1 halves the longest compile of all.
     found = [(csrc / "bindings.cpp", "bindings.o", [*have, *python, "-O1"])]
     for source in sorted((csrc / "cpu").rglob("*.cpp")):
         if isa not in source.parents:
-            found.append((source, f"{source.relative_to(csrc).with_suffix('')}.o", have))
+            flags = digest if source.name == "sources.cpp" else have
+            found.append((source, f"{source.relative_to(csrc).with_suffix('')}.o", flags))
     for name, flags in variants.items():
         for source in sorted(isa.glob("*.cpp")):
             found.append((source, f"{name}/{source.stem}.o", [*flags, f"-DSACCADE_ISA={name}"]))
@@ -228,19 +239,11 @@ def find_nvcc() -> str:
     )
 
 
-def cuda_sources(root: Path) -> ModuleType:
-    """kernels/cuda_sources.py, without the package around it, which needs torch."""
-    spec = importlib.util.spec_from_file_location("sources", root / "kernels" / "cuda_sources.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def build_cuda(root: Path) -> list[Path]:
     """Fat binaries of the CUDA kernels under build/, in folders as in the package: machine code for
     each target, and PTX, from which a driver compiles for later GPUs. Raises NativeBuildError.
     """
-    sources = cuda_sources(root)
+    sources = module_of_kernels("cuda_sources")
     folder = root / "build" / "ninja-cuda"
     targets = {**sources.TARGETS, "compute_80": "compute_80"}
     flags = [f"-gencode=arch={arch},code={code}" for code, arch in targets.items()]

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from . import native_sources
+
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 MAX_THREADS = 1024
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -31,13 +33,33 @@ class IsaReport:
     reason: str
 
 
+class StaleModuleError(RuntimeError):
+    """The compiled module was built from other sources than those that are here."""
+
+
 @cache
 def module() -> Any | None:
-    """The compiled module, or None where the install had no compiler."""
+    """The compiled module, or None where the install had no compiler.
+
+    Raises StaleModuleError in a checkout whose sources have changed since the build: with other
+    arguments or kernels than Python takes it for, it would leave results unwritten.
+    """
     try:
-        return import_module("saccade._native")
+        compiled = import_module("saccade._native")
     except ImportError:
         return None
+    refuse_stale(compiled)
+    return compiled
+
+
+def refuse_stale(compiled: Any) -> None:
+    """StaleModuleError unless the module is of the sources beside it, where there are any."""
+    expected = native_sources.digest()
+    if expected is not None and getattr(compiled, "sources", "") != expected:
+        raise StaleModuleError(
+            f"{compiled.__file__} was built from other sources than csrc/ now holds: rebuild it "
+            f"with {native_sources.REBUILD}"
+        )
 
 
 @cache

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from saccade.kernels import native_sources
+
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler on this machine")
@@ -143,6 +145,33 @@ def test_a_second_build_compiles_only_what_changed(
     after = times()
     assert after["bindings.o"] > before["bindings.o"]
     assert after["step.o"] == before["step.o"]
+
+
+@needs_compiler
+def test_the_sources_are_compiled_in(
+    native_build: ModuleType, stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest changes with any source, and no other object for its sake."""
+    monkeypatch.setenv("SACCADE_BUILD_ISAS", "portable")
+    path = stand_in / "csrc/cpu/common/sources.cpp"
+    path.parent.mkdir()
+    visible = '__attribute__((visibility("default")))'
+    path.write_text(f'extern "C" {visible} const char* digest() {{ return SACCADE_SOURCES; }}')
+
+    def built() -> tuple[str, int]:
+        library = native_build.build(stand_in)
+        copy = shutil.copy(library, stand_in / f"{len(list(stand_in.iterdir()))}.so")  # loaded anew
+        function = ctypes.CDLL(str(copy)).digest
+        function.restype = ctypes.c_char_p
+        return function().decode(), (library.parent / "bindings.o").stat().st_mtime_ns
+
+    first = built()
+    assert first[0] == native_sources.digest(stand_in / "csrc")
+    kernel = stand_in / "csrc/cpu/isa/step.cpp"
+    kernel.write_text(kernel.read_text() + "// changed\n")
+    second = built()
+    assert second[0] == native_sources.digest(stand_in / "csrc") != first[0]
+    assert second[1] == first[1]
 
 
 @needs_compiler

@@ -6,13 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from saccade.kernels import native
+from saccade.kernels import native, native_sources
 from saccade.kernels.linear import LINEAR, linear, pack
 
 from .paged import make, same
@@ -126,6 +128,52 @@ def test_pools_come_and_go():
     for threads in (-3, 0, 1, 7):
         kernels = native.module().Kernels("portable", threads)
         assert kernels.threads == max(threads, 1) and kernels.isa == "portable"
+
+
+@needs_module
+@pytest.mark.parametrize("threads", [2, 7])
+def test_short_runs_one_after_the_other(monkeypatch, threads):
+    """Runs too short for a worker to come in time, or to leave in time, give every item once."""
+    packed = pack(torch.randn((96, 64)))
+    inputs = [torch.randn((rows, 64)) for rows in (1, 70, 200)]
+    alone, shared = (native.module().Kernels("portable", each) for each in (1, threads))
+    monkeypatch.setattr(native, "kernels", lambda: alone)
+    expected = [linear(x, packed) for x in inputs]
+    monkeypatch.setattr(native, "kernels", lambda: shared)
+    for pause in (0.0, 0.0003, 0.003):  # workers look out, offer their processor, sleep
+        for _ in range(60):
+            time.sleep(pause)
+            assert all(
+                torch.equal(linear(x, packed), y) for x, y in zip(inputs, expected, strict=True)
+            )
+
+
+@needs_module
+def test_a_stale_module_is_refused():
+    """A module of other sources, or from before they were compiled in, is one clear error."""
+    compiled = native.module()
+    assert native_sources.digest() in (None, compiled.sources)
+    native.refuse_stale(compiled)
+    for stale in ({"sources": "0" * 32}, {}):
+        module = SimpleNamespace(__file__="/there/_native.so", **stale)
+        with pytest.raises(native.StaleModuleError, match=r"^/there/_native\.so was built from .*"):
+            native.refuse_stale(module)
+
+
+def test_digest_of_the_sources(tmp_path):
+    """It follows names and contents of what is compiled for the CPU, and nothing else."""
+    assert native_sources.digest(tmp_path) is None
+    for name in ("bindings.cpp", "cpu/isa/a.cpp", "include/saccade/b.h", "cuda/c.cu"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    first = native_sources.digest(tmp_path)
+    (tmp_path / "cuda/c.cu").write_text("other")
+    (tmp_path / "cpu/isa/notes.txt").write_text("other")
+    assert native_sources.digest(tmp_path) == first
+    (tmp_path / "cpu/isa/a.cpp").rename(tmp_path / "cpu/isa/d.cpp")
+    second = native_sources.digest(tmp_path)
+    (tmp_path / "include/saccade/b.h").write_text("other")
+    assert len({first, second, native_sources.digest(tmp_path)}) == 3
 
 
 @needs_module
