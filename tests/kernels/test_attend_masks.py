@@ -178,7 +178,7 @@ def few_short_blocks(problem, block, count):
 def test_few_short_blocks_far_from_the_beginning(isa, dtype, block):
     """Keys that are gathered, in some rows of a sequence; the same bits however they are cut."""
     problem = make([900, 40, 2500], [600, 40, 3], heads=6, v_dim=40, dtype=dtype)
-    problem = problem.seeing(blocks=few_short_blocks(problem, block, 45))
+    problem = problem.seeing(blocks=few_short_blocks(problem, block, 12))
     problem = problem.having(sink_logits=torch.randn(6), softcap=9.0)
     out, lse = check(problem)
     for s, begin, end in (
@@ -194,8 +194,8 @@ def test_few_short_blocks_far_from_the_beginning(isa, dtype, block):
 
 
 def test_a_list_longer_than_a_segment_is_gathered(isa):
-    problem = make([9000], [5], dim=64, v_dim=64)
-    problem = problem.seeing(blocks=few_short_blocks(problem, 4, 1000))
+    problem = make([17000], [5], dim=64, v_dim=64)
+    problem = problem.seeing(blocks=few_short_blocks(problem, 4, 520))
     out, lse = check(problem)
     assert same(cut(problem, 0, 3, 4).run(), (out[3:4], lse[3:4]))
 

@@ -9,8 +9,8 @@ namespace saccade {
 namespace SACCADE_ISA {
 
 // Rows that are no farther than so many times the keys of a list read the pages as they are: many
-// rows then share what they read, and see a good part of it.
-constexpr int64_t kNear = 2;
+// rows then share what they read, which up to here is faster than to gather for each.
+constexpr int64_t kNear = 8;
 
 // Whether lists of short blocks are all that hides keys from rows, and serve whole groups of heads.
 SACCADE_INLINE bool has_short_lists(const AttendParams& p) {
