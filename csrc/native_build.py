@@ -48,6 +48,11 @@ rule compile
   depfile = $out.d
   deps = gcc
   description = compile $out
+rule precompile
+  command = $cxx $flags -MMD -MF $out.d -x c++-header $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = precompile $out
 rule link
   command = $cxx $flags @$out.rsp -o $out
   rspfile = $out.rsp
@@ -152,19 +157,52 @@ def units(csrc: Path, variants: dict[str, list[str]]) -> list[tuple[Path, str, l
             found.append((source, f"{source.relative_to(csrc).with_suffix('')}.o", flags))
     for name, flags in variants.items():
         for source in sorted(isa.glob("*.cpp")):
-            found.append((source, f"{name}/{source.stem}.o", [*flags, f"-DSACCADE_ISA={name}"]))
+            found.append((source, f"{name}/{source.stem}.o", isa_flags(name, flags)))
     return found
+
+
+def isa_flags(name: str, flags: list[str]) -> list[str]:
+    """The flags of an instruction set's objects, beyond those of every object."""
+    return [*flags, f"-DSACCADE_ISA={name}"]
+
+
+def write_prefix(csrc: Path, folder: Path) -> Path | None:
+    """A header in `folder` that stands for `simd.h`, to be compiled once for all who include it.
+
+    Half of a small file's compilation is reading the compiler's header of intrinsics. A compiler
+    that cannot use the result reads the header itself.
+    """
+    header, prefix = csrc / "cpu" / "isa" / "simd.h", folder / "simd.h"
+    if not header.exists():
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f'#include "{header}"\n'
+    if not prefix.exists() or prefix.read_text() != text:
+        prefix.write_text(text)
+    return prefix
 
 
 def write_ninja(root: Path, folder: Path, cxx: list[str], target: str) -> None:
     """Write build.ninja into `folder`."""
     csrc = root / "csrc"
     base = [*COMMON, f"-I{csrc / 'include'}", *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    text, objects = [RULES, f"cxx = {shlex.join(cxx)}\n"], []
-    for source, name, flags in units(csrc, supported_variants(cxx, folder)):
+    text, objects, prefixes = [RULES, f"cxx = {shlex.join(cxx)}\n"], [], {}
+    variants = supported_variants(cxx, folder)
+    for isa, own in variants.items():
+        prefix = write_prefix(csrc, folder / isa)
+        if prefix is not None:
+            prefixes[isa] = prefix
+            text.append(
+                f"build {escape(f'{isa}/{prefix.name}.gch')}: precompile {escape(prefix)}\n"
+            )
+            text.append(f"  flags = {shlex.join([*base, *isa_flags(isa, own)])}\n")
+    for source, name, flags in units(csrc, variants):
         objects.append(escape(name))
-        text.append(f"build {escape(name)}: compile {escape(source)}\n")
-        text.append(f"  flags = {shlex.join([*base, *flags])}\n")
+        prefix = prefixes.get(name.partition("/")[0])
+        needs = f" | {escape(f'{prefix.parent.name}/{prefix.name}.gch')}" if prefix else ""
+        include = ["-include", str(prefix)] if prefix else []
+        text.append(f"build {escape(name)}: compile {escape(source)}{needs}\n")
+        text.append(f"  flags = {shlex.join([*base, *flags, *include])}\n")
     text.append(f"build {escape(target)}: link {' '.join(objects)}\n")
     text.append(f"  flags = {shlex.join(link_flags())}\n")
     text.append(f"default {escape(target)}\n")
