@@ -19,7 +19,7 @@ from .timing import Figure, Run, Samples, interleave, ratio
 
 # Whatever else a method does counts as choosing: its own code between the ops, too. (Products over
 # heads take queries to latents, and what was attended to back.)
-_ATTENDING = ("attend", "merge", "gated_sum", "linear_heads", WITHIN)
+_ATTENDING = ("attend", "attend_turns", "merge", "gated_sum", "linear_heads", WITHIN)
 SPLIT_TIME = 0.1  # seconds
 
 
