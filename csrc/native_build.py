@@ -29,7 +29,8 @@ COMMON = [
         "-Wextra",
         "-Wno-maybe-uninitialized",
     ],
-    *["-ffp-contract=off", "-fno-math-errno"],
+    # The same memory holds elements and vectors of them, scores and then rounded probabilities.
+    *["-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"],
 ]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 VARIANTS = {  # from the oldest machine to the newest; the link order depends on it

@@ -148,6 +148,34 @@ def test_short_runs_one_after_the_other(monkeypatch, threads):
             )
 
 
+FORKS = """
+import os, signal, sys, time
+import torch
+from saccade.kernels.linear import linear, pack
+packed, x = pack(torch.randn((512, 512))), torch.randn((200, 512))
+expected = linear(x, packed).numpy().tobytes()
+time.sleep(float(sys.argv[1]))  # the workers look out, or sleep
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # ends a child that waits for threads it does not have
+    right = all(linear(x, packed).numpy().tobytes() == expected for _ in range(3))
+    sys.exit(0 if right else 3)
+right = linear(x, packed).numpy().tobytes() == expected
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or (0 if right else 4))
+"""
+
+
+@needs_module
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("pause", ["0", "0.1"])
+def test_a_forked_process_computes_alone(pause):
+    """The threads of a pool stay in the parent; the child gets the same bits, and ends."""
+    environment = os.environ | {"SACCADE_NUM_THREADS": "3"}
+    command = [sys.executable, "-c", FORKS, pause]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 @needs_module
 def test_a_stale_module_is_refused():
     """A module of other sources, or from before they were compiled in, is one clear error."""

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include <pthread.h>
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -46,10 +47,21 @@ int processors() {
   return static_cast<int>(std::thread::hardware_concurrency());
 }
 
+// How often this process is the child of a fork. Workers stay behind in the parent, where what they
+// wait for would be waited for in vain: a pool that is older than its process works alone.
+std::atomic<int> forks{0};
+
+int forks_so_far() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+  (void)registered;
+  return forks.load(std::memory_order_relaxed);
+}
+
 }  // namespace
 
 struct ThreadPool::State {
   int threads = 1;
+  int born = forks_so_far();
   bool crowded = false;  // more threads than processors: looking out takes time from the others
   std::vector<std::thread> workers;
   std::mutex mutex;
@@ -63,6 +75,8 @@ struct ThreadPool::State {
   std::atomic<int> asleep{0};
   std::atomic<bool> stop{false};
   alignas(64) std::atomic<int64_t> next{0};
+
+  bool left_behind() const { return forks.load(std::memory_order_relaxed) != born; }
 
   void drain(int thread) {
     for (int64_t i = next.fetch_add(1); i < items; i = next.fetch_add(1)) fn(context, i, thread);
@@ -138,6 +152,10 @@ ThreadPool::ThreadPool(int threads) : state_(new State) {
 }
 
 ThreadPool::~ThreadPool() {
+  if (state_->left_behind()) {
+    state_.release();  // neither its threads nor what they wait on can be taken down here
+    return;
+  }
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
     state_->stop.store(true);
@@ -154,7 +172,7 @@ int ThreadPool::size() const {
 void ThreadPool::run(int64_t items, ItemFn fn, void* context, int64_t nanoseconds) {
   State& s = *state_;
   if (items <= 0) return;
-  if (items == 1 || s.threads == 1 || nanoseconds < kShareWorth) {
+  if (items == 1 || s.threads == 1 || nanoseconds < kShareWorth || s.left_behind()) {
     for (int64_t i = 0; i < items; ++i) fn(context, i, 0);
     return;
   }
