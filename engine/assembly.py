@@ -152,15 +152,15 @@ def _plan(
         )
         for g, group in enumerate(groups)
     ]
+    scratch = scratch_bytes(model, dtype, config.max_num_batched_tokens, config.max_num_seqs)
+    if where.gpu:
+        scratch += _gpu_scratch_bytes(config, model, shapes, length)
     return plan_memory(
         MemoryRequest(
             groups=pages,
             page_size=config.page_size,
             weights_bytes=model_nbytes(model, dtype, _rope_length(length, model, groups)),
-            scratch_bytes=scratch_bytes(
-                model, dtype, config.max_num_batched_tokens, config.max_num_seqs
-            )
-            + (where.gpu and _gpu_scratch_bytes(config, model, shapes, length)),
+            scratch_bytes=scratch,
             available_bytes=where.available_memory(),
             kv_cache_memory=config.kv_cache_memory,
             max_model_len=length,

@@ -41,6 +41,11 @@ def gpu_missing() -> str | None:
     return "torch finds no CUDA GPU (torch.cuda.is_available() is False)"
 
 
+def libraries_missing() -> str | None:
+    """Why no other library's GPU kernels can run here; None: they can."""
+    return gpu_missing() or ("the GPU is interpreted" if interpreted() else None)
+
+
 def device() -> torch.device:
     """Where the GPU path keeps its tensors: the current GPU, or the host where it is interpreted.
     Raises ValueError with the reason where there is none.

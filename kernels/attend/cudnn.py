@@ -29,10 +29,8 @@ def operator() -> Callable[..., Any]:
 
 def missing() -> str | None:
     """Why cuDNN cannot be used on this machine; None: it can."""
-    if reason := gpu.gpu_missing():
+    if reason := gpu.libraries_missing():
         return reason
-    if gpu.interpreted():
-        return "the GPU is interpreted"
     if not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
         return "torch has no cuDNN"
     if not hasattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention"):
@@ -53,17 +51,10 @@ def supports(
     value_dim: int | None = None,
 ) -> str | None:
     """None when cuDNN can serve this call, otherwise the reason."""
-    if reason := gpu.library_refusal(q):
-        return reason
-    call = rules.call_of(
-        gpu.capability(q), layout, q, k_pages, v_pages, keys, softcap, sink_logits, out_dtype,
-        value_dim,
+    return dense_probe.refusal(
+        rules.CUDNN, attend, missing, layout, q, k_pages, v_pages, keys, softcap, sink_logits,
+        out_dtype, value_dim,
     )  # fmt: skip
-    if reason := rules.refusal(rules.CUDNN, call):
-        return reason
-    if reason := missing():
-        return reason
-    return dense_probe.failure(attend, rules.CUDNN, layout, q, k_pages, v_pages)
 
 
 def attend(

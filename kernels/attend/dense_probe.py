@@ -10,7 +10,9 @@ from functools import cache
 
 import torch
 
+from .. import gpu
 from ..store import PageLayout, RowLayout, write_pages
+from . import dense_rules as rules
 from . import reference
 from .keys import Keys
 
@@ -19,6 +21,35 @@ Attend = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 SPANS = ((300, 460), (0, 130))
 # Of the largest value: rounding of bf16 inputs, probabilities and results.
 TOLERANCE = 2e-2
+
+
+def refusal(
+    way: str,
+    attend: Attend,
+    missing: Callable[[], str | None],
+    layout: PageLayout,
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    keys: Keys,
+    softcap: float | None,
+    sink_logits: torch.Tensor | None,
+    out_dtype: torch.dtype,
+    value_dim: int | None,
+) -> str | None:
+    """Why `attend`, which is this way, cannot serve a call; None: it can.
+
+    missing: why the way cannot be used on this machine at all, or None.
+    """
+    if reason := gpu.library_refusal(q):
+        return reason
+    call = rules.call_of(
+        gpu.capability(q), layout, q, k_pages, v_pages, keys, softcap, sink_logits, out_dtype,
+        value_dim,
+    )  # fmt: skip
+    if reason := rules.refusal(way, call) or missing():
+        return reason
+    return failure(attend, way, layout, q, k_pages, v_pages)
 
 
 def failure(

@@ -48,10 +48,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def missing(way: str) -> str | None:
     """Why this generation cannot be used on this machine; None: it can."""
-    if reason := gpu.gpu_missing():
+    if reason := gpu.libraries_missing():
         return reason
-    if gpu.interpreted():
-        return "the GPU is interpreted"
     found = function(way)
     return found if isinstance(found, str) else None
 
@@ -70,17 +68,10 @@ def supports(
     value_dim: int | None = None,
 ) -> str | None:
     """None when flash-attn can serve this call, otherwise the reason."""
-    if reason := gpu.library_refusal(q):
-        return reason
-    call = rules.call_of(
-        gpu.capability(q), layout, q, k_pages, v_pages, keys, softcap, sink_logits, out_dtype,
-        value_dim,
+    return dense_probe.refusal(
+        way, partial(attend, way), partial(missing, way), layout, q, k_pages, v_pages, keys,
+        softcap, sink_logits, out_dtype, value_dim,
     )  # fmt: skip
-    if reason := rules.refusal(way, call):
-        return reason
-    if reason := missing(way):
-        return reason
-    return dense_probe.failure(partial(attend, way), way, layout, q, k_pages, v_pages)
 
 
 def attend(
