@@ -49,7 +49,7 @@ class EngineClient:
         self.info: EngineInfo | None = None
         self.stats = EngineStats()
         self.restarts = 0
-        self.failure: LoadFailed | None = None  # why the first start failed
+        self.failure: LoadFailed | None = None  # why it could not be loaded
         self._start = wire.Start(model, options)
         self._silence_s = silence_s
         self._process: EngineProcess | None = None
@@ -115,7 +115,7 @@ class EngineClient:
 
     def _after_death(self, status: int) -> None:
         self._process = None
-        if self.state is State.STARTING and self.failure is not None:
+        if self.info is None and self.failure is not None:
             self.state = State.FAILED
             self._settled.set()
         elif self.state is not State.STOPPED:

@@ -16,6 +16,7 @@ from . import wire
 from .wire import Beat, Order, Report, Start
 
 _STOP_S = 3.0  # how long the process has to leave by itself
+_LAST_S = 0.05  # how long a dead process's last report may be under way in the socket's thread
 _BATCH = 256  # reports taken before the event loop gets its turn
 _MAX_PATH = 100  # of a Unix socket, in bytes, with something to spare
 
@@ -103,6 +104,7 @@ class EngineProcess:
     async def wait(self) -> int:
         """Until the process is dead; then its last reports have been taken. Its exit status."""
         status = -1 if self._process is None else await self._process.wait()
+        await asyncio.sleep(_LAST_S)
         self.receive()
         return status
 
