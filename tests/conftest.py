@@ -7,7 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Two pytest workers share two cores: more threads each would only fight over them.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -82,4 +82,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU path runs in host memory, kernels in Triton by its interpreter."""
     pytest.importorskip("triton", reason="triton is not installed")
+    from triton.runtime import interpreter
+
     monkeypatch.setenv("SACCADE_CUDA_INTERPRET", "1")
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
+
+
+def _dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
+    """The interpreter's product, summed in fp64: in fp32 the host's BLAS may round a row by its
+    place in the matrix, which no tensor core does, and tests here compare rows bit by bit."""
+    product = (a.data.astype("float64") @ b.data.astype("float64")).astype(d.data.dtype)
+    return type(d)(product + d.data, d.dtype.scalar)

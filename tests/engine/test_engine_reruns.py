@@ -70,13 +70,14 @@ class Breaks:
             raise ZeroDivisionError("this layer breaks, once")
 
 
-@pytest.mark.parametrize("spare", [1, 50])
+@pytest.mark.parametrize("spare", [TIGHT["spare_pages"], 50])
 @pytest.mark.parametrize("case", KEPT)
 def test_no_break_changes_a_bit(checkpoint: Checkpoints, case: str, spare: int) -> None:
     """With pages that requests take from each other, and with enough for all to fork."""
     family, policy = KEPT[case]
     folder = checkpoint(family)
-    engine = engine_for(folder, CROWD, {**TIGHT, "spare_pages": spare}, policy)
+    pages = spare + (case == "mosa")  # with one page less, no two of its requests share a step
+    engine = engine_for(folder, CROWD, {**TIGHT, "spare_pages": pages}, policy)
     breaks, alone = Breaks(engine), Alone(folder, policy)
     generations, recorder = serve(engine, CROWD)
     for wish, generation in zip(CROWD, generations, strict=True):
@@ -84,7 +85,7 @@ def test_no_break_changes_a_bit(checkpoint: Checkpoints, case: str, spare: int) 
     check_idle(engine)
     assert breaks.count >= 2 * len(engine._runner.shapes)
     # Copies are made before the step, once; what breaks afterwards does not undo them.
-    assert breaks.after_copies > 0 or spare == 1 or case in FORK_AT_PAGES
+    assert breaks.after_copies > 0 or spare < 50 or case in FORK_AT_PAGES
 
 
 def test_where_kept_tokens_are_replaced_nobody_gets_a_wrong_answer(checkpoint: Checkpoints) -> None:

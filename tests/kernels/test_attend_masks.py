@@ -196,7 +196,7 @@ def test_few_short_blocks_far_from_the_beginning(isa, dtype, block):
 def test_a_list_longer_than_a_segment_is_gathered(isa):
     problem = make([17000], [5], dim=64, v_dim=64)
     problem = problem.seeing(blocks=few_short_blocks(problem, 4, 520))
-    out, lse = check(problem)
+    out, lse = check(problem, 3.0)  # a segment's 2048 keys are one chain of sums, torch's many
     assert same(cut(problem, 0, 3, 4).run(), (out[3:4], lse[3:4]))
 
 
