@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 
 import torch
 
@@ -34,7 +35,7 @@ class StepResult:
         self._model = model
         self._batch = batch
         self._hidden = hidden
-        self._finite = hidden.isfinite().all(dim=-1)
+        self._sum = hidden.sum(dtype=torch.float32)  # NaN or infinite where any of them is
 
     def not_finite(self) -> list[int]:
         """The chunks (indices) that have a row of NaN or infinity: what they wrote is not sound.
@@ -42,12 +43,13 @@ class StepResult:
         Any row of them, also before the NaN: a weight of 0 times NaN is NaN, so that within a step
         it may reach rows of the sequence that should not see it.
         """
-        if self._finite.all():
+        if isfinite(self._sum):  # it overflows where finite states are absurdly large
             return []
+        finite = self._hidden.isfinite().all(dim=-1)
         found = (
             run.chunk
             for run, row in self._batch.runs
-            if not self._finite[row : row + run.stop - run.start].all()
+            if not finite[row : row + run.stop - run.start].all()
         )
         return sorted(set(found))
 

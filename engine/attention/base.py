@@ -168,6 +168,8 @@ def causal_keys(step: Step, window: int | None = None, sinks: int = 0) -> torch.
 
 def per_sequence(step: Step, rows: torch.Tensor) -> torch.Tensor:
     """float64 [S]: sums of rows [T] over each sequence."""
+    if len(rows) == len(step.cu_rows) - 1:  # no sequence is empty: each has one row
+        return rows.double()
     sums = torch.zeros(rows.shape[0] + 1, dtype=torch.float64)
     torch.cumsum(rows, 0, dtype=torch.float64, out=sums[1:])
     return sums[step.cu_rows[1:].long()] - sums[step.cu_rows[:-1].long()]
