@@ -19,7 +19,6 @@ from .attention.policy import AttentionPolicy
 from .request import Request
 from .step_plan import Chunk, LayerGroup
 
-
 # Steps are laid out in NumPy: for the few numbers of a decode step its calls take a fraction of
 # what torch's take, and no time of a step is as easily saved.
 Longs = npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""A prompt of 131,072 tokens takes no more memory beside weights and pages than the plan declares."""
+"""Beside weights and pages a prompt of 131,072 tokens takes no more memory than the plan declares."""
 
 from __future__ import annotations
 
