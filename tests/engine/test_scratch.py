@@ -1,4 +1,4 @@
-"""Beside weights and pages a prompt of 131,072 tokens takes no more memory than the plan declares."""
+"""Beside weights and pages, a prompt of 131,072 tokens takes no more memory than was declared."""
 
 from __future__ import annotations
 
