@@ -13,7 +13,7 @@ import torch
 from ..engine.devices import moved
 from ..kernels import gpu
 from ..kernels.activation import SIGMOID_MUL, SILU_MUL, SWIGLU
-from ..kernels.compressed import COMPRESSED, ListRule, Spans
+from ..kernels.compressed import COMPRESSED, CompressedCall, ListRule, Spans
 from ..kernels.correct import CORRECT
 from ..kernels.gate import GATED_SUM
 from ..kernels.merge import MERGE
@@ -21,7 +21,7 @@ from ..kernels.norm import RMS_NORM
 from ..kernels.ops import Op
 from ..kernels.rope import APPLY_ROPE
 from ..kernels.select import SELECT_BLOCKS, Candidates
-from ..kernels.store import WRITE_PAGES
+from ..kernels.store import WRITE_PAGES, WriteCall
 from ..kernels.summarize import BLOCK_MEANS, WINDOW_MEANS, completed_blocks, slots_per_page
 from ..kernels.summarize import reference as means_reference
 from ..kernels.testing import error
@@ -74,10 +74,16 @@ def _as(args: tuple[Any, ...], move: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 def _results(run: Callable[..., Any], args: tuple[Any, ...]) -> list[torch.Tensor]:
     """What it returns, and its arguments, which it may have changed."""
-    answer = run(*args)
-    answers = answer if isinstance(answer, tuple) else (answer,)
-    changed = [each for each in args if isinstance(each, torch.Tensor)]
-    return [each for each in answers if each is not None] + changed
+    return [*_tensors(run(*args)), *_tensors(args)]
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Those in a tensor or in nested tuples, a call's among them."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from _tensors(each)
 
 
 def _error(found: torch.Tensor, truth: torch.Tensor) -> float:
@@ -146,9 +152,9 @@ def _paged(tiny: bool, dtype: torch.dtype) -> list[Case]:
         (
             "compressed",
             COMPRESSED,
-            (held.q, entries, candidates, rule, 64**-0.5, 64, spans, 64),
+            (CompressedCall(held.q, entries, candidates, rule, 64**-0.5, 64, spans, 64),),
         ),
-        ("write_pages", WRITE_PAGES, (held.layout, held.k, held.v, *new, slots, True)),
+        ("write_pages", WRITE_PAGES, (WriteCall(held.layout, held.k, held.v, *new, slots),)),
     ]
 
 

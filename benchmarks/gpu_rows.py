@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..kernels import gpu
-from ..kernels.attend import ATTEND, BlockLists, Keys
+from ..kernels.attend import ATTEND, AttendCall, BlockLists, Keys
 from ..kernels.store import RowLayout, write_pages
 from ..kernels.testing import error
 
@@ -121,27 +121,28 @@ def correctness(interpret: bool) -> Iterator[Row]:
     for dtype, bound in dtypes().items():
         problem = pages(lengths, rows, (2, 1) if interpret else (16, 4), 64, dtype, device)
         for name, keys, options in _masks(problem):
-            call = (problem.layout, problem.q, problem.k, problem.v, keys, 64**-0.5, *options)
-            truth, truth_lse = _exact(problem, keys, options)
+            call = AttendCall(
+                problem.layout, problem.q, problem.k, problem.v, keys, 64**-0.5, dtype, *options
+            )
+            exact = _exact(call)
             for implementation in ATTEND.implementations[1:]:  # the first is the processor's
                 case = f"{implementation.name} {name} {str(dtype)[6:]}"
-                if reason := implementation.supports(*call, dtype):
+                if reason := implementation.supports(call):
                     yield Row("correctness", case, NOT_MEASURED, reason)
                     continue
-                compare = partial(_compared, case, implementation.run, (*call, dtype))
-                exact = (truth, truth_lse)
-                yield attempted("correctness", case, partial(compare, exact, bound))
+                compare = partial(_compared, case, implementation.run, call, exact, bound)
+                yield attempted("correctness", case, compare)
 
 
 def _compared(
     case: str,
-    run: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-    call: tuple[Any, ...],
+    run: Callable[[AttendCall], tuple[torch.Tensor, torch.Tensor]],
+    call: AttendCall,
     exact: tuple[torch.Tensor, torch.Tensor],
     bound: float,
 ) -> Row:
     """The error of an answer, relative to its largest number, and of its logarithms."""
-    out, lse = run(*call)
+    out, lse = run(call)
     wrong = error(out.cpu(), exact[0]) / max(float(exact[0].abs().max()), 1e-30)
     wrong = max(wrong, error(lse.cpu(), exact[1]) / 10)
     result = f"error {wrong:.1e} of {bound:.0e}"
@@ -165,19 +166,21 @@ def _masks(problem: Pages) -> Iterator[tuple[str, Keys, tuple[Any, Any]]]:
         yield f"lists of {owners}", replace(keys, blocks=BlockLists(ids, None, 64)), plain
 
 
-def _exact(
-    problem: Pages, keys: Keys, options: tuple[Any, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _exact(call: AttendCall) -> tuple[torch.Tensor, torch.Tensor]:
     """In fp64, on the host."""
-    tensors = ("cu_rows", "positions", "page_table", "lo", "hi")
+    keys, tensors = call.keys, ("cu_rows", "positions", "page_table", "lo", "hi")
     here = {name: _host(getattr(keys, name)) for name in tensors}
     blocks = keys.blocks and replace(keys.blocks, ids=keys.blocks.ids.cpu())
-    q, k, v = (each.cpu().double() for each in (problem.q, problem.k, problem.v))
-    softcap, sinks = options
-    on_host = replace(keys, **here, blocks=blocks)
-    out: tuple[torch.Tensor, torch.Tensor] = ATTEND.reference(
-        problem.layout, q, k, v, on_host, 64**-0.5, softcap, _host(sinks), torch.float64
+    q, k, v = (each.cpu().double() for each in (call.q, call.k_pages, call.v_pages))
+    on_host = call._replace(
+        q=q,
+        k_pages=k,
+        v_pages=v,
+        keys=replace(keys, **here, blocks=blocks),
+        out_dtype=torch.float64,
+        sink_logits=_host(call.sink_logits),
     )
+    out: tuple[torch.Tensor, torch.Tensor] = ATTEND.reference(on_host)
     return out
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from ..kernels import gpu
-from ..kernels.attend import ATTEND, BlockLists, attend
+from ..kernels.attend import ATTEND, AttendCall, BlockLists, attend
 from ..kernels.select import Candidates, select_blocks
 from .gpu_rows import NOT_MEASURED, PAGE, Pages, Row, pages, reason_of
 
@@ -104,21 +104,16 @@ def prefill_times(length: int, dry: bool) -> Iterator[Row]:
 def dense_ways(section: str, problem: Pages, dry: bool, flops: float) -> Iterator[Row]:
     """Dense attention by whoever serves it here, `attend`'s own choice first."""
     yield timed(section, "saccade dense", lambda: _ours(problem), dry, flops=flops)
-    scale, dtype = problem.q.shape[2] ** -0.5, problem.q.dtype
+    q, scale = problem.q, problem.q.shape[2] ** -0.5
+    call = AttendCall(problem.layout, q, problem.k, problem.v, problem.keys, scale, q.dtype)
     for each in ATTEND.implementations:
         if each.name in ("cpu", "gather", "cuda"):
             continue
-        call = (problem.layout, problem.q, problem.k, problem.v, problem.keys, scale, None, None)
-        if reason := each.supports(*call, dtype):
-            yield Row(section, f"dense by {each.name}", NOT_MEASURED, reason)
+        name = f"dense by {each.name}"
+        if reason := each.supports(call):
+            yield Row(section, name, NOT_MEASURED, reason)
             continue
-        yield timed(
-            section,
-            f"dense by {each.name}",
-            lambda run=each.run, call=call: run(*call, dtype),
-            dry,
-            flops=flops,
-        )
+        yield timed(section, name, lambda run=each.run: run(call), dry, flops=flops)
 
 
 def _listed(problem: Pages, block: int, count: int) -> Pages:

@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..kernels.compressed import CompressedCall
 from ..kernels.ops import Op
 
 WITHIN = "attention within others"
 
 
-def _attention_within(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _attention_within(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Arguments with which an op that attends and chooses would only attend; None: another op."""
-    if op.name != "compressed" or args[3] is None or not args[5]:
+    call = args[0]
+    if not isinstance(call, CompressedCall) or call.rule is None or not call.value_dim:
         return None
-    return (*args[:3], None, *args[4:])
+    return (call._replace(rule=None),)
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def op_times() -> Iterator[Counter[str]]:
         start = time.perf_counter()
         result = call(op, *args)
         spent[op.name] += time.perf_counter() - start
-        if (alone := _attention_within(op, args)) is not None:
+        if (alone := _attention_within(args)) is not None:
             start = time.perf_counter()
             call(op, *alone)
             spent[WITHIN] += time.perf_counter() - start

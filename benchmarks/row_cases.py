@@ -13,7 +13,7 @@ from ..kernels.linear import linear, pack
 from ..kernels.merge import MERGE, merge
 from ..kernels.norm import RMS_NORM, rms_norm
 from ..kernels.rope import APPLY_ROPE, apply_rope
-from ..kernels.store import WRITE_PAGES, PageLayout, write_pages
+from ..kernels.store import WRITE_PAGES, PageLayout, WriteCall, write_pages
 from .cases import Candidate, Case, Problem, Sizes, first, ours_name
 from .roofline import Work
 from .timing import Rotation, Run
@@ -138,7 +138,7 @@ def pages(rows: int, dtype: torch.dtype) -> Problem:
         return mine[1]
 
     def reference() -> torch.Tensor:
-        WRITE_PAGES.reference(layout, *other, k, v, slots)
+        WRITE_PAGES.reference(WriteCall(layout, *other, k, v, slots))
         return other[1]
 
     return _problem(ours, {REFERENCE: reference}, Work(bytes=4.0 * k.nbytes + slots.nbytes))

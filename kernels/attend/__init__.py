@@ -5,7 +5,16 @@ block lists.
 from __future__ import annotations
 
 from .api import ATTEND, attend, dense_ways
+from .call import AttendCall
 from .keys import BlockLists, Keys
 from .scratch import gpu_scratch_bytes
 
-__all__ = ["ATTEND", "BlockLists", "Keys", "attend", "dense_ways", "gpu_scratch_bytes"]
+__all__ = [
+    "ATTEND",
+    "AttendCall",
+    "BlockLists",
+    "Keys",
+    "attend",
+    "dense_ways",
+    "gpu_scratch_bytes",
+]

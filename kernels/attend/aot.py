@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from ..store import RowLayout
+from .call import AttendCall
 from .gather_aot import cases as gather_cases
 from .keys import BlockLists, Keys
 from .triton import attend
@@ -89,7 +90,5 @@ def _attend(
         lists,
     )
     logits = tensor(q_heads, of=torch.float32) if sink_logits else None
-    return attend(
-        layout, tensor(count, q_heads, dim), k, v, keys, dim**-0.5, softcap, logits, dtype,
-        value_dim,
-    )  # fmt: skip
+    q = tensor(count, q_heads, dim)
+    return attend(AttendCall(layout, q, k, v, keys, dim**-0.5, dtype, softcap, logits, value_dim))

@@ -12,6 +12,7 @@ from ..ops import Implementation, Op
 from ..store import PageLayout
 from . import cpu, cuda, cudnn, flash, gather, reference, triton
 from . import dense_rules as rules
+from .call import AttendCall
 from .keys import BlockLists, Keys
 
 ATTEND = Op(
@@ -65,18 +66,11 @@ def attend(
         raise ValueError(
             f"attend: sink_logits must be float32 [{q.shape[1]}], got {tuple(sink_logits.shape)}"
         )
-    out, lse = ATTEND(
-        layout,
-        q,
-        k_pages,
-        v_pages,
-        keys,
-        scale,
-        softcap,
-        sink_logits,
-        out_dtype or q.dtype,
-        value_dim,
+    dtype = out_dtype or q.dtype
+    call = AttendCall(
+        layout, q, k_pages, v_pages, keys, scale, dtype, softcap, sink_logits, value_dim
     )
+    out, lse = ATTEND(call)
     return out, lse
 
 

@@ -14,10 +14,9 @@ import torch
 
 from .. import gpu
 from ..merge import merge
-from ..store import PageLayout
 from . import dense_probe
 from . import dense_rules as rules
-from .keys import Keys
+from .call import AttendCall
 
 
 def operator() -> Callable[..., Any]:
@@ -38,46 +37,21 @@ def missing() -> str | None:
     return None
 
 
-def supports(
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    scale: float,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None = None,
-) -> str | None:
+def supports(call: AttendCall) -> str | None:
     """None when cuDNN can serve this call, otherwise the reason."""
-    return dense_probe.refusal(
-        rules.CUDNN, attend, missing, layout, q, k_pages, v_pages, keys, softcap, sink_logits,
-        out_dtype, value_dim,
-    )  # fmt: skip
+    return dense_probe.refusal(rules.CUDNN, attend, missing, call)
 
 
-def attend(
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    scale: float,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(call: AttendCall) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.attend.attend`."""
-    if keys.spans is None:
+    spans, pages = call.keys.spans, (call.k_pages, call.v_pages)
+    if spans is None:
         raise ValueError("attend by cuDNN needs the lengths on the host")
-    out = q.new_empty((*q.shape[:2], v_pages.shape[3]))
-    lse = q.new_empty(q.shape[:2], dtype=torch.float32)
+    out, lse = call.results()
     row = 0
-    for table, (start, stop) in zip(keys.page_table, keys.spans, strict=True):
+    for table, (start, stop) in zip(call.keys.page_table, spans, strict=True):
         rows = slice(row, row + stop - start)
-        out[rows], lse[rows] = _sequence(q[rows], (k_pages, v_pages), table, start, scale)
+        out[rows], lse[rows] = _sequence(call.q[rows], pages, table, start, call.scale)
         row = rows.stop
     return out, lse
 

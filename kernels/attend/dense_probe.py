@@ -11,12 +11,13 @@ from functools import cache
 import torch
 
 from .. import gpu
-from ..store import PageLayout, RowLayout, write_pages
+from ..store import RowLayout, write_pages
 from . import dense_rules as rules
 from . import reference
+from .call import AttendCall
 from .keys import Keys
 
-Attend = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+Attend = Callable[[AttendCall], tuple[torch.Tensor, torch.Tensor]]
 # (first position, one past the last) of the rows: a chunk that begins inside a page, and a prompt.
 SPANS = ((300, 460), (0, 130))
 # Of the largest value: rounding of bf16 inputs, probabilities and results.
@@ -24,48 +25,28 @@ TOLERANCE = 2e-2
 
 
 def refusal(
-    way: str,
-    attend: Attend,
-    missing: Callable[[], str | None],
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None,
+    way: str, attend: Attend, missing: Callable[[], str | None], call: AttendCall
 ) -> str | None:
     """Why `attend`, which is this way, cannot serve a call; None: it can.
 
     missing: why the way cannot be used on this machine at all, or None.
     """
-    if reason := gpu.library_refusal(q):
+    if reason := gpu.library_refusal(call.q):
         return reason
-    call = rules.call_of(
-        gpu.capability(q), layout, q, k_pages, v_pages, keys, softcap, sink_logits, out_dtype,
-        value_dim,
-    )  # fmt: skip
-    if reason := rules.refusal(way, call) or missing():
+    in_short = rules.call_of(gpu.capability(call.q), call)
+    if reason := rules.refusal(way, in_short) or missing():
         return reason
-    return failure(attend, way, layout, q, k_pages, v_pages)
+    return failure(attend, way, call)
 
 
-def failure(
-    attend: Attend,
-    name: str,
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-) -> str | None:
+def failure(attend: Attend, name: str, call: AttendCall) -> str | None:
     """Why `attend`, named so, is not to be used for calls like this; None: it answered well.
 
     It is asked once in a process for every device, dtype and shape of heads.
     """
-    heads = (q.shape[1], k_pages.shape[1], q.shape[2], v_pages.shape[3])
-    return _asked(_Question(attend, name), layout.page_size, heads, q.dtype, q.device)
+    heads = (call.heads, call.kv_heads, call.head_dim, call.v_dim)
+    question = _Question(attend, name)
+    return _asked(question, call.layout.page_size, heads, call.q.dtype, call.q.device)
 
 
 class _Question:
@@ -89,22 +70,14 @@ def _asked(
     dtype: torch.dtype,
     device: torch.device,
 ) -> str | None:
-    scale = heads[2] ** -0.5
     with torch.device("cpu"):  # whatever device the caller makes tensors on
-        layout, q, k, v, keys = _problem(page, heads, dtype)
+        call = _problem(page, heads, dtype)
+        q, k, v = (each.float() for each in (call.q, call.k_pages, call.v_pages))
         truth, truth_lse = reference.attend(
-            layout, q.float(), k.float(), v.float(), keys, scale, None, None, torch.float32
+            call._replace(q=q, k_pages=k, v_pages=v, out_dtype=torch.float32)
         )
-    there = replace(
-        keys,
-        cu_rows=keys.cu_rows.to(device),
-        positions=keys.positions.to(device),
-        page_table=keys.page_table.to(device),
-    )
     try:
-        out, lse = question.attend(
-            layout, q.to(device), k.to(device), v.to(device), there, scale, None, None, dtype, None
-        )
+        out, lse = question.attend(_on(device, call))
         if out.shape != truth.shape or lse.shape != truth_lse.shape:
             return f"its answer to a test is {tuple(out.shape)}, {tuple(lse.shape)}"
         wrong = float((out.cpu().float() - truth).abs().max() / truth.abs().max())
@@ -114,9 +87,19 @@ def _asked(
     return None if wrong <= TOLERANCE else f"its answer to a test is wrong by {wrong:.1e}"
 
 
-def _problem(
-    page: int, heads: tuple[int, int, int, int], dtype: torch.dtype
-) -> tuple[RowLayout, torch.Tensor, torch.Tensor, torch.Tensor, Keys]:
+def _on(device: torch.device, call: AttendCall) -> AttendCall:
+    """The call with its tensors there."""
+    q, k, v = (each.to(device) for each in (call.q, call.k_pages, call.v_pages))
+    keys = replace(
+        call.keys,
+        cu_rows=call.keys.cu_rows.to(device),
+        positions=call.keys.positions.to(device),
+        page_table=call.keys.page_table.to(device),
+    )
+    return call._replace(q=q, k_pages=k, v_pages=v, keys=keys)
+
+
+def _problem(page: int, heads: tuple[int, int, int, int], dtype: torch.dtype) -> AttendCall:
     """Two sequences in shuffled pages, on the host. Pages that nobody owns hold NaN."""
     generator = torch.Generator("cpu").manual_seed(0)
 
@@ -138,4 +121,5 @@ def _problem(
     rows = [stop - start for start, stop in SPANS]
     positions = torch.cat([torch.arange(a, b) for a, b in SPANS])
     cu = torch.tensor([0, rows[0], sum(rows)], dtype=torch.int32)
-    return layout, normal(sum(rows), q_heads, dim), k, v, Keys(cu, positions, table, spans=SPANS)
+    keys = Keys(cu, positions, table, spans=SPANS)
+    return AttendCall(layout, normal(sum(rows), q_heads, dim), k, v, keys, dim**-0.5, dtype)

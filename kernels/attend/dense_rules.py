@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..store import PageLayout, RowLayout
-from .keys import Keys
+from ..store import RowLayout
+from .call import AttendCall
 
 SETTING = "SACCADE_DENSE"
 FLASH3, FLASH2, CUDNN, OWN = "flash3", "flash2", "cudnn", "own"
@@ -52,54 +52,35 @@ class Call:
     rest: str | None = None
 
 
-def call_of(
-    capability: tuple[int, int],
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None,
-) -> Call:
+def call_of(capability: tuple[int, int], call: AttendCall) -> Call:
     """The arguments of `attend` in short."""
     return Call(
         capability,
-        q.dtype,
-        q.shape[2],
-        v_pages.shape[-1],
-        layout.page_size,
-        keys.spans,
-        softcap is not None,
-        _rest(layout, q, k_pages, v_pages, keys, sink_logits, out_dtype, value_dim),
+        call.q.dtype,
+        call.head_dim,
+        call.v_pages.shape[-1],
+        call.layout.page_size,
+        call.keys.spans,
+        call.softcap is not None,
+        _rest(call),
     )
 
 
-def _rest(
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None,
-) -> str | None:
-    if not isinstance(layout, RowLayout):
+def _rest(call: AttendCall) -> str | None:
+    keys = call.keys
+    if not isinstance(call.layout, RowLayout):
         return "pages have the CPU's layout"
     if keys.blocks is not None or keys.lo is not None or keys.hi is not None:
         return "lists or bounds of keys"
     if keys.window is not None:
         return "a window: our kernel skips what lies before it"
-    if sink_logits is not None:
+    if call.sink_logits is not None:
         return "sink logits"
-    if value_dim is not None:
+    if call.value_dim is not None:
         return "values in the keys"
-    if out_dtype != q.dtype:
-        return f"output {out_dtype} for input {q.dtype}"
-    if any(each.stride(-1) != 1 for each in (q, k_pages, v_pages)):
+    if call.out_dtype != call.q.dtype:
+        return f"output {call.out_dtype} for input {call.q.dtype}"
+    if any(each.stride(-1) != 1 for each in (call.q, call.k_pages, call.v_pages)):
         return "last dimension is not contiguous"
     return None
 

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from .. import gpu
-from ..store import PageLayout
 from . import dense_probe
 from . import dense_rules as rules
-from .keys import Keys
+from .call import AttendCall
 
 MODULES = {rules.FLASH3: "flash_attn_interface", rules.FLASH2: "flash_attn"}
 FUNCTIONS = {rules.FLASH3: "flash_attn_with_kvcache", rules.FLASH2: "flash_attn_varlen_func"}
@@ -54,57 +53,30 @@ def missing(way: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def supports(
-    way: str,
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    scale: float,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None = None,
-) -> str | None:
+def supports(way: str, call: AttendCall) -> str | None:
     """None when flash-attn can serve this call, otherwise the reason."""
-    return dense_probe.refusal(
-        way, partial(attend, way), partial(missing, way), layout, q, k_pages, v_pages, keys,
-        softcap, sink_logits, out_dtype, value_dim,
-    )  # fmt: skip
+    return dense_probe.refusal(way, partial(attend, way), partial(missing, way), call)
 
 
-def attend(
-    way: str,
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    scale: float,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(way: str, call: AttendCall) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.attend.attend`. Keys are never split: how a row is added up does not
     depend on what else is in the batch.
     """
-    run, spans = function(way), keys.spans
+    run, keys, spans = function(way), call.keys, call.keys.spans
     if isinstance(run, str) or spans is None:
         raise ValueError(f"attend by flash-attn: {run if isinstance(run, str) else 'no spans'}")
     longest = max(stop - start for start, stop in spans)
     lengths = keys.positions[keys.cu_rows[1:].long() - 1].int() + 1
-    pages = k_pages.transpose(1, 2), v_pages.transpose(1, 2)
+    pages = call.k_pages.transpose(1, 2), call.v_pages.transpose(1, 2)
     options: dict[str, Any] = {
-        "softmax_scale": scale,
+        "softmax_scale": call.scale,
         "causal": True,
-        "softcap": 0.0 if softcap is None else softcap,
+        "softcap": 0.0 if call.softcap is None else call.softcap,
     }
     table = keys.page_table.clamp(min=0)  # where no row looks, an id is read nevertheless
     if way == rules.FLASH3:
         out, lse, *_ = run(
-            q,
+            call.q,
             *pages,
             cache_seqlens=lengths,
             page_table=table,
@@ -117,7 +89,7 @@ def attend(
     else:
         ends = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         out, lse, *_ = run(
-            q,
+            call.q,
             *pages,
             cu_seqlens_q=keys.cu_rows,
             cu_seqlens_k=ends,

@@ -9,9 +9,11 @@ import torch
 from .. import gpu
 from .. import triton_sizes as sizes
 from ..ops import Implementation, Op
-from ..store import PageLayout, RowLayout
+from ..store import RowLayout
 from . import gather_rules as rules
 from . import index_cuda
+from .block_tiles import TilesCall
+from .call import AttendCall
 from .gather_index import block_tiles
 from .keys import BlockLists, Keys
 
@@ -22,73 +24,46 @@ BLOCK_TILES = Op(
 )
 
 
-def supports(
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    scale: float,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None = None,
-) -> str | None:
+def supports(call: AttendCall) -> str | None:
     """None when the kernels can serve this call and it pays, otherwise the reason."""
-    if not isinstance(layout, RowLayout):
+    if not isinstance(call.layout, RowLayout):
         return "pages have the CPU's layout"
-    if keys.blocks is None or keys.blocks.ids.shape[2] < 2:
+    keys, blocks = call.keys, call.keys.blocks
+    if blocks is None or blocks.ids.shape[2] < 2:
         return "no lists of several blocks"
-    if keys.blocks.block < 16:
+    if blocks.block < 16:
         return "blocks of fewer than 16 tokens"
     if keys.lo is not None or keys.hi is not None or keys.window is not None:
         return "lists with further bounds"
-    if value_dim is not None or max(q.shape[2], v_pages.shape[3]) > 256:
+    if call.value_dim is not None or max(call.head_dim, call.v_dim) > 256:
         return "more than 256 channels, or values in the keys"
-    if out_dtype not in (q.dtype, torch.float32):
-        return f"output {out_dtype} for input {q.dtype}"
-    if any(pages.stride(2) != pages.shape[3] for pages in (k_pages, v_pages)):
+    if reason := call.output_refusal():
+        return reason
+    if any(pages.stride(2) != pages.shape[3] for pages in (call.k_pages, call.v_pages)):
         return "the rows of a page are not contiguous"
-    if not rules.pays(
-        q.shape[0],
-        q.shape[1],
-        keys.blocks.ids.shape[2],
-        keys.page_table.shape[0],
-        rules.most_blocks(keys.page_table.shape[1], layout.page_size, keys.blocks.block),
-        k_pages.shape[1],
-    ):
+    most = rules.most_blocks(keys.page_table.shape[1], call.layout.page_size, blocks.block)
+    listed = blocks.ids.shape[2]
+    if not rules.pays(call.rows, call.heads, listed, call.sequences, most, call.kv_heads):
         return "too few rows for so many blocks"
-    return gpu.triton_refusal(q, k_pages, v_pages)
+    return gpu.triton_refusal(call.q, call.k_pages, call.v_pages)
 
 
-def attend(
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    scale: float,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(call: AttendCall) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.attend.attend`. Rows are taken in passes, as many at a time as leave
     partial results within `gather_rules.PARTIAL_BUDGET`; a row's result depends on no pass.
     """
-    rows, heads, v_dim = q.shape[0], q.shape[1], v_pages.shape[3]
-    out = q.new_empty((rows, heads, v_dim), dtype=out_dtype)
-    lse = q.new_empty((rows, heads), dtype=torch.float32)
-    blocks = keys.blocks
+    out, lse = call.results()
+    rows, heads, v_dim = out.shape
+    blocks = call.keys.blocks
     if blocks is None:
         raise ValueError("attend by blocks of keys needs lists of blocks")
-    listed = blocks.ids.shape[2]
-    step = rules.rows_per_pass(heads, listed, v_dim, out_dtype.itemsize)
-    sinks = None if sink_logits is None else sink_logits.contiguous()
+    step = rules.rows_per_pass(heads, blocks.ids.shape[2], v_dim, out.itemsize)
+    sinks = None if call.sink_logits is None else call.sink_logits.contiguous()
     for begin in range(0, rows, step):
         part = slice(begin, min(begin + step, rows))
-        call = Pass(layout, q[part], k_pages, v_pages, _cut(keys, blocks, part), scale, softcap)
-        call.run(out[part], lse[part], sinks)
+        keys = _cut(call.keys, blocks, part)
+        some = call._replace(q=call.q[part], keys=keys, sink_logits=sinks)
+        Pass(some).run(out[part], lse[part])
     return out, lse
 
 
@@ -104,30 +79,20 @@ def _cut(keys: Keys, blocks: BlockLists, part: slice) -> Keys:
 
 
 class Pass:
-    """The two kernels over some rows, and the index between them."""
+    """The two kernels over some rows, each with a list of its own, and the index between them."""
 
-    def __init__(
-        self,
-        layout: PageLayout,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        keys: Keys,
-        scale: float,
-        softcap: float | None,
-    ) -> None:
-        if keys.blocks is None:
+    def __init__(self, call: AttendCall) -> None:
+        blocks = call.keys.blocks
+        if blocks is None:
             raise ValueError("attend by blocks of keys needs lists of blocks")
-        self._q, self._k, self._v, self._keys, self._ids = q, k, v, keys, keys.blocks.ids
-        self._block, self._page = keys.blocks.block, layout.page_size
-        self._softcap = softcap
+        self._call, self._ids = call, blocks.ids
+        self._block, self._page = blocks.block, call.layout.page_size
         # A softcap is taken on natural exponents, everything else in powers of two.
-        self._scale = scale if softcap is not None else scale * sizes.LOG2E
-        self._group = q.shape[1] // k.shape[1]
-        channels, capability = max(q.shape[2], v.shape[3]), gpu.capability(q)
-        self._sizes = rules.sizes(self._block, self._page, channels, q.dtype, capability)
+        self._scale = call.scale if call.softcap is not None else call.scale * sizes.LOG2E
+        channels, capability = max(call.head_dim, call.v_dim), gpu.capability(call.q)
+        self._sizes = rules.sizes(self._block, self._page, channels, call.q.dtype, capability)
 
-    def run(self, out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor | None) -> None:
+    def run(self, out: torch.Tensor, lse: torch.Tensor) -> None:
         """Fills out [n, H, dv] and lse [n, H]."""
         rows, heads, v_dim = out.shape
         listed = self._ids.shape[2]
@@ -135,33 +100,27 @@ class Pass:
         part = out.new_empty((rows, heads, listed, v_dim))
         part_lse = lse.new_empty((rows, heads, listed))
         self._attend(part, part_lse)
-        self._combine(part, part_lse, sinks, out, lse)
+        self._combine(part, part_lse, out, lse)
 
     def _attend(self, part: torch.Tensor, part_lse: torch.Tensor) -> None:
         from .gather_kernels import gather_tiles
 
-        keys, ids = self._keys, self._ids
+        call, keys, ids = self._call, self._call.keys, self._ids
         rows, owners, listed = ids.shape
-        heads, sequences = self._q.shape[1], keys.page_table.shape[0]
-        group = heads // owners
+        group = call.heads // owners
         padded = sizes.power_of_two(group)
         codes = max(self._sizes.rows // padded, 1)
         row = torch.arange(rows, device=ids.device)
         sequence = torch.searchsorted(keys.cu_rows.long(), row, right=True) - 1
         most = rules.most_blocks(keys.page_table.shape[1], self._page, self._block)
+        own = keys.positions // self._block
         tiles = BLOCK_TILES(
-            ids,
-            sequence,
-            keys.positions // self._block,
-            sequences,
-            most,
-            self._k.shape[1],
-            codes,
+            TilesCall(ids, sequence, own, call.sequences, most, call.kv_heads, codes)
         )
         gather_tiles[(tiles.group.shape[0],)](
-            self._q,
-            self._k,
-            self._v,
+            call.q,
+            call.k_pages,
+            call.v_pages,
             keys.page_table,
             tiles.order,
             tiles.group,
@@ -174,9 +133,9 @@ class Pass:
             most,
             owners,
             listed,
-            self._k.shape[1],
+            call.kv_heads,
             self._scale,
-            self._softcap or 1.0,
+            call.softcap or 1.0,
             **self._constants(group),
             BC=codes,
             num_warps=self._sizes.warps,
@@ -187,53 +146,51 @@ class Pass:
         self,
         part: torch.Tensor,
         part_lse: torch.Tensor,
-        sinks: torch.Tensor | None,
         out: torch.Tensor,
         lse: torch.Tensor,
     ) -> None:
         from .gather_kernels import combine_rows
 
-        keys, ids = self._keys, self._ids
-        rows, heads, _ = out.shape
-        sequences = keys.page_table.shape[0]
-        tile = max(self._sizes.rows // sizes.power_of_two(self._group), 1)
-        combine_rows[(sizes.most_tiles(rows, sequences, tile), self._k.shape[1])](
-            self._q,
-            self._k,
-            self._v,
+        call, keys, ids = self._call, self._call.keys, self._ids
+        tile = max(self._sizes.rows // sizes.power_of_two(call.group), 1)
+        combine_rows[(sizes.most_tiles(call.rows, call.sequences, tile), call.kv_heads)](
+            call.q,
+            call.k_pages,
+            call.v_pages,
             keys.page_table,
             keys.cu_rows,
             keys.positions,
             ids,
             part,
             part_lse,
-            sinks,
+            call.sink_logits,
             out,
             lse,
             *self._strides(),
             keys.page_table.shape[1],
-            sequences,
-            heads,
+            call.sequences,
+            call.heads,
             ids.shape[1],
             ids.shape[2],
             self._scale,
-            self._softcap or 1.0,
-            **self._constants(self._group),
+            call.softcap or 1.0,
+            **self._constants(call.group),
             BT=tile,
-            SP=sizes.power_of_two(sequences),
-            SINKS=sinks is not None,
-            PER_HEAD=ids.shape[1] != self._k.shape[1],
+            SP=sizes.power_of_two(call.sequences),
+            SINKS=call.sink_logits is not None,
+            PER_HEAD=ids.shape[1] != call.kv_heads,
             num_warps=self._sizes.warps,
             num_stages=self._sizes.stages,
         )
 
     def _strides(self) -> tuple[int, ...]:
-        q, k, v = self._q, self._k, self._v
-        table = self._keys.page_table
+        q, k, v = self._call.q, self._call.k_pages, self._call.v_pages
+        table = self._call.keys.page_table
         return (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], table.stride(0))
 
     def _constants(self, group: int) -> dict[str, int | bool]:
-        dim, v_dim = self._q.shape[2], self._v.shape[3]
+        call = self._call
+        dim, v_dim = call.head_dim, call.v_dim
         return {
             "D": dim,
             "DV": v_dim,
@@ -244,6 +201,6 @@ class Pass:
             "BLOCK": self._block,
             "PAGE": self._page,
             "BN": self._sizes.keys,
-            "CAP": self._softcap is not None,
-            "UPCAST": gpu.upcast(self._q),
+            "CAP": call.softcap is not None,
+            "UPCAST": gpu.upcast(call.q),
         }

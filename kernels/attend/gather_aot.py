@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from ..store import RowLayout
+from .call import AttendCall
 from .gather import attend
 from .keys import BlockLists, Keys
 
@@ -57,4 +58,5 @@ def _gather(
     )
     q = tensor(4096, heads[0], dim, of=dtype)
     sinks = tensor(heads[0], of=torch.float32) if options else None
-    return attend(layout, q, k, v, keys, dim**-0.5, 30.0 if options else None, sinks, dtype)
+    softcap = 30.0 if options else None
+    return attend(AttendCall(layout, q, k, v, keys, dim**-0.5, dtype, softcap, sinks))

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from ..store import PageLayout
+from .call import AttendCall
 from .keys import BlockLists, Keys
 
 
@@ -76,26 +76,13 @@ def weighted_sum(weights: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> 
     return out.masked_fill(sees > 0, torch.nan)
 
 
-def attend(
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    scale: float,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(call: AttendCall) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.attend.attend`. Computes in fp32, or in fp64 when `out_dtype` is
     float64.
     """
-    wide = torch.promote_types(out_dtype, torch.float32)
-    heads, group = q.shape[1], q.shape[1] // k_pages.shape[1]
-    out = torch.zeros(
-        (*q.shape[:2], value_dim or layout.dims(k_pages, v_pages)[1]), dtype=out_dtype
-    )
+    layout, q, keys, value_dim = call.layout, call.q, call.keys, call.value_dim
+    wide = torch.promote_types(call.out_dtype, torch.float32)
+    out = torch.zeros((*q.shape[:2], call.v_dim), dtype=call.out_dtype)
     lse = torch.full(q.shape[:2], -torch.inf)
     bounds = keys.cu_rows.tolist()
     for s, (begin, end) in enumerate(pairwise(bounds)):
@@ -105,11 +92,13 @@ def attend(
         last = keys.positions[rows].max() + 1 if keys.hi is None else keys.hi[rows].max()
         length = max(int(last), 0)
         table = keys.page_table[s, : -(-length // layout.page_size)].long().clamp(min=0)
-        k, v = layout.gather(k_pages, v_pages, table)
+        k, v = layout.gather(call.k_pages, call.v_pages, table)
         v = v if value_dim is None else k[..., :value_dim]
-        k = k[:length].to(wide).repeat_interleave(group, dim=1)
-        v = v[:length].to(wide).repeat_interleave(group, dim=1)
-        mask = visible(keys, rows, heads, length)
-        o, weight = softmax_attention(q[rows].to(wide), k, v, mask, scale, softcap, sink_logits)
-        out[rows], lse[rows] = o.to(out_dtype), weight.float()
+        k = k[:length].to(wide).repeat_interleave(call.group, dim=1)
+        v = v[:length].to(wide).repeat_interleave(call.group, dim=1)
+        mask = visible(keys, rows, call.heads, length)
+        o, weight = softmax_attention(
+            q[rows].to(wide), k, v, mask, call.scale, call.softcap, call.sink_logits
+        )
+        out[rows], lse[rows] = o.to(out.dtype), weight.float()
     return out, lse

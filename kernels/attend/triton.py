@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from .. import gpu
-from ..store import PageLayout, RowLayout
-from .keys import Keys
+from ..store import RowLayout
+from .call import AttendCall
 from .tiles import (
     DENSE_SPLIT,
     LIST_SPLIT,
@@ -23,45 +23,23 @@ from .tiles import (
 INT32_MAX = 2**31 - 1  # the kernel's positions; a wider window or more sinks mean every key
 
 
-def supports(
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    scale: float,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None = None,
-) -> str | None:
+def supports(call: AttendCall) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if not isinstance(layout, RowLayout):
+    if not isinstance(call.layout, RowLayout):
         return "pages have the CPU's layout"
-    if out_dtype not in (q.dtype, torch.float32):
-        return f"output {out_dtype} for input {q.dtype}"
-    if keys.blocks is not None and keys.blocks.block < 16:
+    if reason := call.output_refusal():
+        return reason
+    if call.keys.blocks is not None and call.keys.blocks.block < 16:
         return "blocks of fewer than 16 tokens"
-    for pages in (k_pages, v_pages):
+    for pages in (call.k_pages, call.v_pages):
         if pages.numel() and pages.stride(2) != pages.shape[3]:
             return "the rows of a page are not contiguous"
-    if q.shape[2] > 1024 or v_pages.shape[3] > 1024:
+    if call.head_dim > 1024 or call.v_dim > 1024:
         return "more than 1024 channels"
-    return gpu.triton_refusal(q, k_pages, None if value_dim else v_pages)
+    return gpu.triton_refusal(call.q, call.k_pages, None if call.value_dim else call.v_pages)
 
 
-def attend(
-    layout: PageLayout,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    keys: Keys,
-    scale: float,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-    out_dtype: torch.dtype,
-    value_dim: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(call: AttendCall) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.attend.attend`.
 
     Sequences of one row are cut into parts of their keys, joined by a second kernel; the keys of
@@ -69,82 +47,64 @@ def attend(
     the host unless the numbers of rows and sequences say so: the other kernel's programs then end
     at once.
     """
-    rows, heads, _ = q.shape
-    sequences = keys.page_table.shape[0]
-    out = q.new_empty((rows, heads, value_dim or v_pages.shape[3]), dtype=out_dtype)
-    lse = q.new_empty((rows, heads), dtype=torch.float32)
+    rows, sequences = call.rows, call.sequences
+    out, lse = call.results()
     if not rows:
         return out, lse
-    call = _Call(layout, q, k_pages, v_pages, keys, scale, softcap, sink_logits, value_dim or 0)
+    launcher = _Launcher(call)
     single = rows == 1 or rows == sequences
-    blocks = keys.blocks
+    blocks = call.keys.blocks
     listed = (blocks is not None and blocks.ids.shape[2] * blocks.block) or 0
     if blocks is not None and listed <= LIST_SPLIT:
-        call.run(call.decode_tile(), out, lse, (0, INT32_MAX))
+        launcher.run(launcher.decode_tile(), out, lse, (0, INT32_MAX))
         return out, lse
     if single or sequences > 1:
-        call.run_split(out, lse, listed, single)
+        launcher.run_split(out, lse, listed, single)
     if not single:
-        tile = call.prefill_tile() if blocks is None else call.decode_tile()
-        call.run(tile, out, lse, (0 if sequences == 1 else 2, INT32_MAX))
+        tile = launcher.prefill_tile() if blocks is None else launcher.decode_tile()
+        launcher.run(tile, out, lse, (0 if sequences == 1 else 2, INT32_MAX))
     return out, lse
 
 
-class _Call:
-    """The arguments of one call, as the kernel takes them."""
+class _Launcher:
+    """Runs the kernels over the rows of one call."""
 
-    def __init__(
-        self,
-        layout: PageLayout,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        keys: Keys,
-        scale: float,
-        softcap: float | None,
-        sink_logits: torch.Tensor | None,
-        value_dim: int,
-    ) -> None:
-        self._layout, self._q, self._k, self._v, self._keys = layout, q, k, v, keys
-        self._scale, self._softcap, self._value_dim = scale, softcap, value_dim
-        self._sink_logits = None if sink_logits is None else sink_logits.contiguous()
-        self._group = q.shape[1] // k.shape[1]
-        self._v_dim = value_dim or v.shape[3]
-        self._per_head = False
-        if keys.blocks is not None:
-            self._per_head = keys.blocks.ids.shape[1] != k.shape[1]
+    def __init__(self, call: AttendCall) -> None:
+        self._call = call._replace(sink_logits=_dense(call.sink_logits))
 
     def decode_tile(self) -> Tile:
         """The tile of one row; a list of its own for every head leaves one head to a tile."""
-        blocks = self._keys.blocks
+        call, blocks = self._call, self._call.keys.blocks
+        per_head = blocks is not None and blocks.ids.shape[1] != call.kv_heads
         return decode_tile(
-            1 if self._per_head else self._group,
-            self._q.shape[2],
-            self._v_dim,
-            self._q.dtype.itemsize,
-            self._layout.page_size,
+            1 if per_head else call.group,
+            call.head_dim,
+            call.v_dim,
+            call.q.itemsize,
+            call.layout.page_size,
             0 if blocks is None else blocks.block,
         )
 
     def prefill_tile(self) -> Tile:
         """The tile of many rows."""
+        call = self._call
         return prefill_tile(
-            self._group,
-            self._q.shape[2],
-            self._v_dim,
-            self._q.dtype.itemsize,
-            self._layout.page_size,
-            gpu.capability(self._q),
+            call.group,
+            call.head_dim,
+            call.v_dim,
+            call.q.itemsize,
+            call.layout.page_size,
+            gpu.capability(call.q),
         )
 
     def run_split(self, out: torch.Tensor, lse: torch.Tensor, listed: int, by_row: bool) -> None:
         """Sequences of one row (by_row: all rows): parts of their keys, then the join."""
         from .join_kernel import join_splits
 
-        rows, heads, v_dim = out.shape
-        parts = rows if by_row else self._keys.page_table.shape[0]
+        call, (rows, heads, v_dim) = self._call, out.shape
+        parts = rows if by_row else call.sequences
         size = LIST_SPLIT if listed else DENSE_SPLIT
-        length = self._keys.page_table.shape[1] * self._layout.page_size
+        length = call.keys.page_table.shape[1] * call.layout.page_size
         if listed:  # a list's blocks may be longer than any sequence
             length = min(length, listed)
         splits = max(-(-length // size), 1)
@@ -157,13 +117,13 @@ class _Call:
             part_lse,
             out,
             lse,
-            self._sink_logits,
-            self._keys.cu_rows,
+            call.sink_logits,
+            call.keys.cu_rows,
             splits,
             HEADS=heads,
             V_DIM=v_dim,
             V_PAD=power_of_two(v_dim),
-            SINKS=self._sink_logits is not None,
+            SINKS=call.sink_logits is not None,
             BY_ROW=by_row,
             num_warps=4,
         )
@@ -181,18 +141,18 @@ class _Call:
         """Runs the tiles of sequences of so many rows; not by_tile: of sequences of one row."""
         from .triton_kernel import attend_tiles
 
-        q, k, v, keys = self._q, self._k, self._v, self._keys
-        blocks = keys.blocks
-        kv_parts = -(-self._group // tile.heads)
-        tiles = keys.page_table.shape[0]
+        call, keys, blocks = self._call, self._call.keys, self._call.keys.blocks
+        q, k, v = call.q, call.k_pages, call.v_pages
+        kv_parts = -(-call.group // tile.heads)
+        tiles = call.sequences
         if by_tile:
-            tiles += q.shape[0] // (tile.rows // tile.slots)
+            tiles += call.rows // (tile.rows // tile.slots)
         boxes = self._boxes(tile, split)
         table, cu_rows = keys.page_table.contiguous(), keys.cu_rows.contiguous()
-        attend_tiles[(tiles, k.shape[1] * kv_parts, splits)](
+        attend_tiles[(tiles, call.kv_heads * kv_parts, splits)](
             q,
             k,
-            k if self._value_dim else v,
+            k if call.value_dim else v,
             *(boxes or (None, None)),
             out,
             lse,
@@ -201,7 +161,7 @@ class _Call:
             keys.positions.contiguous(),
             _dense(keys.lo),
             _dense(keys.hi),
-            self._sink_logits,
+            call.sink_logits,
             None if blocks is None else blocks.ids.contiguous(),
             None if blocks is None else _dense(blocks.list_of_row),
             table.shape[0],
@@ -217,8 +177,8 @@ class _Call:
             v.stride(1),
             min(keys.window or 0, INT32_MAX),
             min(keys.sinks, INT32_MAX),
-            self._scale,
-            self._softcap or 1.0,
+            call.scale,
+            call.softcap or 1.0,
             *rows_between,
             splits,
             **self._constants(tile, split, by_tile),
@@ -229,12 +189,12 @@ class _Call:
 
     def _boxes(self, tile: Tile, split: int) -> tuple[Any, Any] | None:
         """K and V of all pages as rows, from which a bulk copy takes a tile; None: it does not."""
-        k, v = self._k, self._v
+        k, v = self._call.k_pages, self._call.v_pages
         if split or not boxes_pay(
             gpu.capability(k), k.dtype.itemsize, (k.shape[3], v.shape[3]), tile.keys
         ):
             return None
-        if self._value_dim or not all(each.is_contiguous() for each in (k, v)):
+        if self._call.value_dim or not all(each.is_contiguous() for each in (k, v)):
             return None
         from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -248,35 +208,35 @@ class _Call:
 
     def _constants(self, tile: Tile, split: int, by_tile: bool) -> dict[str, Any]:
         """What a variant of the kernel is compiled for."""
-        keys, blocks, dim = self._keys, self._keys.blocks, self._q.shape[2]
-        main, rest = parts_of(dim)
+        call, keys, blocks = self._call, self._call.keys, self._call.keys.blocks
+        main, rest = parts_of(call.head_dim)
         return {
-            "HEADS": self._q.shape[1],
-            "GROUP": self._group,
+            "HEADS": call.heads,
+            "GROUP": call.group,
             "TAKEN": tile.heads,
             "SLOTS": tile.slots,
             "BLOCK_M": tile.rows,
             "BLOCK_N": tile.keys,
             "BLOCK": 0 if blocks is None else blocks.block,
-            "PAGE": self._layout.page_size,
-            "DIM": dim,
+            "PAGE": call.layout.page_size,
+            "DIM": call.head_dim,
             "MAIN": main,
             "REST": rest,
-            "V_DIM": self._v_dim,
-            "V_PAD": max(power_of_two(self._v_dim), 16),
-            "VALUES_IN_KEYS": self._value_dim > 0,
+            "V_DIM": call.v_dim,
+            "V_PAD": max(power_of_two(call.v_dim), 16),
+            "VALUES_IN_KEYS": call.value_dim is not None,
             "LO": keys.lo is not None,
             "HI": keys.hi is not None,
             "WINDOW": keys.window is not None,
-            "SOFTCAP": self._softcap is not None,
-            "SINKS": self._sink_logits is not None,
+            "SOFTCAP": call.softcap is not None,
+            "SINKS": call.sink_logits is not None,
             "LISTS": blocks is not None,
             "OWNERS": 0 if blocks is None else blocks.ids.shape[1],
             "LIST_OF_ROW": blocks is not None and blocks.list_of_row is not None,
             "SPLIT": split,
             "BY_TILE": by_tile,
             "TRIM": blocks is None and not split,
-            "UPCAST": gpu.upcast(self._q),
+            "UPCAST": gpu.upcast(call.q),
         }
 
 

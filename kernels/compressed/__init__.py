@@ -9,9 +9,10 @@ import torch
 from ..ops import Implementation, Op
 from ..select import Candidates
 from . import cpu, reference, triton
+from .call import CompressedCall
 from .lists import POOLS, ListRule, Spans
 
-__all__ = ["COMPRESSED", "POOLS", "ListRule", "Spans", "compressed"]
+__all__ = ["COMPRESSED", "POOLS", "CompressedCall", "ListRule", "Spans", "compressed"]
 
 COMPRESSED = Op(
     "compressed",
@@ -59,7 +60,8 @@ def compressed(
         )
     if rule is None and value_dim == 0:
         raise ValueError("compressed: neither a rule nor values, so there is nothing to compute")
-    out, lse, ids = COMPRESSED(q, entries, candidates, rule, scale, value_dim, spans, value_first)
+    call = CompressedCall(q, entries, candidates, rule, scale, value_dim, spans, value_first)
+    out, lse, ids = COMPRESSED(call)
     return out, lse, ids
 
 

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from ..select import Candidates
+from .call import CompressedCall
 from .lists import ListRule, Spans
 from .triton import compressed
 
@@ -60,4 +61,4 @@ def _compressed(
     entries = tensor(16384, spans.slots(64), heads[1], width, of=dtype)
     q = tensor(4096, heads[0], dim, of=dtype)
     first = 0 if shared else dim
-    return compressed(q, entries, candidates, rule, dim**-0.5, values, spans, first)
+    return compressed(CompressedCall(q, entries, candidates, rule, dim**-0.5, values, spans, first))

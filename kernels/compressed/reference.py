@@ -7,42 +7,35 @@ from itertools import pairwise
 import torch
 
 from ..select import Candidates
+from .call import CompressedCall
 from .lists import ListRule, Spans
 
 
-def compressed(
-    q: torch.Tensor,
-    entries: torch.Tensor,
-    candidates: Candidates,
-    rule: ListRule | None,
-    scale: float,
-    value_dim: int,
-    spans: Spans,
-    value_first: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def compressed(call: CompressedCall) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.compressed.compressed`. Computes in fp32 (in fp64 for fp64 input)."""
-    heads, owners = q.shape[1], entries.shape[2]
+    q, candidates, rule, spans = call.q, call.candidates, call.rule, call.spans
     wide = torch.promote_types(q.dtype, torch.float32)
-    out = torch.zeros((*q.shape[:2], value_dim), dtype=q.dtype)
+    out = torch.zeros((*q.shape[:2], call.value_dim), dtype=q.dtype)
     lse = torch.full(q.shape[:2], -torch.inf)
-    ids = torch.full((q.shape[0], owners, rule.listed if rule else 0), -1, dtype=torch.int32)
+    ids = torch.full((q.shape[0], call.owners, call.listed), -1, dtype=torch.int32)
     for s, (begin, end) in enumerate(pairwise(candidates.cu_rows.tolist())):
         if begin == end:
             continue
         rows, position = slice(begin, end), candidates.positions[begin:end]
         count = spans.complete(int(position.max()) + 1)
-        table, present = _table(entries, candidates, s, count, spans)
-        table = table.to(wide).repeat_interleave(heads // owners, dim=1)
-        scores = torch.einsum("thd,bhd->htb", q[rows].to(wide), table[..., : q.shape[2]]) * scale
+        table, present = _table(call, s, count)
+        table = table.to(wide).repeat_interleave(call.group, dim=1)
+        keys = table[..., : q.shape[2]]
+        scores = torch.einsum("thd,bhd->htb", q[rows].to(wide), keys) * call.scale
         complete = torch.arange(count) * spans.stride + spans.length <= position[:, None] + 1
         scores = scores.masked_fill(~(complete & present), -torch.inf)
         weight = torch.logsumexp(scores, dim=-1) if count else lse[rows].T.to(wide)
         shares = torch.exp(scores - weight.where(weight > -torch.inf, 0.0)[..., None])
-        values = table[..., value_first : value_first + value_dim]
+        values = table[..., call.value_first :][..., : call.value_dim]
         out[rows] = torch.einsum("htb,bhd->thd", shares, values).to(q.dtype)
         lse[rows] = weight.T.float()
         if rule is not None:
-            mass = shares.view(owners, heads // owners, *shares.shape[1:]).sum(1).transpose(0, 1)
+            mass = shares.view(call.owners, call.group, *shares.shape[1:]).sum(1).transpose(0, 1)
             blocks = block_weights(
                 mass, int(position.max()) // candidates.block + 1, candidates, spans
             )
@@ -50,10 +43,9 @@ def compressed(
     return out, lse, ids
 
 
-def _table(
-    entries: torch.Tensor, candidates: Candidates, sequence: int, count: int, spans: Spans
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _table(call: CompressedCall, sequence: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Entries [count, G, width] of a sequence, and which of them have a page."""
+    entries, candidates, spans = call.entries, call.candidates, call.spans
     last = torch.arange(count) * spans.stride + spans.length - 1
     page = candidates.page_table[sequence, last // candidates.page_size].long()
     slot = last % candidates.page_size // spans.stride if entries.shape[1] > 1 else last * 0

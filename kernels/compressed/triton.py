@@ -6,55 +6,35 @@ import torch
 
 from .. import gpu
 from .. import triton_sizes as sizes
-from ..select import Candidates
-from .lists import ListRule, Spans
+from .call import CompressedCall
+from .lists import ListRule
 
 MOST = 64  # blocks that a row's keys are sorted for in registers
 
 
-def supports(
-    q: torch.Tensor,
-    entries: torch.Tensor,
-    candidates: Candidates,
-    rule: ListRule | None,
-    scale: float,
-    value_dim: int,
-    spans: Spans,
-    value_first: int,
-) -> str | None:
+def supports(call: CompressedCall) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if rule is not None and rule.listed > MOST:
+    if call.listed > MOST:
         return f"lists of more than {MOST} blocks"
-    if q.shape[2] > 768 or value_dim > 512:
+    if call.q.shape[2] > 768 or call.value_dim > 512:
         return "more than 768 channels of keys or 512 of values"
-    return gpu.triton_refusal(q, entries)
+    return gpu.triton_refusal(call.q, call.entries)
 
 
-def compressed(
-    q: torch.Tensor,
-    entries: torch.Tensor,
-    candidates: Candidates,
-    rule: ListRule | None,
-    scale: float,
-    value_dim: int,
-    spans: Spans,
-    value_first: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def compressed(call: CompressedCall) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.compressed.compressed`."""
     from .triton_kernel import compressed_rows
 
+    q, entries, candidates, spans = call.q, call.entries, call.candidates, call.spans
     rows, heads, dim = q.shape
-    owners, table = entries.shape[2], candidates.page_table.contiguous()
-    chosen = rule or ListRule(1)
-    out = q.new_empty((rows, heads, value_dim))
-    lse = q.new_empty((rows, heads), dtype=torch.float32)
-    listed = chosen.listed if rule else 0
-    ids = torch.empty((rows, owners, listed), dtype=torch.int32, device=q.device)
+    owners, listed, table = call.owners, call.listed, candidates.page_table.contiguous()
+    chosen = call.rule or ListRule(1)
+    out, lse, ids = call.results()
     if not rows:
         return out, lse, ids
-    group, sequences = heads // owners, table.shape[0]
-    size = sizes.coarse(listed, dim, value_dim, q.dtype, gpu.capability(q))
-    padded = sizes.power_of_two(group)
+    sequences = table.shape[0]
+    size = sizes.coarse(listed, dim, call.value_dim, q.dtype, gpu.capability(q))
+    padded = sizes.power_of_two(call.group)
     tile = max(size.rows // padded, 1)
     main, rest = sizes.split(dim)
     compressed_rows[(sizes.most_tiles(rows, sequences, tile), owners)](
@@ -77,14 +57,14 @@ def compressed(
         chosen.first,
         chosen.recent,
         chosen.every,
-        scale * sizes.LOG2E,
-        value_first,
+        call.scale * sizes.LOG2E,
+        call.value_first,
         D=dim,
-        DV=value_dim,
+        DV=call.value_dim,
         BD=main,
         REST=rest,
-        BDV=max(sizes.power_of_two(value_dim), 16),
-        GROUP=group,
+        BDV=max(sizes.power_of_two(call.value_dim), 16),
+        GROUP=call.group,
         BG=padded,
         BT=tile,
         SP=sizes.power_of_two(sequences),
@@ -95,7 +75,7 @@ def compressed(
         SLOTS=entries.shape[1],
         BN=size.keys,
         BB=size.blocks,
-        WIDTH=size.width if rule else 0,
+        WIDTH=size.width if call.rule else 0,
         HEAVIEST=spans.pool == "max",
         UPCAST=gpu.upcast(q),
         num_warps=size.warps,

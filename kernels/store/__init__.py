@@ -6,11 +6,12 @@ import torch
 
 from ..ops import Implementation, Op
 from . import cpu, cuda, reference, triton
+from .call import WriteCall
 from .layout import PageLayout
 from .memory import zeroed
 from .rows import RowLayout
 
-__all__ = ["WRITE_PAGES", "PageLayout", "RowLayout", "write_pages", "zeroed"]
+__all__ = ["WRITE_PAGES", "PageLayout", "RowLayout", "WriteCall", "write_pages", "zeroed"]
 
 WRITE_PAGES = Op(
     "write_pages",
@@ -54,4 +55,4 @@ def write_pages(
         )
     if k.dtype != k_pages.dtype or v.dtype != v_pages.dtype or slots.dtype != torch.int64:
         raise ValueError("write_pages: k, v must have the pages' dtype and slots must be int64")
-    WRITE_PAGES(layout, k_pages, v_pages, k, v, slots, clear)
+    WRITE_PAGES(WriteCall(layout, k_pages, v_pages, k, v, slots, clear))

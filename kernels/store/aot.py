@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from .call import WriteCall
 from .rows import RowLayout
 from .triton import write_pages
 
@@ -31,4 +32,5 @@ def _write(dtype: torch.dtype, dim: int, v_dim: int) -> None:
 
     layout, slots = RowLayout(64), tensor(4096, of=torch.int64)
     pages = (tensor(16384, 8, 64, dim), tensor(16384, 8, 64, v_dim))
-    write_pages(layout, *pages, tensor(4096, 8, dim), tensor(4096, 8, v_dim), slots)
+    new = (tensor(4096, 8, dim), tensor(4096, 8, v_dim))
+    write_pages(WriteCall(layout, *pages, *new, slots))

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
-from .layout import PageLayout
+from .call import WriteCall
 
 
-def write_pages(
-    layout: PageLayout,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slots: torch.Tensor,
-    clear: bool = True,
-) -> None:
+def write_pages(call: WriteCall) -> None:
     """See `saccade.kernels.store.write_pages`."""
-    keep = slots >= 0
-    written = slots[keep]
-    if clear:
-        v_pages[written[written % layout.page_size == 0] // layout.page_size] = 0
-    layout.put(k_pages, v_pages, k[keep], v[keep], written)
+    keep, size = call.slots >= 0, call.layout.page_size
+    written = call.slots[keep]
+    if call.clear:
+        call.v_pages[written[written % size == 0] // size] = 0
+    call.layout.put(call.k_pages, call.v_pages, call.k[keep], call.v[keep], written)

@@ -2,52 +2,36 @@
 
 from __future__ import annotations
 
-import torch
-
 from .. import gpu
 from .. import triton_sizes as sizes
-from .layout import PageLayout
+from .call import WriteCall
 from .rows import RowLayout
 
 CLEARED = 64  # rows of a program that looks for first tokens: a chunk has one in every page
 
 
-def supports(
-    layout: PageLayout,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slots: torch.Tensor,
-    clear: bool = True,
-) -> str | None:
+def supports(call: WriteCall) -> str | None:
     """None when the kernels can serve this call, otherwise the reason."""
-    if not isinstance(layout, RowLayout):
+    if not isinstance(call.layout, RowLayout):
         return "pages have the CPU's layout"
-    if any(each.numel() and each.stride(2) != each.shape[3] for each in (k_pages, v_pages)):
+    keys, values = (call.k_pages, call.k), (call.v_pages, call.v)
+    if any(pages.numel() and pages.stride(2) != pages.shape[3] for pages, _ in (keys, values)):
         return "the rows of a page are not contiguous"
-    if not slots.is_contiguous():
+    if not call.slots.is_contiguous():
         return "slots are not contiguous"
-    return gpu.triton_refusal(k_pages, k, *([v_pages, v] if v.shape[2] else []))
+    return gpu.triton_refusal(*keys, *(values if call.v.shape[2] else ()))
 
 
-def write_pages(
-    layout: PageLayout,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slots: torch.Tensor,
-    clear: bool = True,
-) -> None:
+def write_pages(call: WriteCall) -> None:
     """See `saccade.kernels.store.write_pages`. Pages are cleared by a launch before the rows."""
     from .triton_kernel import clear_pages, put_rows
 
-    rows, kv_heads, _ = k.shape
+    (rows, kv_heads, _), v_dim = call.k.shape, call.v.shape[2]
+    slots, v_pages, page = call.slots, call.v_pages, call.layout.page_size
     if not rows or not kv_heads:
         return
-    if clear and v.shape[2]:
-        numbers = layout.page_size * v.shape[2]
+    if call.clear and v_dim:
+        numbers = page * v_dim
         clear_pages[(-(-rows // CLEARED), kv_heads)](
             v_pages,
             slots,
@@ -55,12 +39,12 @@ def write_pages(
             v_pages.shape[0],
             *v_pages.stride()[:2],
             NUMBERS=numbers,
-            PAGE=layout.page_size,
+            PAGE=page,
             BR=CLEARED,
             BN=min(sizes.power_of_two(numbers), 256),
             num_warps=4,
         )
-    for pages, values in ((k_pages, k), (v_pages, v)):
+    for pages, values in ((call.k_pages, call.k), (v_pages, call.v)):
         if values.shape[2]:
             width = sizes.power_of_two(values.shape[2])
             tile = sizes.rows_of(width)
@@ -74,7 +58,7 @@ def write_pages(
                 *pages.stride()[:2],
                 D=values.shape[2],
                 BD=width,
-                PAGE=layout.page_size,
+                PAGE=page,
                 BR=tile,
                 num_warps=4,
             )

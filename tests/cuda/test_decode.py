@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saccade.kernels.attend import ATTEND, BlockLists, cuda
+from saccade.kernels.attend import ATTEND, AttendCall, BlockLists, cuda
 from saccade.kernels.ops import Implementation
 from saccade.kernels.store import RowLayout
 from saccade.kernels.testing import error
@@ -22,8 +22,8 @@ CHUNKS = [2, 1, 1, 3]
 def _only_cuda(on_shim: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attend op has this implementation alone, and it must take every call."""
 
-    def supports(*arguments) -> None:
-        assert cuda.supports(*arguments) is None
+    def supports(call: AttendCall) -> None:
+        assert cuda.supports(call) is None
 
     chosen = (Implementation("cuda", cuda.attend, supports),)
     monkeypatch.setattr(
@@ -182,8 +182,7 @@ def test_refusals() -> None:
     problem = rows([300], [1])
 
     def reason(problem: Problem, dtype: torch.dtype = torch.float32, value_dim=None) -> str:
-        arguments = (problem.layout, problem.q, problem.k, problem.v, problem.keys, 1.0, None, None)
-        return str(cuda.supports(*arguments, dtype, value_dim))
+        return str(cuda.supports(problem.having(out_dtype=dtype, value_dim=value_dim).call()))
 
     assert reason(problem) == "None"
     assert "prefill" in reason(rows([300], [9]))

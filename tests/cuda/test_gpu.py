@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from saccade.kernels import cuda_native
+from saccade.kernels.attend import AttendCall, index_cuda
 from saccade.kernels.attend import cuda as attend_by_cuda
-from saccade.kernels.attend import index_cuda
+from saccade.kernels.attend.block_tiles import TilesCall
 from saccade.kernels.attend.gather_index import block_tiles
 from saccade.kernels.select import cuda as select_by_cuda
 from saccade.kernels.select import reference as select_by_reference
@@ -45,11 +46,10 @@ def test_decode(dtype: torch.dtype, dim: int, listed: bool) -> None:
     problem = make([9000, 700, 1], [1, 2, 1], 8, 2, dim, dim, dtype=dtype, layout_of=RowLayout)
     if listed:
         problem = problem.seeing(blocks=random_lists(problem, 64, 2))
-    arguments = (problem.layout, problem.q, problem.k, problem.v, problem.keys)
-    moved = (*map(on_gpu, arguments), dim**-0.5, None, None, dtype)
-    assert attend_by_cuda.supports(*moved) is None
-    out, lse = attend_by_cuda.attend(*moved)
-    again = attend_by_cuda.attend(*moved)
+    moved = AttendCall(*map(on_gpu, problem.call()))
+    assert attend_by_cuda.supports(moved) is None
+    out, lse = attend_by_cuda.attend(moved)
+    again = attend_by_cuda.attend(moved)
     assert torch.equal(out, again[0]) and torch.equal(lse, again[1])
     truth, truth_lse = oracle(problem, exact=True)
     rounded, rounded_lse = oracle(problem, exact=False)
@@ -79,9 +79,8 @@ def test_means(dtype: torch.dtype) -> None:
 
 
 def test_index() -> None:
-    arguments = lists([900, 0, 37, 2001], 8, 9, 700)
-    got = index_cuda.block_tiles(*map(on_gpu, arguments), 2, 128)
-    want = block_tiles(*arguments, 2, 128)
+    call = TilesCall(*lists([900, 0, 37, 2001], 8, 9, 700), 2, 128)
+    got, want = index_cuda.block_tiles(TilesCall(*map(on_gpu, call))), block_tiles(call)
     used = int(want.count.sum())
     assert torch.equal(got.order[:used].cpu(), want.order[:used])
     for name in ("group", "first", "count"):

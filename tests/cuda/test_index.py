@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from saccade.kernels.attend import gather, index_cuda
+from saccade.kernels.attend.block_tiles import TilesCall
 from saccade.kernels.attend.gather_index import block_tiles
 
 pytestmark = pytest.mark.usefixtures("on_shim")
@@ -25,8 +26,9 @@ def lists(counts: list[int], owners: int, listed: int, blocks: int, width: int =
 
 
 def check(*arguments) -> None:
-    assert index_cuda.supports(*arguments) is None
-    got, want = index_cuda.block_tiles(*arguments), block_tiles(*arguments)
+    call = TilesCall(*arguments)
+    assert index_cuda.supports(call) is None
+    got, want = index_cuda.block_tiles(call), block_tiles(call)
     assert torch.equal(got.group, want.group)
     assert torch.equal(got.first, want.first)
     assert torch.equal(got.count, want.count)
@@ -65,14 +67,14 @@ def test_hostile_lists() -> None:
 
 
 def test_refusals() -> None:
-    arguments = lists([8], 2, 3, 5)
-    assert "no lists" in str(index_cuda.supports(arguments[0][:0], *arguments[1:], 2, 4))
-    assert "int32" in str(index_cuda.supports(arguments[0].long(), *arguments[1:], 2, 4))
-    assert "counts" in str(index_cuda.supports(*arguments[:3], 2**22, 5, 2, 4))
+    call = TilesCall(*lists([8], 2, 3, 5), 2, 4)
+    assert "no lists" in str(index_cuda.supports(call._replace(ids=call.ids[:0])))
+    assert "int32" in str(index_cuda.supports(call._replace(ids=call.ids.long())))
+    assert "counts" in str(index_cuda.supports(call._replace(sequences=2**22)))
 
 
 def test_gather_takes_it() -> None:
     """The gather kernels ask for tiles through an op that knows this implementation."""
     assert [each.name for each in gather.BLOCK_TILES.implementations] == ["cuda"]
-    arguments = (*lists([30], 2, 3, 5), 2, 4)
-    assert torch.equal(gather.BLOCK_TILES(*arguments).group, block_tiles(*arguments).group)
+    call = TilesCall(*lists([30], 2, 3, 5), 2, 4)
+    assert torch.equal(gather.BLOCK_TILES(call).group, block_tiles(call).group)

@@ -14,7 +14,7 @@ import torch
 from saccade.kernels import cuda_native, cuda_sources, native
 from saccade.kernels.attend import ATTEND
 from saccade.kernels.select import SELECT_BLOCKS
-from saccade.kernels.store import WRITE_PAGES, RowLayout
+from saccade.kernels.store import WRITE_PAGES, RowLayout, WriteCall
 from saccade.kernels.summarize import BLOCK_MEANS, WINDOW_MEANS
 from saccade.server import machine
 
@@ -36,7 +36,7 @@ def test_host_tensors_are_refused() -> None:
     layout = RowLayout(16)
     k, v = layout.allocate(2, 1, 8, 8, torch.float32)
     row = torch.ones(1, 1, 8)
-    reasons = WRITE_PAGES.refusals(layout, k, v, row, row, torch.tensor([0]), True)
+    reasons = WRITE_PAGES.refusals(WriteCall(layout, k, v, row, row, torch.tensor([0])))
     assert reasons["cuda"] == "tensor on cpu"
 
 

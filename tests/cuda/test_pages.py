@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saccade.kernels.store import PageLayout, RowLayout, cuda, reference
+from saccade.kernels.store import PageLayout, RowLayout, WriteCall, cuda, reference
 from saccade.kernels.summarize import completed_blocks
 from saccade.kernels.summarize import cuda as means_by_cuda
 from saccade.kernels.summarize import reference as means_by_reference
@@ -34,10 +34,10 @@ def test_write(page: int, dim: int, v_dim: int, dtype: torch.dtype, clear: bool)
     slots = torch.tensor([*first, *range(page), -1, 5 * page, 5 * page + 1])
     k = torch.randn(slots.numel(), 2, dim).to(dtype)
     v = torch.randn(slots.numel(), 3, v_dim).to(dtype)[:, :2]
-    arguments = (layout, k_pages, v_pages, k, v, slots, clear)
-    assert cuda.supports(*arguments) is None
-    cuda.write_pages(*arguments)
-    reference.write_pages(layout, *wanted, k, v, slots, clear)
+    call = WriteCall(layout, k_pages, v_pages, k, v, slots, clear)
+    assert cuda.supports(call) is None
+    cuda.write_pages(call)
+    reference.write_pages(WriteCall(layout, *wanted, k, v, slots, clear))
     for got, want in zip((k_pages, v_pages), wanted, strict=True):
         assert torch.equal(got.isnan(), want.isnan())
         assert torch.equal(got.nan_to_num(), want.nan_to_num())
@@ -47,7 +47,8 @@ def test_write(page: int, dim: int, v_dim: int, dtype: torch.dtype, clear: bool)
 def test_no_rows() -> None:
     layout, k_pages, v_pages = pages(16, 1, 8, 8, torch.float32)
     empty = torch.zeros(0, 1, 8)
-    cuda.write_pages(layout, k_pages, v_pages, empty, empty, torch.zeros(0, dtype=torch.int64))
+    slots = torch.zeros(0, dtype=torch.int64)
+    cuda.write_pages(WriteCall(layout, k_pages, v_pages, empty, empty, slots))
     assert k_pages.isnan().all()
 
 
@@ -55,23 +56,23 @@ def test_hostile_slots() -> None:
     """Slots behind the last page write nowhere."""
     layout, k_pages, v_pages = pages(16, 1, 8, 8, torch.float32, count=2)
     row = torch.ones(2, 1, 8)
-    cuda.write_pages(layout, k_pages, v_pages, row, row, torch.tensor([32, 2**40]))
+    slots = torch.tensor([32, 2**40])
+    cuda.write_pages(WriteCall(layout, k_pages, v_pages, row, row, slots))
     assert k_pages.isnan().all() and v_pages.isnan().all()
 
 
 def test_refusals() -> None:
     layout, k_pages, v_pages = pages(16, 1, 8, 8, torch.float32)
     row, slots = torch.ones(1, 1, 8), torch.tensor([0])
+    call = WriteCall(layout, k_pages, v_pages, row, row, slots)
     crooked = torch.ones(1, 1, 9)[..., 1:]
-    assert "16 bytes" in str(cuda.supports(layout, k_pages, v_pages, crooked, row, slots))
-    panels = PageLayout(16)
-    assert "layout" in str(cuda.supports(panels, k_pages, v_pages, row, row, slots))
+    assert "16 bytes" in str(cuda.supports(call._replace(k=crooked)))
+    assert "layout" in str(cuda.supports(call._replace(layout=PageLayout(16))))
     strided = torch.zeros(4, dtype=torch.int64)[::2]
-    assert "index" in str(cuda.supports(layout, k_pages, v_pages, row, row, strided))
-    away = slots.to("meta")
-    assert "meta" in str(cuda.supports(layout, k_pages, v_pages, row, row, away))
+    assert "index" in str(cuda.supports(call._replace(slots=strided)))
+    assert "meta" in str(cuda.supports(call._replace(slots=slots.to("meta"))))
     sliced = torch.zeros(6, 16, 2, 8).transpose(1, 2)
-    assert "heads of a page" in str(cuda.supports(layout, sliced, v_pages, row, row, slots))
+    assert "heads of a page" in str(cuda.supports(call._replace(k_pages=sliced)))
 
 
 def fixed_order(keys: torch.Tensor) -> torch.Tensor:
@@ -96,7 +97,7 @@ def filled(page: int, dim: int, dtype: torch.dtype, tokens: int):
     k, v = torch.randn(tokens, 2, dim).to(dtype), torch.randn(tokens, 2, 24).to(dtype)
     where = torch.arange(tokens)
     slots = table[0].long()[where // page] * page + where % page
-    reference.write_pages(layout, k_pages, v_pages, k, v, slots)
+    reference.write_pages(WriteCall(layout, k_pages, v_pages, k, v, slots))
     return layout, k_pages, v_pages, table, k, v
 
 

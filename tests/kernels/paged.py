@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from saccade.kernels.attend import BlockLists, Keys, attend
+from saccade.kernels.attend import AttendCall, BlockLists, Keys, attend
 from saccade.kernels.attend.reference import softmax_attention, visible
-from saccade.kernels.store import PageLayout, reference
+from saccade.kernels.store import PageLayout, WriteCall, reference
 from saccade.kernels.testing import within_budget
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,6 +33,14 @@ class Problem:
         """What the op answers."""
         options = {"scale": self.layout.dims(self.k, self.v)[0] ** -0.5, **self.options}
         return attend(self.layout, self.q, self.k, self.v, self.keys, **options)
+
+    def call(self) -> AttendCall:
+        """What the op's implementations are asked."""
+        options = {"scale": self.q.shape[2] ** -0.5, **self.options}
+        dtype = options.pop("out_dtype", None) or self.q.dtype
+        return AttendCall(
+            self.layout, self.q, self.k, self.v, self.keys, out_dtype=dtype, **options
+        )
 
     def seeing(self, **changes: Any) -> Problem:
         """The same problem with other `Keys` fields."""
@@ -86,7 +94,8 @@ def make(
         new_k = (torch.randn((length, kv_heads, dim), generator=generator) * size).to(dtype)
         new_v = torch.randn((length, kv_heads, v_dim), generator=generator).to(dtype)
         # The reference: an interpreted kernel would take seconds.
-        reference.write_pages(layout, k, v, new_k, new_v, slots_of(table[s], where, page))
+        slots = slots_of(table[s], where, page)
+        reference.write_pages(WriteCall(layout, k, v, new_k, new_v, slots))
         positions.append(where[length - chunk :])
         dense.append((new_k, new_v))
     q = (torch.randn((sum(chunks), heads, dim), generator=generator) * size).to(dtype)

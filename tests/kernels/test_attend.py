@@ -170,6 +170,5 @@ def test_some_heads_of_pages_that_hold_more(
     wide_k = torch.cat([before, problem.k, before[:, :1]], dim=1)
     wide_v = torch.cat([after, problem.v, after[:, :1]], dim=1)
     some = replace(problem, k=wide_k[:, 2:4], v=wide_v[:, 2:4])
-    assert api.ATTEND.refusals(problem.layout, some.q, some.k, some.v, some.keys, 0.1, None, None,
-                               dtype)["cpu"] is None  # fmt: skip
+    assert api.ATTEND.refusals(some.call())["cpu"] is None
     assert same(some.run(), problem.run())

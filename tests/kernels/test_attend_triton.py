@@ -40,8 +40,7 @@ def of_rows(lengths, chunks, **options) -> Problem:
 
 def refusal(problem: Problem) -> str | None:
     """Why the kernel would not serve the problem."""
-    call = (problem.layout, problem.q, problem.k, problem.v, problem.keys, 1.0, None, None)
-    return ATTEND.refusals(*call, problem.q.dtype, problem.options.get("value_dim"))["triton"]
+    return ATTEND.refusals(problem.call())["triton"]
 
 
 def check(problem: Problem, factor: float = 2.5) -> None:
@@ -236,12 +235,7 @@ def test_no_rows_and_refusals(monkeypatch):
     assert none.run()[0].shape == (0, 2, 32)
     panels = make([70], [9], heads=2, kv_heads=1)
     assert isinstance(panels.layout, PageLayout) and "CPU's layout" in str(refusal(panels))
-    assert "output" in str(
-        ATTEND.refusals(
-            problem.layout, problem.q, problem.k, problem.v, problem.keys, 1.0, None, None,
-            torch.float64,
-        )["triton"]
-    )  # fmt: skip
+    assert "output" in str(refusal(problem.having(out_dtype=torch.float64)))
     small = BlockLists(torch.zeros((9, 1, 1), dtype=torch.int32), None, 8)
     assert "fewer than 16" in str(refusal(problem.seeing(blocks=small)))
     monkeypatch.delenv("SACCADE_CUDA_INTERPRET")
@@ -252,9 +246,9 @@ def test_bulk_copies(monkeypatch):
     """Tiles of prompts come so where boxes fit; the answer is that of loads by addresses."""
     problem = of_rows([200], [70], heads=2, kv_heads=1, dtype=torch.float16)
     taken = []
-    boxes = triton._Call._boxes
+    boxes = triton._Launcher._boxes
     monkeypatch.setattr(
-        triton._Call, "_boxes", lambda *args: (taken.append(boxes(*args)), taken[-1])[1]
+        triton._Launcher, "_boxes", lambda *args: (taken.append(boxes(*args)), taken[-1])[1]
     )
     by_boxes = problem.run()
     assert taken[-1] is not None and taken[-1][0].block_shape == [64, 32]

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from saccade.kernels.compressed import COMPRESSED, ListRule, Spans, compressed
+from saccade.kernels.compressed import COMPRESSED, CompressedCall, ListRule, Spans, compressed
 from saccade.kernels.compressed.reference import block_weights
 from saccade.kernels.select import Candidates
 from saccade.kernels.testing import within_budget
@@ -179,7 +179,7 @@ def test_the_reference_says_the_same(geometry: Geometry) -> None:
     problem, (exact, exact_lse, _), of_blocks = known(geometry, torch.float32)
     first, count = problem.value_first, problem.value_dim
     arguments = (problem.where, RULE, 0.2, count, problem.spans, first)
-    out, lse, ids = COMPRESSED.reference(problem.q, problem.entries, *arguments)
+    out, lse, ids = COMPRESSED.reference(CompressedCall(problem.q, problem.entries, *arguments))
     assert torch.allclose(out, exact.float(), atol=1e-5)
     assert torch.allclose(lse, exact_lse.float(), atol=1e-5)
     for row, weight in of_blocks:

@@ -97,7 +97,7 @@ def test_without_a_gpu(monkeypatch):
         pytest.skip("this machine has a GPU")
     assert set(dense_ways().values()) == {gpu.gpu_missing()}
     problem = paged([300], [300], torch.bfloat16)
-    refused = ATTEND.refusals(*arguments(problem))
+    refused = ATTEND.refusals(problem.call())
     assert refused["flash3"] == refused["flash2"] == refused["cudnn"] == "tensor on cpu"
     monkeypatch.setenv(gpu.INTERPRETED, "1")
     assert dense_ways()["own"] == "chosen"
@@ -113,16 +113,6 @@ def paged(lengths, chunks, dtype, page=64, **options) -> Problem:
     )
     spans = tuple((n - c, n) for n, c in zip(lengths, chunks, strict=True))
     return problem.seeing(spans=spans)
-
-
-def arguments(problem: Problem) -> tuple:
-    return (
-        *(problem.layout, problem.q, problem.k, problem.v, problem.keys),
-        problem.q.shape[2] ** -0.5,
-        problem.options.get("softcap"),
-        None,
-        problem.q.dtype,
-    )
 
 
 def close(found, problem: Problem) -> None:
@@ -254,9 +244,9 @@ def unasked():
 def test_flash_attn(libraries, dtype, way, page, softcap):
     """A prompt, a chunk of another, a single row; also with a softcap."""
     problem = paged([40, 150, 20], [40, 70, 1], dtype, page).having(softcap=softcap)
-    call = arguments(problem)
-    assert ATTEND.refusals(*call)[way] is None
-    close(flash.attend(way, *call), problem)
+    call = problem.call()
+    assert ATTEND.refusals(call)[way] is None
+    close(flash.attend(way, call), problem)
 
 
 @HALVES
@@ -267,9 +257,9 @@ def test_flash_attn(libraries, dtype, way, page, softcap):
 def test_cudnn(libraries, dtype, page, lengths, chunks):
     """Whole prompts and chunks, which begin inside a page; NaN lies behind the last keys."""
     problem = paged(lengths, chunks, dtype, page)
-    call = arguments(problem)
-    assert ATTEND.refusals(*call)["cudnn"] is None
-    close(cudnn.attend(*call), problem)
+    call = problem.call()
+    assert ATTEND.refusals(call)["cudnn"] is None
+    close(cudnn.attend(call), problem)
 
 
 def test_the_op_takes_the_first(libraries, monkeypatch):
@@ -277,25 +267,25 @@ def test_the_op_takes_the_first(libraries, monkeypatch):
     problem = paged([300], [200], torch.float16)
     taken: list[str] = []
 
-    def noted(name, run, *args):
+    def noted(name, run, call):
         taken.append(name)
-        return run(*args)
+        return run(call)
 
     noting = [
         replace(each, run=partial(noted, each.name, each.run)) for each in ATTEND.implementations
     ]
     op = replace(ATTEND, implementations=noting)
-    close(op(*arguments(problem)), problem)
+    close(op(problem.call()), problem)
     monkeypatch.setattr(flash, "missing", lambda way: "not installed")
-    close(op(*arguments(problem)), problem)
+    close(op(problem.call()), problem)
     assert taken == ["flash3", "cudnn"]
-    refused = op.refusals(*arguments(problem.seeing(spans=None)))
+    refused = op.refusals(problem.seeing(spans=None).call())
     assert refused["cudnn"] == "lengths are not known on the host"
-    windowed = op.refusals(*arguments(problem.seeing(window=9)))
+    windowed = op.refusals(problem.seeing(window=9).call())
     assert "a window" in str(windowed["flash3"])
     panels = make([300], [200], dtype=torch.float16).seeing(spans=((100, 300),))
     assert isinstance(panels.layout, PageLayout)
-    assert "CPU's layout" in str(op.refusals(*arguments(panels))["flash3"])
+    assert "CPU's layout" in str(op.refusals(panels.call())["flash3"])
 
 
 @pytest.mark.parametrize("fault", ["numbers", "shapes", "raises"])
@@ -309,7 +299,7 @@ def test_a_library_that_answers_wrongly_is_not_taken(libraries, unasked, monkeyp
         return (out * 1.1, lse, *rest) if fault == "numbers" else (out, lse[:1], *rest)
 
     monkeypatch.setattr(flash, "function", lambda way: wrong)
-    reason = str(ATTEND.refusals(*arguments(paged([300], [200], torch.bfloat16)))["flash3"])
+    reason = str(ATTEND.refusals(paged([300], [200], torch.bfloat16).call())["flash3"])
     expected = {"numbers": "wrong by", "shapes": "its answer to a test is", "raises": "no kernel"}
     assert expected[fault] in reason
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from saccade.kernels.attend import ATTEND, gather, gather_rules
+from saccade.kernels.attend.block_tiles import TilesCall
 from saccade.kernels.attend.gather_index import block_tiles
 from saccade.kernels.store import RowLayout
 from saccade.kernels.testing import within_budget
@@ -27,21 +28,9 @@ def of_rows(lengths, chunks, block, owners, **options) -> Problem:
     return problem.seeing(blocks=random_lists(problem, block, owners))
 
 
-def arguments(problem: Problem) -> tuple:
-    """What `ATTEND` is called with."""
-    options = problem.options
-    return (
-        *(problem.layout, problem.q, problem.k, problem.v, problem.keys),
-        problem.q.shape[2] ** -0.5,
-        options.get("softcap"),
-        options.get("sink_logits"),
-        options.get("out_dtype") or problem.q.dtype,
-    )
-
-
 def run(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     """The two kernels, whether they pay or not."""
-    return gather.attend(*arguments(problem))
+    return gather.attend(problem.call())
 
 
 def check(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,7 +109,7 @@ def test_tiles_hold_every_past_entry_once():
     """In the order of sequence, block and KV head, then of rows; a repeated block counts once."""
     ids = torch.tensor([[[0, 1, 5], [0, 0, 2]], [[-1, -1, -1], [1, 2, 3]], [[0, 2, -1], [2, 2, 3]]])
     sequence, own = torch.tensor([0, 0, 1]), torch.tensor([4, 2, 3])
-    tiles = block_tiles(ids.int(), sequence, own, 2, 6, 2, 2)
+    tiles = block_tiles(TilesCall(ids.int(), sequence, own, 2, 6, 2, 2))
     found = []
     for group, first, count in zip(tiles.group, tiles.first, tiles.count, strict=True):
         found += [(int(group), int(code)) for code in tiles.order[first : first + count]]
@@ -147,8 +136,8 @@ def test_when_it_pays():
 
 def test_the_op_takes_it_where_it_pays():
     long = of_rows([300], [300], 64, 4)
-    assert ATTEND.refusals(*arguments(long))["gather"] is None
+    assert ATTEND.refusals(long.call())["gather"] is None
     few = of_rows([300], [20], 64, 4)
-    assert "too few rows" in ATTEND.refusals(*arguments(few))["gather"]
+    assert "too few rows" in ATTEND.refusals(few.call())["gather"]
     bounded = long.seeing(window=20)
-    assert "further bounds" in ATTEND.refusals(*arguments(bounded))["gather"]
+    assert "further bounds" in ATTEND.refusals(bounded.call())["gather"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saccade.kernels.compressed import ListRule, Spans
+from saccade.kernels.compressed import CompressedCall, ListRule, Spans
 from saccade.kernels.compressed import reference as compressed_reference
 from saccade.kernels.compressed import triton as compressed_triton
 from saccade.kernels.select import Candidates
@@ -150,10 +150,12 @@ def test_compressed(dtype, spans, rule):
     done = completed(problem, spans.length, spans.stride)
     summarize_reference.window_means(problem.layout, problem.k, problem.v, entries, done)
     settings = (candidates_of(problem, 64), rule, 48**-0.5, 32, spans, 48)
-    assert compressed_triton.supports(problem.q, entries, *settings) is None
-    out, lse, ids = compressed_triton.compressed(problem.q, entries, *settings)
-    same_precision = compressed_reference.compressed(problem.q, entries, *settings)
-    truth = compressed_reference.compressed(problem.q.double(), entries.double(), *settings)
+    call = CompressedCall(problem.q, entries, *settings)
+    assert compressed_triton.supports(call) is None
+    out, lse, ids = compressed_triton.compressed(call)
+    same_precision = compressed_reference.compressed(call)
+    exact = call._replace(q=problem.q.double(), entries=entries.double())
+    truth = compressed_reference.compressed(exact)
     # Probabilities are rounded to the dtype before they weigh the values.
     within_budget(out, same_precision[0], truth[0], 4.0)
     within_budget(lse, same_precision[1], truth[1], 4.0)
@@ -167,8 +169,9 @@ def test_latents_choose_only():
     done = completed(problem, 64)
     summarize_reference.block_means(problem.layout, problem.k, entries, done)
     settings = (candidates_of(problem, 64), ListRule(3), 0.1, 0, Spans(64, 64), 0)
-    out, lse, ids = compressed_triton.compressed(problem.q, entries, *settings)
-    wanted = compressed_reference.compressed(problem.q, entries, *settings)
+    call = CompressedCall(problem.q, entries, *settings)
+    out, lse, ids = compressed_triton.compressed(call)
+    wanted = compressed_reference.compressed(call)
     assert out.shape[2] == 0
     assert torch.allclose(lse, wanted[1], atol=1e-5)
     assert torch.equal(ids, wanted[2])
@@ -179,4 +182,4 @@ def test_what_is_left_to_others():
     means, candidates = means_of(problem, 16), candidates_of(problem, 16)
     assert "more than" in select_triton.supports(problem.q, means, candidates, 200)
     settings = (candidates, ListRule(200), 1.0, 8, Spans(16, 16), 0)
-    assert "more than" in compressed_triton.supports(problem.q, means, *settings)
+    assert "more than" in compressed_triton.supports(CompressedCall(problem.q, means, *settings))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saccade.kernels.attend.reference import attend
+from saccade.kernels.attend import ATTEND, AttendCall
 from saccade.kernels.bounds import KEY_BOUNDS
 from saccade.kernels.moments import KEY_MOMENTS, MomentRule, moment_blocks
 from saccade.kernels.select import Candidates
 from saccade.kernels.select_keys import SELECT_KEYS, KeyRule
-from saccade.kernels.store import WRITE_PAGES, PageLayout, RowLayout, write_pages
+from saccade.kernels.store import WRITE_PAGES, PageLayout, RowLayout, WriteCall, write_pages
 from saccade.kernels.summarize import BLOCK_MEANS, WINDOW_MEANS, completed_blocks
 
 from .paged import DTYPES, Problem, make
@@ -68,8 +68,9 @@ def test_references_agree(dtype):
     found = []
     for problem in (panels, rows):
         keys, size = problem.keys, problem.layout.page_size
-        pages = (problem.layout, problem.q, problem.k, problem.v)
-        out = attend(*pages, keys, 0.2, None, None, dtype)
+        out = ATTEND.reference(
+            AttendCall(problem.layout, problem.q, problem.k, problem.v, keys, 0.2, dtype)
+        )
         where = (keys.cu_rows, keys.positions, keys.page_table)
         done = completed_blocks(*where, 16, size)
         assert done.home.numel()
@@ -98,7 +99,8 @@ def test_cpu_kernels_refuse_and_say_why():
     rows = both(torch.float32)[1]
     slots = torch.zeros(1, dtype=torch.int64)
     new = torch.randn(1, 2, 32)
-    reasons = WRITE_PAGES.refusals(rows.layout, rows.k, rows.v, new, new[..., :24], slots)
+    call = WriteCall(rows.layout, rows.k, rows.v, new, new[..., :24], slots)
+    reasons = WRITE_PAGES.refusals(call)
     assert reasons["cpu"] == "pages have the GPU's layout"
     with pytest.raises(ValueError, match="do not have RowLayout"):
         rows.layout.dims(*(PageLayout(16).allocate(1, 1, 8, 8, torch.float32)))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saccade.kernels.store import WRITE_PAGES, PageLayout, write_pages
+from saccade.kernels.store import WRITE_PAGES, PageLayout, WriteCall, write_pages
 
 from .paged import DTYPES, slots_of
 
@@ -60,7 +60,7 @@ def test_any_slots(isa, dtype, data):
     layout, (k, v) = PageLayout(16), tokens(rows, dtype)
     ours, theirs = fresh(layout, dtype), fresh(layout, dtype)
     write_pages(layout, *ours, k, v, slots)
-    WRITE_PAGES.reference(layout, *theirs, k, v, slots)
+    WRITE_PAGES.reference(WriteCall(layout, *theirs, k, v, slots))
     assert equal(ours[0], theirs[0]) and equal(ours[1], theirs[1])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saccade.kernels.store import WRITE_PAGES, RowLayout, reference, triton
+from saccade.kernels.store import WRITE_PAGES, RowLayout, WriteCall, reference, triton
 
 pytestmark = [
     pytest.mark.usefixtures("interpreted"),
@@ -26,10 +26,11 @@ def test_bit_for_bit(dtype, dim, v_dim, clear):
     slots = torch.tensor([64, 17, 65, -1, 32, 79, 48])
     rows = torch.randn(len(slots), heads, dim + v_dim).to(dtype)
     new = (rows[..., :dim], rows[..., dim:])
-    assert WRITE_PAGES.refusals(layout, k, v, *new, slots, clear)["triton"] is None
+    call = WriteCall(layout, k, v, *new, slots, clear)
+    assert WRITE_PAGES.refusals(call)["triton"] is None
     want = k.clone(), v.clone()
-    reference.write_pages(layout, *want, *new, slots, clear)
-    triton.write_pages(layout, k, v, *new, slots, clear)
+    reference.write_pages(call._replace(k_pages=want[0], v_pages=want[1]))
+    triton.write_pages(call)
     for got, expected in zip((k, v), want, strict=True):
         assert torch.equal(got.isnan(), expected.isnan())
         assert torch.equal(got.nan_to_num(9.0), expected.nan_to_num(9.0))
@@ -39,10 +40,9 @@ def test_slots_beyond_the_pages_and_refusals():
     """Nothing is written there, and nothing where the kernels do not serve."""
     layout = RowLayout(16)
     k, v = layout.allocate(2, 1, 16, 16, torch.float32)
-    triton.write_pages(
-        layout, k, v, torch.ones(2, 1, 16), torch.ones(2, 1, 16), torch.tensor([32, -7])
-    )
+    row = torch.ones(2, 1, 16)
+    triton.write_pages(WriteCall(layout, k, v, row, row, torch.tensor([32, -7])))
     assert not k.any() and not v.any()
     slots = torch.zeros(4, dtype=torch.int64)[::2]
-    refused = WRITE_PAGES.refusals(layout, k, v, k[:, :, 0], v[:, :, 0], slots)
+    refused = WRITE_PAGES.refusals(WriteCall(layout, k, v, k[:, :, 0], v[:, :, 0], slots))
     assert refused["triton"] == "slots are not contiguous"

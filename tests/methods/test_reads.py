@@ -15,7 +15,7 @@ from saccade import Engine
 from saccade.engine.attention.base import LayerShape, Step
 from saccade.engine.attention.window import Window
 from saccade.engine.stats import AttentionReads, ReadCounts
-from saccade.kernels.attend import Keys, api
+from saccade.kernels.attend import AttendCall, Keys, api
 
 from ..engine.conftest import Checkpoints, Engines
 from ..engine.engine_probe import greedy, some_tokens
@@ -53,9 +53,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     found: Counter[str] = Counter()
     op = api.ATTEND
 
-    def spy(layout: Any, q: torch.Tensor, k: Any, v: Any, keys: Keys, *rest: Any) -> Any:
-        found["pairs"] += visible(keys, q.shape[1])
-        return op(layout, q, k, v, keys, *rest)
+    def spy(call: AttendCall) -> Any:
+        found["pairs"] += visible(call.keys, call.heads)
+        return op(call)
 
     monkeypatch.setattr(api, "ATTEND", spy)
     return found
