@@ -66,6 +66,8 @@ class Generation:
         self._first_token: float | None = None
         self._last_token: float | None = None
         self._end: float | None = None
+        if grammar is not None:
+            grammar = grammar.for_request()
         first_state = sampler.new_state(params, prompt_ids, eos_ids, grammar=grammar)
         self.branches: list[Branch] = []
         for index in range(params.n):

@@ -12,7 +12,7 @@ from ..kernels import gpu
 from .device_sampler import draw
 from .errors import SaccadeError
 from .filters import draw_token
-from .grammar_state import GrammarState
+from .grammar_state import GrammarState, MaskTime
 from .logprobs import NOT_FINITE, token_logprobs
 from .outputs import TokenLogprobs
 from .params import SamplingParams
@@ -77,9 +77,11 @@ class Sampler:
             tokens[at], usable[at] = draw(logits[at], [rows[i] for i in drawn])
         # One wait for the device.
         answers = torch.stack([tokens, finite.long(), usable.long()]).tolist()
-        on_device = set(drawn)
+        on_device, mask_time = set(drawn), MaskTime()
         return [
-            self._row(logits[i], state, token, bool(finite), bool(usable), i in on_device)
+            self._row(
+                logits[i], state, token, bool(finite), bool(usable), i in on_device, mask_time
+            )
             for i, (state, token, finite, usable) in enumerate(zip(rows, *answers, strict=True))
         ]
 
@@ -91,6 +93,7 @@ class Sampler:
         finite: bool,
         usable: bool,
         drawn: bool,
+        mask_time: MaskTime,
     ) -> Sampled:
         """token: the most likely one or, if drawn, the answer, if any is usable."""
         if not finite:
@@ -101,7 +104,7 @@ class Sampler:
             return Sampled(token)
         raw: Row = np.ascontiguousarray(logits.detach().cpu().numpy())
         try:
-            row = state.adjusted(raw)
+            row = state.adjusted(raw, mask_time)
         except SaccadeError as error:
             return Sampled(-1, error=error)
         if not np.isfinite(row.max()):

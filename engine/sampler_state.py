@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .grammar_state import GrammarState
+from .grammar_state import GrammarState, MaskTime
 from .params import SamplingParams
 from .penalties import Ids, Penalties, Row
 
@@ -85,9 +85,10 @@ class SamplerState:
         greedy = self.params.is_greedy and self.params.logprobs is None
         return greedy and not self.changes_logits
 
-    def adjusted(self, row: Row) -> Row:
+    def adjusted(self, row: Row, mask_time: MaskTime | None = None) -> Row:
         """The logits [V] to choose from: bias, then penalties, then masks; `row` stays as it is.
 
+        mask_time: of the structures of a step's rows together.
         Raises SaccadeError when the structure cannot be followed any more.
         """
         if not self.changes_logits:
@@ -97,7 +98,7 @@ class SamplerState:
         if self._penalties is not None:
             self._penalties.apply(row)
         if self._grammar is not None:
-            self._mask_by_grammar(row, self._grammar)
+            self._mask_by_grammar(row, self._grammar, mask_time)
         elif self._must_go_on:
             row[self._ends[self._ends < len(row)]] = -np.inf
         return row
@@ -121,12 +122,12 @@ class SamplerState:
             banned = ids, np.zeros(len(ids), np.float32)
         return Edits((self._bias_ids, self._bias), repeated, output, banned)
 
-    def _mask_by_grammar(self, row: Row, grammar: GrammarState) -> None:
+    def _mask_by_grammar(self, row: Row, grammar: GrammarState, mask_time: MaskTime | None) -> None:
         """Leaves what the structure allows; where that is an end alone, it is no use to forbid it.
 
         With ignore_eos an end-of-sequence would be a token like others, which no structure has.
         """
-        allowed = grammar.allowed(len(row))
+        allowed = grammar.allowed(len(row), mask_time)
         avoided = self._ends if self._must_go_on else self._ends[:0]
         if self.params.ignore_eos:
             avoided = np.concatenate([avoided, self._eos])

@@ -15,6 +15,9 @@ from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 # About 2M tokens of English: longer than any context, short enough to be encoded in seconds.
 MAX_CHARS = 8_000_000
+# Characters, or tokens, that take some milliseconds: the library keeps the interpreter to itself
+# over a single text, but not over a batch, though it be of one.
+_LONG = 10_000
 
 
 class Tokenizer:
@@ -51,11 +54,11 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             message = f"prompt is not valid Unicode: lone surrogate at character {error.start}"
             raise RequestError(message, "prompt") from None
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return _ids(self._backend, text, add_special_tokens)
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of `text` as it stands: nothing added, special tokens written out are text."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        return _ids(self._plain, text, False)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids without a token (a padded vocabulary) leave no text.
@@ -63,6 +66,9 @@ class Tokenizer:
         Raises RequestError for an id that is negative or beyond 32 bits.
         """
         try:
+            if len(ids) > _LONG:
+                (text,) = self._backend.decode_batch([list(ids)], skip_special_tokens)
+                return text
             return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         except (OverflowError, TypeError):
             raise RequestError("token ids must be integers from 0 to 2^32 - 1") from None
@@ -118,3 +124,9 @@ class Tokenizer:
     def _vocab_size(self) -> int:
         """One above the highest id, which a vocabulary with gaps has above its count."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def _ids(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    if len(text) > _LONG:
+        return backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
+    return backend.encode(text, add_special_tokens=add_special_tokens).ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +213,11 @@ def test_a_state_that_cannot_go_on_fails_its_request_alone(
     allowed = GrammarState.allowed
     calls: dict[int, int] = {}
 
-    def broken(self: GrammarState, vocab_size: int) -> Any:
+    def broken(self: GrammarState, *args: Any) -> Any:
         calls[id(self)] = calls.get(id(self), 0) + 1
         if len(calls) == 2 and id(self) == list(calls)[1] and calls[id(self)] == 2:
             raise SaccadeError("the structure is too complex to follow")
-        return allowed(self, vocab_size)
+        return allowed(self, *args)
 
     monkeypatch.setattr(GrammarState, "allowed", broken)
     params = [ask(temperature=0), ask(temperature=0), ask(None, temperature=0, max_tokens=9)]
@@ -227,6 +228,23 @@ def test_a_state_that_cannot_go_on_fails_its_request_alone(
         None,
     ]
     assert re.fullmatch("[a-d]{4,8}", text_of(outputs[0]))
+
+
+def test_an_ambiguous_grammar_does_not_stop_the_others(folder: Path, make_engine: Engines) -> None:
+    """Its masks take longer with every token, here for many completions at a time."""
+    engine = make_engine(folder, max_num_seqs=40)
+    alone = engine.generate(PROMPT, ask(None, max_tokens=150))[0]
+    hostile = Structure.grammar("start: e\ne: e e | e e e | /./ \n")
+    attack = engine.add(engine.tokenizer.encode(PROMPT), ask(hostile, n=32))
+    other = engine.add(engine.tokenizer.encode(PROMPT), ask(None, max_tokens=150))
+    slowest = 0.0
+    while engine.scheduler.has_work:
+        began = time.monotonic()
+        engine.step()
+        slowest = max(slowest, time.monotonic() - began)
+    assert attack.error == "the structure is too complex to follow"
+    assert tokens_of(other.whole()) == tokens_of(alone)
+    assert slowest < 4.0  # 32 times half a second, if every mask had its own limit alone
 
 
 def test_masks_leave_the_logits_of_others_alone(engine: Engine) -> None:

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade import SamplingParams, Structure
+from saccade.engine import grammar_state
 from saccade.engine.errors import RequestError, SaccadeError
 from saccade.engine.grammar import GrammarCompiler
-from saccade.engine.grammar_state import GrammarState
+from saccade.engine.grammar_state import GrammarState, MaskTime
 from saccade.engine.structure import MAX_CHARS, MAX_CHOICES, MAX_DEPTH
 from saccade.engine.token_bytes import token_bytes
 from saccade.engine.tokenizer import Tokenizer
@@ -347,6 +348,61 @@ def test_a_wrong_token_is_an_error_of_this_state_alone() -> None:
     assert caught.value.param == "structure"
     assert not state.is_complete
     assert start.copy().allowed(BYTES.vocab_size).any()
+
+
+class Clock:
+    """Masks that take the time of a script, in seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.takes = 0.0, 0.0
+        monkeypatch.setattr(grammar_state.time, "monotonic", lambda: self.now)
+
+    def deep_copy(self) -> Clock:
+        return self
+
+    def compute_bitmask(self) -> bytes:
+        self.now += self.takes
+        return bytes(4)
+
+    def is_error(self) -> bool:
+        return False
+
+
+def test_completions_of_a_request_share_the_time_of_their_masks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    template: Any = GrammarState(clock)  # type: ignore[arg-type]
+    first = template.for_request()
+    second, other = first.copy(), template.for_request()
+    clock.takes = 0.45
+    for state in (first, second, first, second):
+        state.allowed(32)
+    for state in (first, second):
+        with pytest.raises(RequestError, match="too complex"):
+            state.allowed(32)
+    other.allowed(32)
+    clock.takes = 0.001
+    for _ in range(5000):  # quick ones may take as long as they like
+        other.allowed(32)
+
+
+def test_where_a_step_has_taken_long_only_quick_masks_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    slow, quick = (GrammarState(clock) for _ in range(2))  # type: ignore[arg-type]
+    clock.takes = 0.02
+    slow.allowed(32)
+    clock.takes = 0.001
+    quick.allowed(32)
+    step = MaskTime()
+    step.spent = 0.6
+    quick.allowed(32, step)
+    with pytest.raises(RequestError, match="too complex"):
+        slow.allowed(32, step)
+    assert step.spent == pytest.approx(0.601)
+    slow.allowed(32, MaskTime())  # another step
 
 
 # ---- bytes of tokens ----

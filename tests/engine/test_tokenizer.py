@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from saccade.engine.errors import CheckpointError, RequestError
 from saccade.engine.tokenizer import Tokenizer
+from saccade.engine.tokenizer_files import TokenizerFiles
 
 from .tokenizers_for_tests import KINDS, byte_level, save, sentencepiece_bpe, tokenizer
 
@@ -159,3 +162,28 @@ def test_the_files_of_a_folder_reload_to_the_same_tokenizer(tmp_path: Path) -> N
     first, again = Tokenizer.from_folder(folder), Tokenizer.from_folder(str(folder))
     assert first.encode(TEXT) == again.encode(TEXT)
     assert json.loads((folder / "tokenizer.json").read_text())["decoder"] == first.decoder_spec
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_bpe", "unigram"])
+def test_long_texts_are_encoded_as_short_ones(kind: str) -> None:
+    """By another call of the library, which does not keep the interpreter to itself."""
+    backend = KINDS[kind]()
+    ours, text = Tokenizer(TokenizerFiles(backend)), TEXT * 600
+    ids = ours.encode(text)
+    assert ids == backend.encode(text).ids
+    assert ours.encode(text, False) == backend.encode(text, add_special_tokens=False).ids
+    assert ours.encode_plain(text)[:50] == ours.encode_plain(text[:500])[:50]
+    for skip in (True, False):
+        assert ours.decode(ids, skip) == backend.decode(ids, skip_special_tokens=skip)
+
+
+def test_a_long_text_does_not_stop_other_threads() -> None:
+    ours, text = Tokenizer(TokenizerFiles(byte_level())), "ab " * 500_000
+    began = time.perf_counter()
+    encoding = threading.Thread(target=ours.encode, args=(text,))
+    encoding.start()
+    longest, last = 0.0, began
+    while encoding.is_alive():
+        time.sleep(0.001)
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+    assert longest < 0.5 * (last - began)
