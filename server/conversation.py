@@ -76,7 +76,7 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
         inside = formats.thinks and begins_inside(body, prompt)
         prompt = truncate(prompt, body.truncate_prompt_tokens, info.max_model_len)
         check_lengths(len(prompt.ids), body.output_limit, info.max_model_len, "messages")
-        limits.check_prompt_logprobs(len(prompt.ids), params.prompt_logprobs)
+        limits.check_prompt_logprobs(len(prompt.ids), 1, params.prompt_logprobs)
         params = fitted(params, use, formats, inside, names)
         call.submit([prompt], params, **(body.placing() | {"names": names}))
         exchange.fields |= {"model": model, "stream": body.streams}

@@ -17,9 +17,10 @@ class Limits:
     body_bytes, header_bytes: of an HTTP request. body_s: until its body has arrived. send_s: until
     a client that leaves a full buffer unread is let go. prompts: of one request; sequences: prompts
     x n; inputs: texts of one request for embeddings; output_tokens: sequences x max_tokens;
-    logprob_entries: alternatives asked for, over all tokens of prompt and output. queued_requests:
-    sequences beyond those that the engine can run at once. queued_tokens: of prompts that have no
-    first token yet; None: four times what the engine's pages hold.
+    logprob_entries: alternatives asked for, over all tokens of a request's prompts, and as many
+    over those of its output. queued_requests: sequences beyond those that the engine can run at
+    once. queued_tokens: of prompts that have no first token yet; None: four times what the engine's
+    pages hold.
     """
 
     body_bytes: int = 16 * MIB
@@ -65,14 +66,20 @@ class Limits:
             )
             raise ApiError(400, message, "logprobs", "invalid_value")
 
-    def check_prompt_logprobs(self, tokens: int, count: int | None) -> None:
-        """Refuses prompt log-probabilities over too long a prompt. ApiError."""
-        if count is not None and tokens * (count + 1) > self.logprob_entries:
+    def check_prompt_logprobs(
+        self, tokens: int, copies: int, count: int | None, name: str = "prompt_logprobs"
+    ) -> None:
+        """Refuses prompt log-probabilities over too many tokens. ApiError.
+
+        tokens: of all prompts of the request; copies: how often the reply shows them; count:
+        alternatives per token, None: not asked for; name: of the field that asked for them.
+        """
+        if count is not None and tokens * copies * (count + 1) > self.logprob_entries:
             message = (
-                f"prompt tokens x (prompt_logprobs + 1) may be at most {self.logprob_entries}, "
-                f"got {tokens} x {count + 1}"
+                f"prompt tokens x completions that show them x ({name} + 1) may be at most "
+                f"{self.logprob_entries}, got {tokens} x {copies} x {count + 1}"
             )
-            raise ApiError(400, message, "prompt_logprobs", "invalid_value")
+            raise ApiError(400, message, name, "invalid_value")
 
 
 class Admission:

@@ -44,7 +44,9 @@ async def completions(request: Request) -> Response:
         ]
         for prompt in prompts:
             check_lengths(len(prompt.ids), body.max_tokens, info.max_model_len, "prompt")
-            limits.check_prompt_logprobs(len(prompt.ids), params.prompt_logprobs)
+        total = sum(len(prompt.ids) for prompt in prompts)
+        asked = "logprobs" if body.prompt_logprobs is None else "prompt_logprobs"
+        limits.check_prompt_logprobs(total, params.n, params.prompt_logprobs, asked)
         call.counts_output = body.max_tokens != 0
         call.submit(prompts, params, **body.placing())
         answer = Answer(service, body, call, prompts, model)

@@ -89,6 +89,21 @@ VALUES: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ["x"] * 200, "n": 2}, "n", "at most 256, got 200 x 2"),
     ({"n": 100, "max_tokens": 10_001}, "max_tokens", "at most 1000000, got 100 x 10001"),
     ({"n": 100, "max_tokens": 500, "logprobs": 20}, "logprobs", "100 x 500 x 21"),
+    (
+        {"prompt": [[5] * 400] * 120, "prompt_logprobs": 20},
+        "prompt_logprobs",
+        "at most 1000000, got 48000 x 1 x 21",
+    ),
+    (
+        {"prompt": [[5] * 400] * 2, "n": 100, "prompt_logprobs": 20},
+        "prompt_logprobs",
+        "at most 1000000, got 800 x 100 x 21",
+    ),
+    (
+        {"prompt": [[5] * 400] * 120, "echo": True, "logprobs": 20},
+        "logprobs",
+        "prompt tokens .* at most 1000000, got 48000 x 1 x 21",
+    ),
 ]
 
 
