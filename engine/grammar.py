@@ -17,6 +17,7 @@ from typing import Any
 import llguidance
 import numpy as np
 
+from .checks import shown
 from .errors import RequestError
 from .grammar_state import GrammarState
 from .structure import Structure
@@ -111,7 +112,7 @@ class GrammarCompiler:
         matcher = llguidance.LLMatcher(self._known(), source, log_level=0, limits=_limits())
         # The first mask is the dearest, and the first to show a grammar without any text.
         mask = b"" if matcher.is_error() else matcher.compute_bitmask()
-        error = _first_line(matcher.get_error())
+        error = _reason(matcher.get_error())
         if matcher.is_error() and not error.startswith("NoExtension"):
             raise _refusal(structure, error)
         first = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
@@ -258,8 +259,20 @@ def _refusal(structure: Structure, reason: str) -> RequestError:
     return RequestError(message, "structure")
 
 
-def _first_line(text: str) -> str:
-    return " ".join((text.splitlines() or ["no reason given"])[0].split())[:300]
+def _reason(text: str) -> str:
+    """An error of llguidance in one line of at most 300 characters.
+
+    Below its first line comes the source; a regular expression's stands in front of the cause.
+    """
+    before, found, after = text.partition("regex parse error:\n")
+    if found:
+        pattern, _, cause = after.partition("\nerror: ")
+        quoted = (
+            "" if "invalid regex" in before else f" in {shown(pattern.splitlines()[0].strip())}"
+        )
+        text = f"{before}regex parse error{quoted}: {cause}"
+    line = " ".join((text.splitlines() or ["no reason given"])[0].split())
+    return line if len(line) <= 300 else f"{line[:145]} ... {line[-150:]}"
 
 
 def _literal(text: str) -> str:

@@ -24,6 +24,10 @@ _TYPES = {
 _PATH = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
 
 
+# Of `structured_outputs`, whose unknown fields are refused.
+KNOWN_FORMS = "json, regex, choice, grammar, json_object"
+
+
 class ErrorInfo(msgspec.Struct):
     """What went wrong; param: the field at fault; code: a word for programs."""
 
@@ -115,6 +119,8 @@ def from_msgspec(error: Exception) -> ApiError:
         if not path:
             missing = re.search(r"missing required field `(.*)`", text)
             path = missing[1] if missing else None
+        if path == "structured_outputs" and "unknown field" in text:
+            text = f"{text}; the forms of this server are {KNOWN_FORMS}"
         where = f"{path}: " if path else ""
         return ApiError(400, f"{where}{text[:1].lower()}{text[1:]}", path or None, "invalid_type")
     if isinstance(error, RecursionError):

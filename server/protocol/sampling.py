@@ -35,7 +35,11 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "logits_processors": (None, []),
     "kv_transfer_params": (None,),
     "mm_processor_kwargs": (None,),
+    "structural_tag": (None,),
+    "guided_whitespace_pattern": (None,),
 }
+# The fields of `structured_outputs` under the names that they had in vLLM before.
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 def bounds(name: str, low: float | None = None) -> Meta:
@@ -112,6 +116,10 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     attention: str | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     user: str | None = None
     # Refused unless neutral: see UNSUPPORTED.
     allowed_token_ids: Any = None
@@ -121,6 +129,8 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     logits_processors: Any = None
     kv_transfer_params: Any = None
     mm_processor_kwargs: Any = None
+    structural_tag: Any = None
+    guided_whitespace_pattern: Any = None
 
     @property
     def streams(self) -> bool:
@@ -130,8 +140,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     @property
     def names(self) -> dict[str, str]:
         """The engine's names of fields -> what this request calls them."""
-        plain = self.structured_outputs is None
-        return {"structure": "response_format" if plain else "structured_outputs"}
+        return {"structure": next(reversed(self._forms()), "response_format")}
 
     def check_fields(self) -> None:
         """Refuses what no other door checks. ApiError."""
@@ -170,17 +179,24 @@ class SamplingFields(msgspec.Struct, kw_only=True):
             **{**defaults, **dict(self._given()), "structure": self._structure(), **own}
         )
 
+    def _forms(self) -> dict[str, ResponseFormat | StructuredOutputs]:
+        """What asks for a form, by the client's name of it."""
+        found: dict[str, ResponseFormat | StructuredOutputs | None] = {
+            "response_format": self.response_format,
+            "structured_outputs": self.structured_outputs,
+        }
+        for name in _GUIDED:
+            if (value := getattr(self, name)) is not None:
+                found[name] = StructuredOutputs(**{name.removeprefix("guided_"): value})
+        return {name: form for name, form in found.items() if form is not None}
+
     def _structure(self) -> Structure | None:
-        forms = [
-            form.structure()
-            for form in (self.response_format, self.structured_outputs)
-            if form is not None
-        ]
-        found = [form for form in forms if form is not None]
-        if len(found) > 1:
-            message = "response_format and structured_outputs exclude each other"
-            raise ApiError(400, message, "structured_outputs", "invalid_value")
-        return found[0] if found else None
+        forms = {name: form.structure() for name, form in self._forms().items()}
+        asked = [name for name, form in forms.items() if form is not None]
+        if len(asked) > 1:
+            message = f"{' and '.join(asked)} exclude each other"
+            raise ApiError(400, message, asked[-1], "invalid_value")
+        return forms[asked[0]] if asked else None
 
     def _given(self) -> Iterator[tuple[str, Any]]:
         for name in _SAMPLING:

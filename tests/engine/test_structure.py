@@ -123,8 +123,15 @@ def test_schemas_are_as_deep_as_allowed() -> None:
 @pytest.mark.parametrize(
     ("structure", "message"),
     [
-        (Structure.regex("(a"), "unclosed group|invalid regex"),
-        (Structure.regex("(?=a)b"), "look-around|invalid regex"),
+        (Structure.regex("(a"), r"used: [^\n]* parse error: unclosed group$"),
+        (Structure.regex("(?=a)b"), "parse error: look-around, [^\n]* is not supported$"),
+        (Structure.regex("a" * 1000 + "("), "aaa [.]{3} aaa[^\n]*: unclosed group$"),
+        (Structure.grammar("start: /(/"), "unclosed group$"),
+        (
+            Structure.json_schema({"pattern": "a[", "type": "string"}),
+            "in 'a\\[': unclosed character",
+        ),
+        (Structure.json_schema({"pattern": "a\n(", "type": "string"}), "parse error[^\n]*unclosed"),
         (Structure.regex("()"), "the empty one alone"),
         (Structure.grammar("start: nowhere"), "unknown name"),
         (Structure.grammar("this is no grammar"), "cannot be used"),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from saccade.engine.tokenizer import Tokenizer
-from saccade.server.protocol.errors import from_failure
+from saccade.server.protocol.errors import KNOWN_FORMS, from_failure
+from saccade.server.protocol.structures import StructuredOutputs
 from saccade.server.wire import Piece
 
 from .conftest import Serve
@@ -22,6 +23,12 @@ SCHEMA = {
     "required": ["ok", "kind"],
     "additionalProperties": False,
 }
+
+BAD = {"type": "string", "pattern": "("}
+UNCLOSED, UNCLOSED_AT = (
+    "unclosed group",
+    'at 1(8): invalid regex "(" (in regex): regex parse error: unclosed group',
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +70,54 @@ def test_other_forms(server: Running, tight: dict[str, float]) -> None:
     assert text(regex="[0-9]{4}").isdecimal()
     assert text(grammar='start: "a" "b"') == "ab"
     assert set(json.loads(text(json=json.dumps(SCHEMA)))) == {"ok", "kind"}
+    assert KNOWN_FORMS.split(", ") == list(StructuredOutputs.__struct_fields__)
     plain = {"type": "text"}
     assert chat(server, response_format=plain, seed=1) == chat(server, seed=1)
+
+
+def test_forms_under_their_older_names(server: Running, tight: dict[str, float]) -> None:
+    """vLLM's `guided_...`: a client that sends them believes that its answer is held to them."""
+
+    def text(**form: Any) -> str:
+        reply = completion(server, max_tokens=60, logit_bias=tight, **form)
+        found: str = reply["choices"][0]["text"]
+        return found
+
+    assert text(guided_choice=["yes", "no"]) in ("yes", "no")
+    assert text(guided_regex="[0-9]{4}").isdecimal()
+    assert text(guided_grammar='start: "a" "b"') == "ab"
+    assert set(json.loads(text(guided_json=SCHEMA))) == {"ok", "kind"}
+    assert chat(server, guided_choice=["yes"], guided_regex=None) == "yes"
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
         ({"response_format": {"type": "yaml"}}, "one of text, json_object, json_schema"),
-        ({"response_format": {"type": "json_schema"}}, "belongs to the type json_schema"),
-        ({"structured_outputs": {"regex": "(", "choice": None}}, ""),
+        ({"response_format": {"type": "json_schema"}}, "json_schema is missing"),
+        (
+            {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
+            "belongs to the type json_schema",
+        ),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": BAD}}}, UNCLOSED),
+        ({"structured_outputs": {"regex": "(", "choice": None}}, UNCLOSED),
+        ({"structured_outputs": {"regex": "a(?!b)"}}, "look-around, including look-ahead"),
+        ({"structured_outputs": {}}, f"one form of {KNOWN_FORMS}, got none"),
+        ({"structured_outputs": {"regex": None, "json_object": False}}, "got none"),
+        (
+            {"structured_outputs": {"regexp": "a"}},
+            f"`regexp`; the forms of this server are {KNOWN_FORMS}",
+        ),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "`structural_tag`; the forms"),
+        ({"structured_outputs": {"json_schema": {"type": "integer"}}}, "`json_schema`; the forms"),
+        ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "`whitespace_pattern`"),
+        ({"structural_tag": "{}"}, "structural_tag is not supported"),
+        ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern is not supported"),
+        ({"guided_regex": "("}, f"guided_regex: the regex cannot be used: {UNCLOSED_AT}"),
+        ({"guided_json": {"type": "foo"}}, "guided_json: the json_schema cannot be used: Invalid"),
+        ({"guided_choice": []}, "guided_choice: choice must be a list"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex and guided_choice exclude"),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "exclude each other"),
         ({"structured_outputs": {"grammar": "not a grammar"}}, ""),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "one form"),
         ({"structured_outputs": {"choice": []}}, ""),
