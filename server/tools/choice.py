@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...engine.checks import shown
 from ...engine.errors import RequestError
 from ...engine.structure import Structure
 from . import hermes, llama3, mistral
@@ -138,15 +139,19 @@ def _names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _schema(index: int, tool: Mapping[str, Any]) -> Mapping[str, Any]:
     function = tool.get("function")
-    schema = function.get("parameters") if isinstance(function, Mapping) else None
+    function = function if isinstance(function, Mapping) else {}
+    schema = function.get("parameters")
     if schema is None:
         return _NO_ARGUMENTS
     if not isinstance(schema, Mapping):
         where = f"tools[{index}].function.parameters"
         raise RequestError(f"{where} must be a JSON schema", where)
-    if schema.get("type") != "object" and "$ref" not in schema:
-        return {**schema, "type": "object"}
-    return schema
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        whose = f"the parameters of {shown(function.get('name'))}"
+        message = f"tools: {whose} must be a schema of an object, not of type {shown(kind)}"
+        raise RequestError(message, "tools")
+    return schema if "$ref" in schema else {**schema, "type": "object"}
 
 
 def _quoted(text: str) -> str:

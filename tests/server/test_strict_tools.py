@@ -164,6 +164,23 @@ def test_a_strict_tool_that_cannot_be_compiled_is_refused(calling: tuple[Running
     assert error["param"] == "tools" and error["message"].startswith("tools: ")
 
 
+def test_a_forced_tool_that_cannot_be_compiled_is_refused(calling: tuple[Running, str]) -> None:
+    """At its root, where a schema is made one of an object unless it says otherwise, and below."""
+    server, _ = calling
+    inside = {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}
+    bad = [({"type": "foo"}, "parameters of 'f' must be a schema of an object, not of type 'foo'")]
+    bad += [({"type": "array"}, "not of type 'array'"), (inside, "unclosed group")]
+    named = {"type": "function", "function": {"name": "f"}}
+    for schema, words in bad:
+        for more in ({"tool_choice": "required"}, {"tool_choice": named}, {"strict": True}):
+            tools = [tool("g", None), tool("f", schema, bool(more.pop("strict", False)))]
+            body = {"messages": CHAT, "tools": tools, "max_tokens": 1, **more}
+            reply = server.http.post("/v1/chat/completions", json=body)
+            assert reply.status_code == 400, reply.text
+            error = reply.json()["error"]
+            assert error["param"] == "tools" and words in error["message"], error
+
+
 def test_calls_behind_reasoning_are_held_too(
     checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -100,6 +100,8 @@ def test_arguments_are_an_object_whatever_the_schema_says() -> None:
     state = GrammarCompiler(words, words.vocab_size, [words.id_of("</s>") or 0]).compile(structure)
     assert state.allowed(words.vocab_size).any()
     assert '"type": "object"' in structure.text
+    perhaps = forced_calls("hermes", [tool("f", {"type": ["null", "object"]})], many=False)
+    assert '"type": "object"' in perhaps.text
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,9 @@ def test_arguments_are_an_object_whatever_the_schema_says() -> None:
         ({"function": {"name": ""}}, "tools[1].function.name"),
         ({"function": {"name": 3}}, "tools[1].function.name"),
         (tool("f", "text"), "tools[1].function.parameters"),
+        (tool("f", {"type": "foo"}), "tools"),
+        (tool("f", {"type": ["array", "null"]}), "tools"),
+        (tool("f", {"type": None}), "tools"),
     ],
 )
 def test_bad_tools_are_named(bad: dict[str, Any], param: str) -> None:
