@@ -107,34 +107,12 @@ def _check_values(head_dim: int, v_head_dim: int, value_dim: int | None) -> None
 
 
 def _check_keys(keys: Keys, rows: int, heads: int, kv_heads: int) -> None:
-    if keys.cu_rows.dtype != torch.int32 or keys.page_table.dtype != torch.int32:
-        raise ValueError("attend: cu_rows and page_table must be int32")
-    if keys.positions.dtype != torch.int64 or keys.positions.shape != (rows,):
+    if keys.positions.shape != (rows,):
         raise ValueError(f"attend: positions must be int64 [{rows}]")
-    if keys.page_table.ndim != 2 or keys.cu_rows.shape != (keys.page_table.shape[0] + 1,):
-        raise ValueError(
-            "attend: page_table must be [S, max pages] and cu_rows [S + 1], "
-            f"got {tuple(keys.page_table.shape)} and {tuple(keys.cu_rows.shape)}"
-        )
-    _check_cut(keys.cu_rows, rows)
-    for name, bound in (("lo", keys.lo), ("hi", keys.hi)):
-        if bound is not None and (bound.dtype != torch.int32 or bound.shape != (rows,)):
-            raise ValueError(f"attend: {name} must be int32 [{rows}]")
-    if (keys.window is not None and keys.window < 1) or keys.sinks < 0:
-        raise ValueError(
-            f"attend: window {keys.window} must be positive and sinks {keys.sinks} not negative"
-        )
+    if keys.fault is not None:
+        raise ValueError(f"attend: {keys.fault}")
     if keys.blocks is not None:
         _check_blocks(keys.blocks, rows, heads, kv_heads)
-
-
-def _check_cut(cu_rows: torch.Tensor, rows: int) -> None:
-    """Every row belongs to one sequence (looked at where that costs nothing: in CPU memory)."""
-    if cu_rows.device.type != "cpu" or gpu.interpreted():
-        return
-    bounds = cu_rows.tolist()
-    if bounds[0] != 0 or bounds[-1] != rows or bounds != sorted(bounds):
-        raise ValueError(f"attend: cu_rows must ascend from 0 to {rows}, got {bounds[:8]}")
 
 
 def _check_blocks(blocks: BlockLists, rows: int, heads: int, kv_heads: int) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+
+from .. import gpu
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,35 @@ class Keys:
     sinks: int = 0
     blocks: BlockLists | None = None
     spans: tuple[tuple[int, int], ...] | None = None
+
+    @cached_property
+    def fault(self) -> str | None:
+        """What is wrong with everything but the blocks, None: nothing. Looked at once, however many
+        layers share the keys.
+        """
+        rows = self.positions.shape
+        if self.cu_rows.dtype != torch.int32 or self.page_table.dtype != torch.int32:
+            return "cu_rows and page_table must be int32"
+        if self.positions.dtype != torch.int64 or len(rows) != 1:
+            return f"positions must be int64 {list(rows)}"
+        shapes = tuple(self.page_table.shape), tuple(self.cu_rows.shape)
+        if len(shapes[0]) != 2 or shapes[1] != (shapes[0][0] + 1,):
+            return (
+                "page_table must be [S, max pages] and cu_rows [S + 1], "
+                f"got {shapes[0]} and {shapes[1]}"
+            )
+        for name, bound in (("lo", self.lo), ("hi", self.hi)):
+            if bound is not None and (bound.dtype != torch.int32 or bound.shape != rows):
+                return f"{name} must be int32 [{rows[0]}]"
+        if (self.window is not None and self.window < 1) or self.sinks < 0:
+            return f"window {self.window} must be positive and sinks {self.sinks} not negative"
+        return self._fault_of_cut(rows[0])
+
+    def _fault_of_cut(self, rows: int) -> str | None:
+        """Every row belongs to one sequence (looked at where that costs nothing: in CPU memory)."""
+        if self.cu_rows.device.type != "cpu" or gpu.interpreted():
+            return None
+        bounds = self.cu_rows.tolist()
+        if bounds[0] == 0 and bounds[-1] == rows and bounds == sorted(bounds):
+            return None
+        return f"cu_rows must ascend from 0 to {rows}, got {bounds[:8]}"
