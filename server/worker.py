@@ -41,16 +41,24 @@ class Pulse(threading.Thread):
         super().__init__(name="pulse", daemon=True)
         self.engine: Engine | None = None
         self._socket = socket
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Ends it, and closes its socket."""
+        self._stopped.set()
+        self.join()
+        self._socket.close(linger=0)
 
     def run(self) -> None:
-        """Never ends."""
+        """Until it is stopped."""
         while True:
             engine = self.engine
             beat = Beat(0, False)
             if engine is not None:
                 beat = Beat(engine.progress, engine.scheduler.has_work)
             self._socket.send(wire.encode(beat))
-            time.sleep(BEAT_S)
+            if self._stopped.wait(BEAT_S):
+                return
 
 
 def open_socket(context: Context, kind: int, address: str) -> Socket:
@@ -108,7 +116,10 @@ def run(start: wire.Start, folder: Path) -> int:
         if not ours:
             log.exception("the engine cannot be loaded")
         reports.send(wire.encode(LoadFailed(str(error) or type(error).__name__, ours)))
+        # A process that merely ends may take the report with it: the context waits for its sending.
+        pulse.stop()
         reports.close(linger=2000)
+        context.term()
         return 1
     pulse.engine = engine
     loop = EngineLoop(engine, open_socket(context, zmq.PULL, f"ipc://{folder}/down"), reports)
