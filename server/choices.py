@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .offsets import Offsets
 from .protocol.chat import ChatLogprobs, TokenLogprob, TopLogprob
 from .protocol.completions import TextLogprobs
 from .protocol.replies import PromptLogprob, PromptLogprobs
@@ -16,23 +17,43 @@ Position = list[LogprobEntry]  # the alternatives at one place, by rank, the cho
 class TextLogprobBuilder:
     """OpenAI's parallel lists for one choice of /v1/completions, made piece by piece."""
 
-    def __init__(self, texts: TokenTexts, count: int) -> None:
-        """count: alternatives per token that were asked for."""
+    def __init__(
+        self, texts: TokenTexts, count: int, prompt_ids: Sequence[int], skip_special_tokens: bool
+    ) -> None:
+        """count: alternatives per token that were asked for; the rest as the choice was made."""
         self._texts = texts
         self._count = count
-        self._offset = 0
+        self._offsets = Offsets(texts, prompt_ids, skip_special_tokens)
+
+    def echo(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[Position | None],
+        text: str,
+        written: str | None,
+    ) -> TextLogprobs:
+        """The lists of the prompt, whose text comes before the completion's.
+
+        written: the text that these tokens were made of, None if `text` was made of them.
+        """
+        self._offsets.begin_at(len(text))
+        return self._build(Offsets(self._texts, shown=written), tokens, positions)
 
     def build(self, tokens: Sequence[int], positions: Sequence[Position | None]) -> TextLogprobs:
-        """The lists for these tokens; None where a token has no log-probability."""
+        """The lists for the completion's next tokens."""
+        return self._build(self._offsets, tokens, positions)
+
+    def _build(
+        self, offsets: Offsets, tokens: Sequence[int], positions: Sequence[Position | None]
+    ) -> TextLogprobs:
+        """None where a token has no log-probability."""
         built = TextLogprobs([], [], [], [])
         for token, position in zip(tokens, positions, strict=True):
-            text = self._texts.text_of(token)
             own = next((entry[1] for entry in position or () if entry[0] == token), None)
-            built.text_offset.append(self._offset)
-            built.tokens.append(text)
+            built.text_offset.append(offsets.take(token))
+            built.tokens.append(self._texts.text_of(token))
             built.token_logprobs.append(None if own is None else finite(own))
             built.top_logprobs.append(None if position is None else self._top(position))
-            self._offset += len(text)
         return built
 
     def _top(self, position: Position) -> dict[str, float]:
@@ -40,6 +61,17 @@ class TextLogprobBuilder:
         for token, logprob, _ in position:  # by rank: of two with the same text the likelier stays
             top.setdefault(self._texts.text_of(token), finite(logprob))
         return top
+
+
+def extend(lists: TextLogprobs, more: TextLogprobs) -> None:
+    """Appends what comes next."""
+    for name in TextLogprobs.__struct_fields__:
+        getattr(lists, name).extend(getattr(more, name))
+
+
+def clamp(lists: TextLogprobs, length: int) -> None:
+    """Moves tokens that a stop string has cut off to the end of a text of so many characters."""
+    lists.text_offset = [min(offset, length) for offset in lists.text_offset]
 
 
 def prompt_logprobs(texts: TokenTexts, positions: Sequence[Position | None]) -> PromptLogprobs:

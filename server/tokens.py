@@ -18,6 +18,7 @@ class TokenTexts:
     """Texts and bytes of tokens; without a tokenizer, their numbers."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self.tokenizer = tokenizer
         self._tokens = None if tokenizer is None else TokenBytes(tokenizer)
         self.bytes_of = lru_cache(_CACHED)(self._bytes_of)
         self.text_of = lru_cache(_CACHED)(self._text_of)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..call import Call
-from ..choices import TextLogprobBuilder, prompt_logprobs
+from ..choices import TextLogprobBuilder, clamp, extend, prompt_logprobs
 from ..exchange import EventStream, JsonReply, exchange_of, read_body, unless_gone
 from ..limits import Limits
 from ..prompts import Prompt, split_prompts, truncate
@@ -49,7 +49,7 @@ async def completions(request: Request) -> Response:
         limits.check_prompt_logprobs(total, params.n, params.prompt_logprobs, asked)
         call.counts_output = body.max_tokens != 0
         call.submit(prompts, params, **body.placing())
-        answer = Answer(service, body, call, prompts, model)
+        answer = Answer(service, body, call, prompts, model, params.skip_special_tokens)
         exchange.fields |= {"model": model, "stream": body.streams}
         if body.streams:
             return EventStream(events(call, answer.chunks, answer.last))
@@ -68,6 +68,7 @@ class Choice:
     prompt: Prompt
     logprobs: TextLogprobBuilder | None
     begun: bool = False
+    length: int = 0  # characters of text so far
     parts: list[CompletionChoice] = field(default_factory=list)
 
 
@@ -81,7 +82,9 @@ class Answer:
         call: Call,
         prompts: list[Prompt],
         model: str,
+        skips_special: bool = True,
     ) -> None:
+        self._skips_special = skips_special
         self._service, self._body, self._call, self._prompts = service, body, call, prompts
         self._n = body.n or 1
         self._head: dict[str, Any] = {
@@ -94,9 +97,12 @@ class Answer:
         self._prompt_positions: dict[int, list[Any]] = {}
 
     def _choice(self, index: int) -> Choice:
-        count = self._body.logprobs
-        builder = None if count is None else TextLogprobBuilder(self._service.texts, count)
-        return Choice(index, self._prompts[index // self._n], builder)
+        prompt, count = self._prompts[index // self._n], self._body.logprobs
+        if count is None:
+            return Choice(index, prompt, None)
+        texts = self._service.texts
+        builder = TextLogprobBuilder(texts, count, prompt.ids, self._skips_special)
+        return Choice(index, prompt, builder)
 
     async def whole(self) -> Completion:
         """The reply, when everything has ended."""
@@ -144,41 +150,36 @@ class Answer:
             finish_reason=piece.finish,
             stop_reason=piece.stop,
         )
-        tokens: list[int] = []
-        positions: list[Any] = []
+        if choice.logprobs is not None:
+            part.logprobs = TextLogprobs([], [], [], [])
         if first:
-            self._add_prompt(number, choice, part, tokens, positions)
+            self._add_prompt(number, choice, part)
         if self._body.max_tokens == 0:  # only the prompt was wanted; the engine cannot do without
             part.finish_reason = "length" if piece.finish else None
         else:
             part.text += piece.text
-            tokens += piece.tokens
-            positions += piece.logprobs or []
-        if choice.logprobs is not None:
-            part.logprobs = choice.logprobs.build(tokens, positions)
+            if choice.logprobs is not None and part.logprobs is not None:
+                built = choice.logprobs.build(piece.tokens, piece.logprobs or [])
+                extend(part.logprobs, built)
+        choice.length += len(part.text)
+        if piece.finish and part.logprobs is not None:
+            clamp(part.logprobs, choice.length)
         if self._body.return_token_ids:
             part.token_ids = [] if self._body.max_tokens == 0 else piece.tokens
         return part
 
-    def _add_prompt(
-        self,
-        number: int,
-        choice: Choice,
-        part: CompletionChoice,
-        tokens: list[int],
-        positions: list[Any],
-    ) -> None:
+    def _add_prompt(self, number: int, choice: Choice, part: CompletionChoice) -> None:
         """What only the first part of a choice has."""
-        known = self._prompt_positions.get(number)
+        known, prompt = self._prompt_positions.get(number), choice.prompt
         if self._body.echo:
-            part.text = self._prompt_text(choice.prompt)
-            if choice.logprobs is not None and known is not None:
-                tokens += choice.prompt.ids
-                positions += known
+            part.text = self._prompt_text(prompt)
+            if choice.logprobs is not None:
+                ids, positions = (prompt.ids, known) if known is not None else ([], [])
+                part.logprobs = choice.logprobs.echo(ids, positions, part.text, prompt.text)
         if self._body.prompt_logprobs is not None and known is not None:
             part.prompt_logprobs = prompt_logprobs(self._service.texts, known)
         if self._body.return_token_ids:
-            part.prompt_token_ids = choice.prompt.ids
+            part.prompt_token_ids = prompt.ids
 
     def _prompt_text(self, prompt: Prompt) -> str:
         if prompt.text is not None:
@@ -201,8 +202,9 @@ def joined(parts: list[CompletionChoice]) -> CompletionChoice:
     if first.logprobs is not None:
         whole.logprobs = TextLogprobs([], [], [], [])
         for part in parts:
-            for name in TextLogprobs.__struct_fields__:
-                getattr(whole.logprobs, name).extend(getattr(part.logprobs, name))
+            if part.logprobs is not None:
+                extend(whole.logprobs, part.logprobs)
+        clamp(whole.logprobs, len(whole.text))
     if first.token_ids is not UNSET:
         whole.token_ids = [token for part in parts for token in part.token_ids or ()]
     return whole
