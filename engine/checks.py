@@ -15,7 +15,11 @@ def shown(value: object) -> str:
     """A short printable form of a refused value; never fails and never prints a megabyte."""
     if isinstance(value, str):
         return repr(value[:40]) + ("..." if len(value) > 40 else "")
-    if isinstance(value, bool | float) or (isinstance(value, int) and value.bit_length() <= 128):
+    if (
+        value is None
+        or isinstance(value, bool | float)
+        or (isinstance(value, int) and value.bit_length() <= 128)
+    ):
         return repr(value)
     return f"a value of type {type(value).__name__}"
 

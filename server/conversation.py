@@ -74,8 +74,9 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
         special = body.add_special_tokens is True
         prompt = await service.prompts.render(body.messages, special, **body.rendering(use))
         inside = formats.thinks and begins_inside(body, prompt)
-        prompt = truncate(prompt, body.truncate_prompt_tokens, info.max_model_len)
-        check_lengths(len(prompt.ids), body.output_limit, info.max_model_len, "messages")
+        keep, limit = body.truncate_prompt_tokens, info.max_model_len
+        prompt = truncate(prompt, keep, limit, body.output_limit)
+        check_lengths(len(prompt.ids), body.output_limit, limit, "messages")
         limits.check_prompt_logprobs(len(prompt.ids), 1, params.prompt_logprobs)
         params = fitted(params, use, formats, inside, names)
         call.submit([prompt], params, **(body.placing() | {"names": names}))

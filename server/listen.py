@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from dataclasses import dataclass
 
 _BACKLOG = 2048
@@ -17,6 +18,23 @@ class Listen:
     certificate: str | None = None
     key: str | None = None
     client_ca: str | None = None
+
+    def check_files(self) -> None:
+        """Reads the TLS files. ValueError naming the option of one that cannot be used."""
+        if self.certificate is None:
+            return
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        named = f"--ssl-certfile {self.certificate}"
+        named += f" with --ssl-keyfile {self.key}" if self.key else " without --ssl-keyfile"
+        what = "no certificate with its private key in PEM form"
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+            if self.client_ca is not None:
+                named, what = f"--ssl-ca-certs {self.client_ca}", "no certificates in PEM form"
+                context.load_verify_locations(self.client_ca)
+        except OSError as error:  # an SSLError is one
+            reason = error if isinstance(error, ssl.SSLError) else error.strerror
+            raise ValueError(f"{named}: {what} ({reason})") from error
 
     def open(self) -> socket.socket:
         """A listening socket. OSError when the address cannot be had."""

@@ -118,14 +118,14 @@ def check_calls(messages: Sequence[Any]) -> None:
             where, id = f"messages[{index}].tool_call_id", message.get("tool_call_id")
             if not isinstance(id, str) or id not in known:
                 what = "must be the id of a call in a message before it"
-                raise RequestError(f"{where} {what}, got {shown(id)}", where)
+                raise RequestError(f"{where} {what}, got {_got(id)}", where)
 
 
 def _read_message(where: str, message: Mapping[str, Any]) -> Message:
     if not isinstance(message, Mapping):
-        raise RequestError(f"{where} must be an object, got {shown(message)}", where)
+        raise RequestError(f"{where} must be an object, got {_got(message)}", where)
     if not isinstance(message.get("role"), str):
-        got = shown(message.get("role"))
+        got = _got(message.get("role"))
         raise RequestError(f"{where}.role must be a text, got {got}", f"{where}.role")
     read = {key: value for key, value in message.items() if value is not None or key == "content"}
     if read.get("content") is not None:
@@ -140,32 +140,38 @@ def _read_message(where: str, message: Mapping[str, Any]) -> Message:
     return read
 
 
+def _got(value: Any) -> str:
+    """A value that is refused, in JSON's words."""
+    words = {type(None): "nothing", dict: "an object", list: "a list"}
+    return words.get(type(value)) or shown(value)
+
+
 def _read_content(where: str, content: Any) -> str | list[Message]:
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple) or not content:
         allowed = "a text or a list of at least one text part"
-        raise RequestError(f"{where} must be {allowed}, got {shown(content)}", where)
+        raise RequestError(f"{where} must be {allowed}, got {_got(content)}", where)
     return [_read_part(f"{where}[{i}]", part) for i, part in enumerate(content)]
 
 
 def _read_part(where: str, part: Any) -> Message:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(kind, str):
-        raise RequestError(f"{where} must be an object with a type, got {shown(part)}", where)
+        raise RequestError(f"{where} must be an object with a type, got {_got(part)}", where)
     if kind not in _TEXT_PARTS:
         got = shown(kind)
         raise RequestError(f"{where} is of type {got}, but this model reads text only", where)
     text = part.get(_TEXT_PARTS[kind])
     if not isinstance(text, str):
         where = f"{where}.{_TEXT_PARTS[kind]}"
-        raise RequestError(f"{where} must be a text, got {shown(text)}", where)
+        raise RequestError(f"{where} must be a text, got {_got(text)}", where)
     return {"type": "text", "text": text}
 
 
 def _read_calls(where: str, calls: Any) -> list[Message]:
     if not isinstance(calls, list | tuple):
-        raise RequestError(f"{where} must be a list, got {shown(calls)}", where)
+        raise RequestError(f"{where} must be a list, got {_got(calls)}", where)
     return [_read_call(f"{where}[{i}]", call) for i, call in enumerate(calls)]
 
 

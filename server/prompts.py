@@ -111,9 +111,14 @@ def split_prompts(field: PromptField) -> list[str | list[int]]:
     raise ApiError(400, f"prompt {what}", "prompt", "invalid_value")
 
 
-def truncate(prompt: Prompt, tokens: int | None, max_model_len: int) -> Prompt:
-    """The last `tokens` of a prompt (-1: as many as leave room for one more); None: all."""
+def truncate(
+    prompt: Prompt, tokens: int | None, max_model_len: int, answer: int | None = None
+) -> Prompt:
+    """The last `tokens` of a prompt (-1: as many as leave room for the answer); None: all.
+
+    answer: the tokens that it may have; None: one at least.
+    """
     if tokens is None:
         return prompt
-    keep = max_model_len - 1 if tokens == -1 else tokens
+    keep = max(1, max_model_len - (answer or 1)) if tokens == -1 else tokens
     return prompt if len(prompt.ids) <= keep else Prompt(prompt.ids[-keep:])

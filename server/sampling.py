@@ -22,6 +22,16 @@ def sampling_params(
         raise from_request_error(error, names) from None
 
 
+def check_text(tokens: int, limit: int) -> None:
+    """Refuses a text to embed that cannot fit. ApiError."""
+    if tokens >= limit:
+        message = (
+            f"A text to embed may have at most {limit - 1} tokens (this model's {limit}, less the "
+            f"one that the engine generates behind each text), but this one has {tokens}."
+        )
+        raise ApiError(400, message, "input", "context_length_exceeded")
+
+
 def check_lengths(prompt: int, wanted: int | None, limit: int, param: str) -> None:
     """Refuses what cannot fit into the model's context; both numbers are said. ApiError."""
     if prompt + 1 > limit:

@@ -122,5 +122,7 @@ def _value(option: str, default: str, text: str) -> int | float | str:
     )
     pattern, kind, convert = next(each for each in kinds if re.fullmatch(each[0], default))
     if not re.fullmatch(pattern, text):
+        if convert is int and re.fullmatch(r"\d+", text):
+            kind += " of at most 9 digits"
         raise ValueError(f"{option} must be {kind}, not {text!r}")
     return convert(text)

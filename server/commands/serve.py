@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..limits import Limits
 
 KEY_VARIABLE = "SACCADE_API_KEY"
+_ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+"
 LEAST_CHUNK = 128  # a client must not make attention slow for everybody
 
 NETWORK: dict[str, dict[str, Any]] = {
@@ -126,6 +128,10 @@ def run(args: argparse.Namespace) -> int:
     configure_logs(getattr(args, "log_level", "info"))
     listen = Listen(**listen_options(args))
     try:
+        listen.check_files()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
         sock = listen.open()
     except OSError as error:
         message = f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}"
@@ -149,7 +155,7 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         "engine": engine_options(args),
         "names": names,
         "api_keys": tuple(api_keys(args)),
-        "cors_origins": tuple(getattr(args, "cors_origin", ())),
+        "cors_origins": cors_origins(args),
         "limits": limits(args),
         "model_defaults": found.get("generation_config", "auto") == "auto",
         "metrics_compat": tuple(found.get("metrics_compat", ())),
@@ -167,6 +173,18 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         if option in found:
             settings[name] = positive(found[option], option)
     return ServerConfig(args.model, **settings)
+
+
+def cors_origins(args: argparse.Namespace) -> tuple[str, ...]:
+    """Origins as browsers write them. UsageError for one that no page can have."""
+    origins = tuple(getattr(args, "cors_origin", ()))
+    for origin in origins:
+        if origin not in ("*", "null") and not re.fullmatch(_ORIGIN, origin):
+            forms = (
+                "like https://app.example or http://localhost:3000 (small letters, no path), or *"
+            )
+            raise UsageError(f"--cors-origin must be {forms}, not {origin!r}")
+    return origins
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:

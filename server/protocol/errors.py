@@ -87,6 +87,12 @@ def renamed(
     return re.sub(rf"^{re.escape(param)}\b", own, message), own
 
 
+def in_words_of(error: ApiError, names: dict[str, str]) -> ApiError:
+    """An error with a route's own names of the fields: as above."""
+    message, param = renamed(error.info.message, error.info.param, names)
+    return ApiError(error.status, message, param, error.info.code, error.headers)
+
+
 def from_engine(
     error: UnavailableError | RefusedError, names: dict[str, str] | None = None
 ) -> ApiError:

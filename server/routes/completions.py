@@ -39,11 +39,10 @@ async def completions(request: Request) -> Response:
         info = service.engine_info()
         special = body.add_special_tokens is not False
         prompts = await service.prompts.read(body.prompt, info.vocab_size, special)
-        prompts = [
-            truncate(each, body.truncate_prompt_tokens, info.max_model_len) for each in prompts
-        ]
+        limit, keep = info.max_model_len, body.truncate_prompt_tokens
+        prompts = [truncate(each, keep, limit, params.max_tokens) for each in prompts]
         for prompt in prompts:
-            check_lengths(len(prompt.ids), body.max_tokens, info.max_model_len, "prompt")
+            check_lengths(len(prompt.ids), body.max_tokens, limit, "prompt")
         total = sum(len(prompt.ids) for prompt in prompts)
         asked = "logprobs" if body.prompt_logprobs is None else "prompt_logprobs"
         limits.check_prompt_logprobs(total, params.n, params.prompt_logprobs, asked)

@@ -15,9 +15,9 @@ from ..call import Call
 from ..exchange import JSON, exchange_of, read_body, unless_gone
 from ..prompts import split_prompts, truncate
 from ..protocol.embeddings import Embedding, Embeddings, EmbeddingsRequest, EmbeddingsUsage
-from ..protocol.errors import ApiError, renamed
+from ..protocol.errors import ApiError, in_words_of
 from ..protocol.sampling import check_placing, check_truncation
-from ..sampling import check_lengths, sampling_params
+from ..sampling import check_text, sampling_params
 from ..service import service_of
 
 _NAMES = {"prompt": "input"}
@@ -49,7 +49,7 @@ async def embeddings(request: Request) -> Response:
             limit = info.max_model_len
             prompts = [truncate(each, body.truncate_prompt_tokens, limit) for each in prompts]
             for prompt in prompts:
-                check_lengths(len(prompt.ids), None, limit, "input")
+                check_text(len(prompt.ids), limit)
             call.counts_output = False
             call.submit(
                 prompts,
@@ -64,9 +64,7 @@ async def embeddings(request: Request) -> Response:
             usage = EmbeddingsUsage(call.prompt_tokens, call.prompt_tokens)
             content = await asyncio.to_thread(written, body, model, usage, vectors)
     except ApiError as error:
-        info_ = error.info
-        message, param = renamed(info_.message, info_.param, _NAMES)
-        raise ApiError(error.status, message, param, info_.code, error.headers) from None
+        raise in_words_of(error, _NAMES) from None
     return Response(content, media_type=JSON)
 
 

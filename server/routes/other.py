@@ -8,7 +8,7 @@ from starlette.responses import Response
 from ... import __version__
 from ..client import State
 from ..exchange import JsonReply, exchange_of, read_body, unless_gone
-from ..protocol.errors import ApiError
+from ..protocol.errors import ApiError, in_words_of
 from ..protocol.other import (
     AbortReply,
     AbortRequest,
@@ -84,8 +84,12 @@ async def detokenize(request: Request) -> Response:
     body = await read_body(request, DetokenizeRequest)
     service.model_name(body.model)
     vocabulary = service.engine_info().vocab_size
-    text = service.prompts.decode(body.tokens, vocabulary, bool(body.skip_special_tokens))
-    return JsonReply(DetokenizeReply(await unless_gone(request, text)))
+    work = service.prompts.decode(body.tokens, vocabulary, bool(body.skip_special_tokens))
+    try:
+        text = await unless_gone(request, work)
+    except ApiError as error:
+        raise in_words_of(error, {"prompt": "tokens"}) from None
+    return JsonReply(DetokenizeReply(text))
 
 
 async def live(request: Request) -> Response:

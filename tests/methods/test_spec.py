@@ -50,7 +50,7 @@ def test_one_method(text: str, method: object) -> None:
         ("window(size=1.5)", "whole number, not '1.5'"),
         ("window(size=)", "whole number, not ''"),
         ("window(size=1k)", "whole number, not '1k'"),
-        ("window(size=9999999999)", "whole number, not '9999999999'"),
+        ("window(size=9999999999)", "whole number of at most 9 digits, not '9999999999'"),
         ("window(size=0)", "size must be at least 1 and sinks at least 0, got 0, 4"),
         ("chunked(0, 5)", "q_chunk and k_chunk must be at least 1, got 0, 5"),
         ("window(size=5", "unknown"),

@@ -78,6 +78,17 @@ def test_a_policy_of_ones_own_and_truncation(client: openai.OpenAI) -> None:
     assert cut == vectors(client, input=[IDS[1][-10:]])
 
 
+def test_the_longest_text(server: Running) -> None:
+    """A place of the context is the engine's; the refusal says so, and of no answer."""
+    for more in ({"input": [40] * 511}, {"input": [40] * 600, "truncate_prompt_tokens": -1}):
+        reply = server.http.post("/v1/embeddings", json=more)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["usage"]["prompt_tokens"] == 511
+    error = server.http.post("/v1/embeddings", json={"input": [40] * 512}).json()["error"]
+    assert error["code"] == "context_length_exceeded" and error["param"] == "input"
+    assert "at most 511 tokens" in error["message"] and "answer" not in error["message"]
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": []}, "input"),
     ({"input": ""}, "input"),

@@ -123,6 +123,17 @@ CHATS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": [1]}, "messages[0]", "object"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages", "no role wizard|role"),
     ({"messages": [{"role": "user"}]}, "messages", "content"),
+    ({"messages": [{"content": "x"}]}, "messages[0].role", "role must be a text, got nothing$"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content[0].text",
+        "must be a text, got nothing$",
+    ),
+    (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "messages[0].tool_call_id",
+        "must be the id of a call in a message before it, got nothing$",
+    ),
     ({"messages": [{"role": "user", "content": 3}]}, "messages", "content"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
@@ -178,6 +189,22 @@ def test_the_context_length_is_said_with_both_numbers(
     assert error["code"] == "context_length_exceeded" and error["param"] == param
     numbers = [int(word) for word in error["message"].replace(",", " ").split() if word.isdigit()]
     assert numbers[0] == 512 and len(numbers) >= 2 and max(numbers[1:]) >= 512
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2, 40, 511])
+def test_a_prompt_that_is_cut_leaves_room_for_the_answer(
+    server: Running, limit: int | None
+) -> None:
+    """truncate_prompt_tokens=-1: as much of the prompt as fits beside max_tokens."""
+    body = {"truncate_prompt_tokens": -1, "max_tokens": limit, "ignore_eos": True}
+    long = {"messages": [{"role": "user", "content": "word " * 600}]}
+    for path, more, default in ((COMPLETIONS, {"prompt": [40] * 600}, 16), (CHAT, long, 1)):
+        reply = server.http.post(path, json={**body, **more})
+        assert reply.status_code == 200, reply.text
+        usage, answer = reply.json()["usage"], limit or default
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (512 - answer, answer)
+    error = refused(server, 400, COMPLETIONS, {"prompt": [40] * 600, **body, "max_tokens": 512})
+    assert "1 in the prompt and 512 for the answer" in error["message"]
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/tokenize", "/detokenize"])
@@ -280,7 +307,8 @@ def test_tokens_there_and_back(server: Running) -> None:
     refused(server, 400, "/tokenize", {})
     refused(server, 400, "/tokenize", {"prompt": "x", "messages": MESSAGES})
     error = refused(server, 400, "/detokenize", {"tokens": [10**6]})
-    assert "from 0 to 319" in error["message"]
+    assert error["param"] == "tokens"
+    assert error["message"].startswith("tokens: token ids must be integers from 0 to 319")
     assert server.http.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
 
 
