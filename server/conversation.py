@@ -47,9 +47,16 @@ class Conversation:
         return news
 
     def finish(self, piece: Piece) -> str | None:
-        """The reason why an answer ended, as clients know it."""
-        called = self.readers[piece.index].num_calls > 0
-        return "tool_calls" if called and piece.finish == "stop" else piece.finish
+        """The reason why an answer ended, as clients know it.
+
+        "tool_calls" promises arguments that can be read. Where a stop string, or the model itself,
+        ends an answer within a call, the reason is "stop", as it is "length" where max_tokens does.
+        What there is of that call stays one, as with OpenAI: a stream has told it already, and the
+        whole reply shows what the stream does.
+        """
+        reader = self.readers[piece.index]
+        called = piece.finish == "stop" and reader.num_calls > 0
+        return "tool_calls" if called and reader.calls_are_whole else piece.finish
 
 
 async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conversation:

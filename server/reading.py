@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from .reasoning import ReasoningSplitter
 from .tools import ToolDelta, ToolParser
 
@@ -20,17 +22,27 @@ class News:
 class AnswerReader:
     """Takes an answer piece by piece; any cut of it gives the same when joined.
 
-    many: False: of several calls the first one counts. `num_calls` so far; `reasoning_tokens`: up
-    to the token that ends the reasoning, and with it.
+    many: False: of several calls the first one counts. `reasoning_tokens`: up to the token that
+    ends the reasoning, and with it.
     """
 
     def __init__(
         self, splitter: ReasoningSplitter | None, parser: ToolParser | None, many: bool = True
     ) -> None:
-        self.num_calls = 0
+        self._arguments: list[list[str]] = []  # of each call, in pieces
         self.reasoning_tokens = 0
         self._undecided = 0  # tokens that are reasoning if this turns out to begin with some
         self._splitter, self._parser, self._many = splitter, parser, many
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that have begun."""
+        return len(self._arguments)
+
+    @property
+    def calls_are_whole(self) -> bool:
+        """Whether the arguments of every call so far are a JSON object."""
+        return all(is_object("".join(parts)) for parts in self._arguments)
 
     def push(self, text: str, tokens: int, last: bool = False) -> News:
         """Takes so many tokens, which have made this text certain; last: nothing follows."""
@@ -65,8 +77,18 @@ class AnswerReader:
             if not self._many and delta.index > 0:
                 continue
             if delta.name is not None:
-                self.num_calls += 1
+                self._arguments.append([])
+            self._arguments[-1].append(delta.arguments)
             add_delta(news.calls, delta)
+
+
+def is_object(text: str) -> bool:
+    """Whether a text is one JSON object."""
+    try:
+        msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def add_delta(deltas: list[ToolDelta], new: ToolDelta) -> None:

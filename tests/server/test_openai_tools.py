@@ -119,6 +119,45 @@ def test_required_calls_are_valid_and_stream_as_they_are(calling: Running, many:
     assert counts == {1} if not many else max(counts) > 1
 
 
+OSLO = {"type": "object", "properties": {"city": {"const": "Oslo"}}, "required": ["city"]}
+OSLO["additionalProperties"] = False
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments", "finish"),
+    [
+        ({"stop": ["Os"]}, '{"city":"', "stop"),
+        ({"stop": ["lo"], "include": True}, '{"city":"Oslo', "stop"),
+        ({"stop": ["}"], "include": True}, '{"city":"Oslo"}', "tool_calls"),
+        ({"cut": "Os"}, '{"city":"Os', "length"),
+        ({}, '{"city":"Oslo"}', "tool_calls"),
+    ],
+    ids=["stop", "stop included", "stop behind the arguments", "length", "whole"],
+)
+def test_an_answer_that_ends_within_a_call(
+    calling: Running, more: dict[str, Any], arguments: str, finish: str
+) -> None:
+    tools = [tool("f", OSLO)]
+    options: Any = {"model": "tiny", "messages": CHAT, "tools": tools, "tool_choice": "required"}
+    options |= {"seed": 5, "max_tokens": 300, "parallel_tool_calls": False}
+    options["extra_body"] = {"include_stop_str_in_output": more.get("include", False)}
+    with client_of(calling) as client:
+        if "cut" in more:  # as many tokens as the model needs to come to this text
+            until = client.chat.completions.create(**options, stop=more["cut"]).usage
+            assert until is not None
+            options["max_tokens"] = until.completion_tokens
+        options["stop"] = more.get("stop")
+        reply = client.chat.completions.create(**options)
+        stream = joined(client.chat.completions.create(**options, stream=True))
+    (choice,) = reply.choices
+    (call,) = calls_of(choice.message)
+    assert choice.finish_reason == finish and call["name"] == "f"
+    assert "".join(call["arguments"].split()) == arguments  # the model likes white space
+    assert stream[0] == {"content": choice.message.content or "", "calls": [call], "finish": finish}
+    if more.get("stop"):
+        assert choice.stop_reason == more["stop"][0]  # type: ignore[attr-defined]
+
+
 def test_a_named_tool_is_called_once(calling: Running) -> None:
     choice = {"type": "function", "function": {"name": "clock"}}
     with client_of(calling) as client:

@@ -14,7 +14,7 @@ from saccade.engine.params import SamplingParams
 from saccade.engine.structure import Structure
 from saccade.server.chat import ChatTemplate
 from saccade.server.formats import Formats
-from saccade.server.reading import AnswerReader
+from saccade.server.reading import AnswerReader, is_object
 
 from ..engine.tokenizers_for_tests import byte_level
 from .chat_templates import FAMILIES
@@ -73,6 +73,36 @@ def test_tokens_of_reasoning_are_counted(script: Any, ends: bool) -> None:
     expected = end + len("</think>") if end >= 0 else len(text) + ends if inside else 0
     begins = inside or text.startswith("<think>")
     assert reader.reasoning_tokens == (expected if begins else 0)
+
+
+@given(st.integers(0, len(TWO)), CUTS)
+def test_calls_that_are_cut_are_not_whole(end: int, sizes: list[int]) -> None:
+    """An answer may end anywhere: its last call is whole as soon as its arguments are."""
+    reader = Formats("hermes", thinks=False).reader(False, ("f", "g"), True)
+    _, _, calls = read(reader, [*pieces(TWO[:end], sizes), ""])
+    assert reader.calls_are_whole == (calls in ([], [F], [F, G]))
+    arguments_of_f = TWO.index(F[1]) + len(F[1])
+    if "name" in TWO[:end] and calls == [F]:
+        assert end >= arguments_of_f
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("{}", True),
+        (' {"a": [1, {"b": "}"}]} ', True),
+        ('{"a": ' + "9" * 5000 + "}", True),
+        ("", False),
+        ('{"a": 1', False),
+        ('{"a": 1}}', False),
+        ("{'a': 1}", False),
+        ("12", False),
+        ('{"a": ' + "[" * 100_000, False),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_objects_are_told_from_parts_of_them(text: str, whole: bool) -> None:
+    assert is_object(text) == whole
 
 
 def test_nothing_is_looked_for_unless_the_model_writes_it() -> None:
