@@ -28,11 +28,15 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "prompt": (None,),
     "truncation": (None, "disabled"),
     "max_tool_calls": (None,),
+    "response_format": (None,),
+    "structured_outputs": (None,),
 }
 _WHY = {
     "store": "this server keeps no responses: leave store out, or send false",
     "previous_response_id": "this server keeps no responses: send the whole conversation as input",
     "conversation": "this server keeps no conversations: send the whole conversation as input",
+    "response_format": "response_format is text.format on this route",
+    "structured_outputs": "structured_outputs is not supported on this route: use text.format",
 }
 _FORMATS = ["text", "json_object", "json_schema"]
 _LOGPROBS = "message.output_text.logprobs"
@@ -101,6 +105,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     prompt: Any = None
     truncation: Any = None
     max_tool_calls: Any = None
+    response_format: Any = None
+    structured_outputs: Any = None
 
     def check_fields(self) -> None:
         """Refuses what this subset does not have. ApiError."""

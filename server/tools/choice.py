@@ -22,6 +22,7 @@ MAX_CALLS = 16
 _GUIDANCE = {"whitespace_pattern": r"\x20|\x0A[\x20\x09]{0,32}"}
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
+_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _SPACES = r"[\x20\x09\x0D\x0A]*"
 
 
@@ -147,9 +148,11 @@ def _schema(index: int, tool: Mapping[str, Any]) -> Mapping[str, Any]:
         where = f"tools[{index}].function.parameters"
         raise RequestError(f"{where} must be a JSON schema", where)
     kind = schema.get("type", "object")
-    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+    kinds = kind if isinstance(kind, list) else [kind]
+    if "object" not in kinds or any(each not in _TYPES for each in kinds):
+        shown_type = shown(kind if isinstance(kind, str) else json.dumps(kind))
         whose = f"the parameters of {shown(function.get('name'))}"
-        message = f"tools: {whose} must be a schema of an object, not of type {shown(kind)}"
+        message = f"tools: {whose} must be a schema of an object, not of type {shown_type}"
         raise RequestError(message, "tools")
     return schema if "$ref" in schema else {**schema, "type": "object"}
 

@@ -228,6 +228,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"conversation": "c"}, "conversation", "keeps no conversations"),
     ({"background": True}, "background", "not supported"),
     ({"truncation": "auto"}, "truncation", "not supported"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "is text.format"),
+    ({"structured_outputs": {"regex": "a"}}, "structured_outputs", "use text.format"),
     ({"include": ["file_search_call.results"]}, "include", "not to be had"),
     ({"input": []}, "input", "at least one item"),
     ({"input": [{"type": "computer_call"}]}, "input[0].type", "must be message"),

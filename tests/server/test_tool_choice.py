@@ -100,7 +100,7 @@ def test_arguments_are_an_object_whatever_the_schema_says() -> None:
     state = GrammarCompiler(words, words.vocab_size, [words.id_of("</s>") or 0]).compile(structure)
     assert state.allowed(words.vocab_size).any()
     assert '"type": "object"' in structure.text
-    perhaps = forced_calls("hermes", [tool("f", {"type": ["null", "object"]})], many=False)
+    perhaps = forced_calls("hermes", [tool("f", {"type": ["string", "object"]})], many=False)
     assert '"type": "object"' in perhaps.text
 
 
@@ -114,6 +114,7 @@ def test_arguments_are_an_object_whatever_the_schema_says() -> None:
         (tool("f", {"type": "foo"}), "tools"),
         (tool("f", {"type": ["array", "null"]}), "tools"),
         (tool("f", {"type": None}), "tools"),
+        (tool("f", {"type": ["object", "foo"]}), "tools"),
     ],
 )
 def test_bad_tools_are_named(bad: dict[str, Any], param: str) -> None:
