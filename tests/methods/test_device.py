@@ -21,6 +21,15 @@ QUICK = ("dense", "moba", "nsa")  # the others with the slow tests
 MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def transformers_first(checkpoint: Checkpoints) -> None:
+    """A process in which transformers loads its first model after a phantom has lived gives all its
+    later models rotary tables of whatever the memory held: other tests would meet them.
+    """
+    transformers = pytest.importorskip("transformers")
+    transformers.AutoModelForCausalLM.from_pretrained(checkpoint("llama"))
+
+
 @pytest.mark.parametrize("name", MARKED)
 def test_no_tensor_is_on_the_wrong_device(
     checkpoint: Checkpoints, make_engine: Engines, monkeypatch: pytest.MonkeyPatch, name: str
