@@ -74,7 +74,7 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
     names = body.names | ({"structure": "tools"} if by_tools else {})
     limits = service.config.limits
     limits.check_shape(1, params.n)
-    limits.check_output(params.n, params.max_tokens or 0, params.logprobs)
+    params = limits.with_end(params, params.n)
     call = Call(service, exchange, params.n)
     try:
         info = service.engine_info()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from .protocol.errors import ApiError, unavailable
 from .wire import EngineInfo
+
+if TYPE_CHECKING:
+    from ..engine.params import SamplingParams
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -50,8 +54,21 @@ class Limits:
             message = f"input may hold at most {self.inputs} texts, got {count}"
             raise ApiError(400, message, "input", "invalid_value")
 
-    def check_output(self, sequences: int, max_tokens: int, logprobs: int | None) -> None:
-        """Refuses an answer that could become too large. ApiError."""
+    def with_end(self, params: SamplingParams, sequences: int) -> SamplingParams:
+        """The same with a max_tokens: where there is none, what these budgets leave to each of so
+        many sequences. ApiError for an answer that could become too large.
+        """
+        if params.max_tokens is not None:
+            self._check_output(sequences, params.max_tokens, params.logprobs)
+            return params
+        most = self.output_tokens
+        if params.logprobs is not None:
+            most = min(most, self.logprob_entries // (params.logprobs + 1))
+        most = max(most // sequences, params.min_tokens)
+        self._check_output(sequences, most, params.logprobs)
+        return replace(params, max_tokens=most)
+
+    def _check_output(self, sequences: int, max_tokens: int, logprobs: int | None) -> None:
         tokens = sequences * max_tokens
         if tokens > self.output_tokens:
             message = (

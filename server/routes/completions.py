@@ -33,7 +33,7 @@ async def completions(request: Request) -> Response:
     count = len(split_prompts(body.prompt))
     limits: Limits = service.config.limits
     limits.check_shape(count, params.n)
-    limits.check_output(count * params.n, params.max_tokens or 0, params.logprobs)
+    ending = limits.with_end(params, count * params.n)
     call = Call(service, exchange, count * params.n)
     try:
         info = service.engine_info()
@@ -47,7 +47,7 @@ async def completions(request: Request) -> Response:
         asked = "logprobs" if body.prompt_logprobs is None else "prompt_logprobs"
         limits.check_prompt_logprobs(total, params.n, params.prompt_logprobs, asked)
         call.counts_output = body.max_tokens != 0
-        call.submit(prompts, params, **body.placing())
+        call.submit(prompts, ending, **body.placing())
         answer = Answer(service, body, call, prompts, model, params.skip_special_tokens)
         exchange.fields |= {"model": model, "stream": body.streams}
         if body.streams:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from saccade import __version__
+from saccade import SamplingParams, __version__
 from saccade.server.gate import BoundedBody, digest, request_id
 from saccade.server.limits import Admission, Limits
 from saccade.server.listen import Listen
@@ -223,6 +223,20 @@ def test_a_body_that_grows_is_stopped() -> None:
     asyncio.run(run())
     assert request_id("ok") == "ok" and request_id("a\nb") != "a\nb" and len(request_id(None)) == 32
     assert digest("a") != digest("b") and len(digest("")) == 32
+
+
+def test_an_answer_without_max_tokens_has_an_end() -> None:
+    limits = Limits(output_tokens=1000, logprob_entries=600)
+    assert limits.with_end(SamplingParams(max_tokens=250), 4).max_tokens == 250
+    assert limits.with_end(SamplingParams(max_tokens=None), 4).max_tokens == 250
+    assert limits.with_end(SamplingParams(max_tokens=None, logprobs=2), 4).max_tokens == 50
+    for params, count in (
+        (SamplingParams(max_tokens=251), 4),
+        (SamplingParams(max_tokens=51, logprobs=2), 4),
+        (SamplingParams(max_tokens=None, min_tokens=251), 4),
+    ):
+        with pytest.raises(ApiError, match="may be at most"):
+            limits.with_end(params, count)
 
 
 def test_places_are_given_back() -> None:
