@@ -150,7 +150,8 @@ def _kv_budget(request: MemoryRequest) -> int:
     if left <= 0 or (wanted is not None and wanted > left):
         pages = "" if wanted is None else f" and kv_cache_memory {show_bytes(wanted)}"
         raise CapacityError(
-            f"Weights need {show_bytes(request.weights_bytes)}, the scratch arena "
+            f"Weights and rotary angles up to max_model_len={request.max_model_len} need "
+            f"{show_bytes(request.weights_bytes)}, the scratch arena "
             f"{show_bytes(request.scratch_bytes)}{pages}, together "
             f"{show_bytes(fixed + (wanted or 0))}, but {show_bytes(request.available_bytes)} of "
             f"memory are available."
