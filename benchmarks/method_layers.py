@@ -19,7 +19,7 @@ from ..engine.attention.base import (
 )
 from ..engine.attention.experts import ExpertMethod, ExpertShape, KeptCache
 from ..engine.attention.parse import parse_method
-from ..engine.attention.protocols import LatentMethod
+from ..engine.attention.protocols import LatentMethod, is_planned
 from ..engine.branches import BranchShape, Turns
 from ..engine.layers.up_projection import UpProjection
 from ..kernels.store import PageLayout, write_pages
@@ -193,7 +193,7 @@ class Subject:
     def keys(self) -> float:
         """Keys that a layer reads, in the mean."""
         self.plan, read = self.method.plan(self.shape, self.step), 0.0
-        planned = getattr(self.method, "reads_are_planned", False)
+        planned = is_planned(self.method)
         for cache in self.caches:
             if not planned:
                 self.layer(cache)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention.base import AttentionMethod, LayerShape, Step, causal_keys, per_sequence
-from .attention.protocols import BoundedMethod, SelectingMethod
+from .attention.base import LayerShape, Step, causal_keys, per_sequence
+from .attention.protocols import BoundedMethod, SelectingMethod, is_planned
 from .batch import Batch, Run
 from .stats import ReadCounts
 
@@ -40,7 +40,7 @@ class Tally:
         """A layer has attended."""
         layers = self._layers.get(part.number)
         if layers is None:
-            layers = self._layers[part.number] = _Layers(shape, part, _is_planned(part.method))
+            layers = self._layers[part.number] = _Layers(shape, part, is_planned(part.method))
         if layers.planned:
             layers.count += 1
         else:
@@ -49,7 +49,7 @@ class Tally:
 
     def note_planned(self, shape: LayerShape, part: Part) -> None:
         """A layer has attended in a graph: its plan is counted, or else see `share`."""
-        if _is_planned(part.method):
+        if is_planned(part.method):
             self.note(shape, part)
 
     def share(self, other: Tally) -> None:
@@ -80,11 +80,6 @@ class Tally:
         key = lane, counts.device
         known = self._sums.get(key)
         self._sums[key] = counts * times if known is None else known + counts * times
-
-
-def _is_planned(method: AttentionMethod) -> bool:
-    """Whether the plan says what the method reads: see `PlannedMethod`."""
-    return bool(getattr(method, "reads_are_planned", False))
 
 
 def _counts(shape: LayerShape, part: Part, step: Step, plan: Any) -> torch.Tensor:

@@ -9,13 +9,19 @@ import torch
 from .base import AttentionMethod, LayerShape, Step
 
 
-@runtime_checkable
 class PlannedMethod(Protocol):
     """A method whose plan says what it reads: the same in every layer, so it is asked once a step
     if `reads_are_planned`.
     """
 
     reads_are_planned: ClassVar[bool]
+
+
+def is_planned(method: AttentionMethod) -> bool:
+    """Whether it is a PlannedMethod that says so. Asked in every step: `isinstance`
+    with a protocol takes far longer.
+    """
+    return bool(getattr(method, "reads_are_planned", False))
 
 
 @runtime_checkable
