@@ -11,7 +11,7 @@ from typing import Any
 
 from . import plots
 from .goals import Goal
-from .http_client import ask
+from .http_client import Exchange, ask
 from .options import progress
 from .report import Table
 from .serve_figures import Figures, percentile
@@ -27,7 +27,7 @@ def overhead(args: argparse.Namespace, load: Load, model: str | None) -> Found:
     """Rounds of the bare engine and of the server, in turn; model: what the bare engine loads,
     None where it is not at hand.
     """
-    tokens = max(256 if args.quick else 512, args.output_tokens)
+    tokens = max(256, args.output_tokens)
     streams = load.shaped(args.input_tokens, tokens)
     bare = None if model is None else Bare(model, streams)
     rounds = []
@@ -79,14 +79,13 @@ class Bare:
 
 
 async def _served(load: Load, first: int) -> Figures:
-    """All streams at once; what is counted lies between the last beginning and the first end."""
+    """All streams at once; what is counted lies between the last beginning and the first end, with
+    room for snapshots of the engine's counters, which are some hundredths of an answer old.
+    """
     streams = [await load.start(first + number) for number in range(STREAMS)]
-    for each in streams:
-        await each.begun
+    await _reached(streams, 0.15 * load.shape.output_tokens)
     before, began = await _engine(load), time.perf_counter()
-    enough = 0.85 * load.shape.output_tokens
-    while min(each.events for each in streams) < enough and not streams[0].ended.done():
-        await asyncio.sleep(0.01)
+    await _reached(streams, 0.9 * load.shape.output_tokens)
     ended, after = time.perf_counter(), await _engine(load)
     for each in streams:
         await each.ended
@@ -98,7 +97,7 @@ async def _served(load: Load, first: int) -> Figures:
             times.append(times[-1] + gap)
         gaps += [b - a for a, b in pairwise(times) if began <= a and b <= ended]
     steps = after[_STEPS] - before[_STEPS]
-    if not steps or not gaps:
+    if not steps or sum(gaps) < (ended - began) / 2:
         raise RuntimeError(f"too short to measure; a stream says: {outcome(streams[0]).error!r}")
     return {
         "step_s": (after[_BUSY] - before[_BUSY]) / steps,
@@ -108,6 +107,12 @@ async def _served(load: Load, first: int) -> Figures:
         "steps": steps,
         "output_throughput": STREAMS * len(gaps) / sum(gaps),
     }
+
+
+async def _reached(streams: Sequence[Exchange], events: float) -> None:
+    """Until all have sent so many tokens, or one has ended."""
+    while min(each.events for each in streams) < events and not streams[0].ended.done():
+        await asyncio.sleep(0.01)
 
 
 async def _engine(load: Load) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Call:
         self._names: dict[str, str] | None = None
         self._closed = False
         service.admission.check(service.engine_info(), sequences)
-        self._inbox = service.client.inbox(service.config.pace_s)
+        self._inbox = service.client.inbox()
         service.enter(self)
 
     def __enter__(self) -> Call:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import wire
 from .inbox import Inbox, RefusedError, UnavailableError
+from .pace import Pace
 from .process import EngineGoneError, EngineProcess
 from .wire import Add, Checked, Delta, Deltas, EngineInfo, EngineStats, LoadFailed, Refused
 
@@ -41,10 +42,13 @@ class State(Enum):
 class EngineClient:
     """The engine in its process, restarted when it dies or hangs.
 
-    silence_s: how long the process may be silent, or have work and not move, before it is killed.
+    silence_s: how long the process may be silent, or have work and not move, before it is killed;
+    pace_s: readers are not woken more often (see Pace).
     """
 
-    def __init__(self, model: str, options: dict[str, Any], silence_s: float = 8.0) -> None:
+    def __init__(
+        self, model: str, options: dict[str, Any], silence_s: float = 8.0, pace_s: float = 0.0
+    ) -> None:
         self.state = State.STARTING
         self.info: EngineInfo | None = None
         self.stats = EngineStats()
@@ -52,6 +56,7 @@ class EngineClient:
         self.failure: LoadFailed | None = None  # why it could not be loaded
         self._start = wire.Start(model, options)
         self._silence_s = silence_s
+        self._pace = Pace(pace_s)
         self._process: EngineProcess | None = None
         self._inboxes: dict[str, Inbox] = {}  # by the engine's request id
         self._ids = itertools.count()
@@ -163,9 +168,9 @@ class EngineClient:
         """Prompts that have not ended."""
         return len(self._inboxes)
 
-    def inbox(self, pace_s: float = 0.0) -> Inbox:
-        """For a new HTTP request; whoever takes it closes it. pace_s: as in Inbox."""
-        return Inbox(self._forget, pace_s)
+    def inbox(self) -> Inbox:
+        """For a new HTTP request; whoever takes it closes it."""
+        return Inbox(self._forget, self._pace)
 
     def submit(
         self,
@@ -228,6 +233,7 @@ class EngineClient:
             now = time.monotonic()
             for delta in report.items:
                 self._deliver(delta.id, delta, delta.end is not None, now)
+            self._pace.reported(now)
         elif isinstance(report, EngineStats):
             self.stats = report
         elif isinstance(report, Refused):

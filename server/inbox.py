@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .pace import Pace
 from .wire import Delta, Refused
 
 
@@ -40,24 +41,22 @@ class Arrived(NamedTuple):
 class Inbox:
     """The news of one HTTP request, which may have several prompts in the engine. One reader.
 
-    pace_s: the reader is not woken more often than this, for each time costs a write to a socket,
-    which is most of what a token costs this process. The first news, an end and an error never
-    wait.
+    The first news, an end and an error never wait for the pace.
     """
 
-    def __init__(self, on_close: Callable[[list[str]], None], pace_s: float = 0.0) -> None:
+    def __init__(self, on_close: Callable[[list[str]], None], pace: Pace) -> None:
         self.open: dict[str, int] = {}  # engine's id -> prompt number, of those that have not ended
         self._on_close = on_close
-        self._pace_s = pace_s
-        self._due = 0.0  # when the reader may be woken again, time.monotonic
+        self._pace = pace
+        self._paced = False  # whether the pace will give out what is new
+        self._begun = False
         self._news: list[Arrived] = []
         self._error: Exception | None = None
+        self._ready = False  # whether the reader may take what is there
         self._waiter: asyncio.Future[None] | None = None
-        self._urgent = False
         # Timers are dear, and news are many: the one of patience is set anew when it rings.
         self._patience: asyncio.TimerHandle | None = None
         self._patient_until = 0.0
-        self._pacer: asyncio.TimerHandle | None = None
 
     @property
     def finished(self) -> bool:
@@ -69,16 +68,11 @@ class Inbox:
 
         Raises UnavailableError, RefusedError; what was there before the error is given out first.
         """
-        now = time.monotonic()
-        if self._error is None and not self._news:
-            await self._wait(now + patience_s)
-        elif self._error is None and now < self._due and not self._urgent:
-            self._pace(now)
-            await self._wait(now + patience_s)
+        if self._error is None and not self._ready:
+            await self._wait(time.monotonic() + patience_s)
         if not self._news and self._error is not None:
             raise self._error
-        news, self._news, self._urgent = self._news, [], False
-        self._due = time.monotonic() + self._pace_s
+        news, self._news, self._ready = self._news, [], False
         return news
 
     async def _wait(self, until: float) -> None:
@@ -100,42 +94,37 @@ class Inbox:
         elif self._waiter is not None:
             self._patience = self._waiter.get_loop().call_later(left, self._lose_patience)
 
-    def _pace(self, now: float) -> None:
-        """The reader is woken when it is due."""
-        if self._pacer is None:
-            loop = asyncio.get_running_loop()
-            self._pacer = loop.call_later(self._due - now, self._give_out)
-
-    def _give_out(self) -> None:
-        self._pacer = None
-        if self._news:  # an end may have come before
-            self._wake()
-
     def _wake(self) -> None:
+        self._ready = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _give_out(self) -> None:
+        self._paced = False
+        if self._news:  # an end may have come before
+            self._wake()
+
     def put(self, id: str, news: Delta | Exception, at: float | None = None) -> None:
         """Takes a delta, or the error that ends the request."""
-        now = time.monotonic() if at is None else at
         if isinstance(news, Exception):
             self.open.pop(id, None)
             self._error = self._error or news
-            self._urgent = True
+            urgent = True
         else:
             number = self.open.pop(id) if news.end is not None else self.open[id]
-            self._news.append(Arrived(number, news, now))
-            self._urgent = self._urgent or news.end is not None
-        if self._urgent or now >= self._due:
+            self._news.append(Arrived(number, news, time.monotonic() if at is None else at))
+            urgent = news.end is not None or not self._begun
+        self._begun = True
+        if urgent:
             self._wake()
-        elif self._waiter is not None:
-            self._pace(now)
+        elif not self._paced:
+            self._paced = True
+            self._pace.wait(self._give_out)
 
     def close(self) -> None:
         """No more is wanted: what still runs is aborted."""
         ids, self.open = list(self.open), {}
-        for timer in (self._patience, self._pacer):
-            if timer is not None:
-                timer.cancel()
+        if self._patience is not None:
+            self._patience.cancel()
         if ids:
             self._on_close(ids)

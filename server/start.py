@@ -19,7 +19,7 @@ async def start(config: ServerConfig, listen: Listen, sock: socket.socket) -> Lo
 
     CheckpointError for a model that is unusable.
     """
-    client = EngineClient(config.model, config.engine, config.silence_s)
+    client = EngineClient(config.model, config.engine, config.silence_s, config.pace_s)
     client.start()
     try:
         await client.launched()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,8 @@ from saccade.engine.completion import Completion as EngineCompletion
 from saccade.engine.params import SamplingParams
 from saccade.engine.tokenizer import Tokenizer
 from saccade.server.conversation import Conversation
-from saccade.server.inbox import RefusedError, UnavailableError
+from saccade.server.inbox import Inbox, RefusedError, UnavailableError
+from saccade.server.pace import Pace
 from saccade.server.prompts import Prompt
 from saccade.server.protocol.chat import ChatRequest
 from saccade.server.protocol.completions import CompletionRequest
@@ -276,11 +278,10 @@ def test_streamed_and_whole_from_a_real_engine(server: Running, seed: int) -> No
 
 
 def test_inboxes_give_news_before_errors() -> None:
-    from saccade.server.inbox import Inbox
 
     async def run() -> None:
         closed: list[list[str]] = []
-        inbox = Inbox(closed.append)
+        inbox = Inbox(closed.append, Pace())
         inbox.open = {"a": 0, "b": 1}
         inbox.put("a", Delta("a", 0, []))
         inbox.put("b", UnavailableError("gone", 3))
@@ -291,7 +292,7 @@ def test_inboxes_give_news_before_errors() -> None:
         inbox.close()
         inbox.close()
         assert closed == [["a"]]
-        quiet = Inbox(closed.append)
+        quiet = Inbox(closed.append, Pace())
         quiet.open = {"c": 0}
         assert await quiet.take(0.01) == []
         asyncio.get_running_loop().call_later(
@@ -304,22 +305,32 @@ def test_inboxes_give_news_before_errors() -> None:
 
 
 def test_news_that_come_fast_are_given_out_together() -> None:
-    from saccade.server.inbox import Inbox
-
     async def run() -> None:
-        inbox, loop = Inbox(lambda ids: None, pace_s=0.2), asyncio.get_running_loop()
-        inbox.open = {"a": 0}
+        pace, loop = Pace(0.2), asyncio.get_running_loop()
+        inbox, other = Inbox(lambda ids: None, pace), Inbox(lambda ids: None, pace)
+        inbox.open, other.open = {"a": 0}, {"b": 0}
+
+        def report(end: End | None = None) -> None:
+            inbox.put("a", Delta("a", 0, [], end=end))
+            other.put("b", Delta("b", 0, []))
+            pace.reported(time.monotonic())
+
         began = loop.time()
-        inbox.put("a", Delta("a", 0, []))
+        report()
         assert len(await inbox.take(5)) == 1 and loop.time() - began < 0.1  # the first: at once
-        for delay in (0.02, 0.04, 0.06):
-            loop.call_later(delay, inbox.put, "a", Delta("a", 0, []))
-        assert len(await inbox.take(5)) == 3 and 0.15 < loop.time() - began < 1
-        inbox.put("a", Delta("a", 0, []))
-        loop.call_later(0.02, inbox.put, "a", Delta("a", 0, [], end=End({}, {}, 0)))
+        report()
+        assert len(await inbox.take(5)) == 1 and loop.time() - began < 0.1  # none was before it
+        for delay in (0.05, 0.1, 0.15, 0.3):
+            loop.call_later(delay, report)
+        assert len(await inbox.take(5)) == 4 and 0.25 < loop.time() - began < 0.35  # with a report
+        assert len(await other.take(5)) == 6 and loop.time() - began < 0.35  # both at once
+        report()
+        assert len(await inbox.take(5)) == 1 and 0.4 < loop.time() - began < 1.5  # no other came
+        report(End({}, {}, 0))
         began = loop.time()
-        assert len(await inbox.take(5)) == 2 and loop.time() - began < 0.15  # an end does not wait
-        assert inbox.finished
+        assert len(await inbox.take(5)) == 1 and loop.time() - began < 0.1  # an end does not wait
+        assert inbox.finished and len(await other.take(5)) == 2
+        assert await other.take(0.6) == [] and loop.time() - began > 0.5  # nothing is no news
 
     asyncio.run(run())
 
