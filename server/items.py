@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from .protocol.chat import TokenLogprob
 from .protocol.responses import (
     FunctionCallItem,
@@ -59,6 +61,7 @@ class ItemWriter:
             return
         place: dict[str, Any] = {"item_id": item.id, "output_index": len(self.items) - 1}
         if isinstance(item, FunctionCallItem):
+            status = status if _is_json(item.arguments) else "incomplete"
             whole = {"name": item.name, "arguments": item.arguments}
             yield self.event("function_call_arguments.done", **place, **whole)
         else:
@@ -113,6 +116,15 @@ class ItemWriter:
             item_.arguments += delta.arguments
             place = {"item_id": item_.id, "output_index": len(self.items) - 1}
             yield self.event("function_call_arguments.delta", **place, delta=delta.arguments)
+
+
+def _is_json(text: str) -> bool:
+    """Whether a call's arguments are whole: an answer may end within them."""
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def _kind(item: Item) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import cached_property
 
 _BACKLOG = 2048
 
@@ -19,10 +20,13 @@ class Listen:
     key: str | None = None
     client_ca: str | None = None
 
-    def check_files(self) -> None:
-        """Reads the TLS files. ValueError naming the option of one that cannot be used."""
+    @cached_property
+    def tls(self) -> ssl.SSLContext | None:
+        """What the TLS files say; None without them. They are read once, for a key may be behind a
+        password. ValueError naming the option of one that cannot be used.
+        """
         if self.certificate is None:
-            return
+            return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         named = f"--ssl-certfile {self.certificate}"
         named += f" with --ssl-keyfile {self.key}" if self.key else " without --ssl-keyfile"
@@ -32,9 +36,11 @@ class Listen:
             if self.client_ca is not None:
                 named, what = f"--ssl-ca-certs {self.client_ca}", "no certificates in PEM form"
                 context.load_verify_locations(self.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
         except OSError as error:  # an SSLError is one
             reason = error if isinstance(error, ssl.SSLError) else error.strerror
             raise ValueError(f"{named}: {what} ({reason})") from error
+        return context
 
     def open(self) -> socket.socket:
         """A listening socket. OSError when the address cannot be had."""

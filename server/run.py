@@ -8,7 +8,6 @@ import gc
 import logging
 import signal
 import socket
-import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -32,23 +31,20 @@ class Server(uvicorn.Server):
         self._signals = 0
         self._drainer: asyncio.Task[None] | None = None
         limits = service.config.limits
-        super().__init__(
-            uvicorn.Config(
-                build_app(service),
-                http=protocol_class(limits.body_s, limits.send_s),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                h11_max_incomplete_event_size=limits.header_bytes,
-                timeout_graceful_shutdown=2,
-                ssl_certfile=listen.certificate,
-                ssl_keyfile=listen.key,
-                ssl_ca_certs=listen.client_ca,
-                ssl_cert_reqs=ssl.CERT_REQUIRED if listen.client_ca else ssl.CERT_NONE,
-            )
+        config = uvicorn.Config(
+            build_app(service),
+            http=protocol_class(limits.body_s, limits.send_s),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=limits.header_bytes,
+            timeout_graceful_shutdown=2,
         )
+        config.load()
+        config.ssl = listen.tls
+        super().__init__(config)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     configure_logs(getattr(args, "log_level", "info"))
     listen = Listen(**listen_options(args))
     try:
-        listen.check_files()
+        _ = listen.tls
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:

@@ -15,7 +15,7 @@ from .chat import ChatRequest, TokenLogprob
 from .errors import ApiError
 from .items import ITEMS_SCHEMA, read_input, read_tool, read_tool_choice
 from .replies import UNSET, Unset
-from .sampling import bounds
+from .sampling import GUIDED, bounds
 from .structures import JsonSchemaFormat, ResponseFormat
 
 _OUTPUT = Meta(extra_json_schema={"minimum": 1, "maximum": INT32_MAX})
@@ -29,14 +29,16 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "truncation": (None, "disabled"),
     "max_tool_calls": (None,),
     "response_format": (None,),
-    "structured_outputs": (None,),
+    **dict.fromkeys(("structured_outputs", *GUIDED), (None,)),
 }
 _WHY = {
     "store": "this server keeps no responses: leave store out, or send false",
     "previous_response_id": "this server keeps no responses: send the whole conversation as input",
     "conversation": "this server keeps no conversations: send the whole conversation as input",
     "response_format": "response_format is text.format on this route",
-    "structured_outputs": "structured_outputs is not supported on this route: use text.format",
+} | {
+    name: f"{name} is not supported on this route: use text.format"
+    for name in ("structured_outputs", *GUIDED)
 }
 _FORMATS = ["text", "json_object", "json_schema"]
 _LOGPROBS = "message.output_text.logprobs"
@@ -107,6 +109,10 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     max_tool_calls: Any = None
     response_format: Any = None
     structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
 
     def check_fields(self) -> None:
         """Refuses what this subset does not have. ApiError."""

@@ -39,7 +39,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "guided_whitespace_pattern": (None,),
 }
 # The fields of `structured_outputs` under the names that they had in vLLM before.
-_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 def bounds(name: str, low: float | None = None) -> Meta:
@@ -185,7 +185,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
             "response_format": self.response_format,
             "structured_outputs": self.structured_outputs,
         }
-        for name in _GUIDED:
+        for name in GUIDED:
             if (value := getattr(self, name)) is not None:
                 found[name] = StructuredOutputs(**{name.removeprefix("guided_"): value})
         return {name: form for name, form in found.items() if form is not None}

@@ -99,12 +99,14 @@ def test_tls(tiny: Path, tmp_path: Path) -> None:
     subprocess.run(
         [*argv, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
     )
-    Listen(certificate=str(certificate), key=str(key), client_ca=str(certificate)).check_files()
+    strict = Listen(certificate=str(certificate), key=str(key), client_ca=str(certificate))
+    assert strict.tls is not None and strict.tls.verify_mode is ssl.CERT_REQUIRED
+    assert strict.tls is strict.tls  # a password is asked for once
     for wrong in (certificate, tmp_path / "none.pem"):
         with pytest.raises(ValueError, match=r"--ssl-keyfile .*: no certificate with its private"):
-            Listen(certificate=str(certificate), key=str(wrong)).check_files()
+            _ = Listen(certificate=str(certificate), key=str(wrong)).tls
     with pytest.raises(ValueError, match=r"--ssl-ca-certs .*: no certificates in PEM form"):
-        Listen(certificate=str(certificate), key=str(key), client_ca=str(key)).check_files()
+        _ = Listen(certificate=str(certificate), key=str(key), client_ca=str(key)).tls
     server = Running(
         tmp_path, tiny, *SMALL, "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)
     )

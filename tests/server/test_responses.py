@@ -230,6 +230,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"truncation": "auto"}, "truncation", "not supported"),
     ({"response_format": {"type": "json_object"}}, "response_format", "is text.format"),
     ({"structured_outputs": {"regex": "a"}}, "structured_outputs", "use text.format"),
+    ({"guided_choice": ["a"]}, "guided_choice", "use text.format"),
     ({"include": ["file_search_call.results"]}, "include", "not to be had"),
     ({"input": []}, "input", "at least one item"),
     ({"input": [{"type": "computer_call"}]}, "input[0].type", "must be message"),
@@ -305,6 +306,14 @@ def test_items_of_every_kind_grow_and_end() -> None:
     assert {item.status for item in writer.items[:-1]} == {"completed"}
     assert events.count("output_item.added") == events.count("output_item.done") == 5
     assert not list(writer.finish())
+
+
+def test_a_call_that_breaks_off_is_incomplete() -> None:
+    writer = ItemWriter("x")
+    calls = [ToolDelta(0, "c0", "f", "{}"), ToolDelta(1, "c1", "g", '{"a"')]
+    events = [*writer.write(News("", "", calls)), *writer.finish("completed")]
+    assert [item.status for item in writer.items] == ["completed", "incomplete"]
+    assert events[-1].item is writer.items[-1]
 
 
 def test_an_engine_that_dies_ends_a_stream_with_an_event(tmp_path: Path, calling: Running) -> None:
