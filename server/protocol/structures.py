@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -11,6 +11,29 @@ from ...engine.structure import Structure
 from .errors import KNOWN_FORMS, ApiError
 
 _TYPES = ["text", "json_object", "json_schema"]
+# Of vLLM's options of a form: values that change nothing, and why any other is refused.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "disable_fallback": (None, False, True),
+    "disable_any_whitespace": (None, False),
+    "disable_additional_properties": (None, False),
+    "whitespace_pattern": (None,),
+    "structural_tag": (None,),
+    "backend": (None,),
+    "backend_was_auto": (None, False),
+}
+_WHY = {
+    "disable_fallback": "it is true, false or null, and there is nothing to fall back to",
+    "disable_any_whitespace": "the white space of JSON is not to be chosen on this server",
+    "disable_additional_properties": 'write "additionalProperties": false into the schema',
+    "whitespace_pattern": "the white space of JSON is not to be chosen on this server",
+    "structural_tag": f"the forms of this server are {KNOWN_FORMS}",
+    "backend": "it is the server's own affair",
+    "backend_was_auto": "it is the server's own affair",
+}
+
+
+def _only(*values: Any) -> Meta:
+    return Meta(extra_json_schema={"enum": list(values)})
 
 
 class JsonSchemaFormat(msgspec.Struct):
@@ -47,20 +70,42 @@ class ResponseFormat(msgspec.Struct):
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
     """One of: a JSON schema, a regular expression, texts to choose from, a Lark grammar.
 
-    A field that is not known here could be a form, which must not be passed over.
+    A field that is not known here could be a form, which must not be passed over. vLLM's options
+    are known, because its clients send all of them, and refused where they would change something.
     """
+
+    FORMS: ClassVar[tuple[str, ...]] = tuple(KNOWN_FORMS.split(", "))
 
     json: dict[str, Any] | str | None = None
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    disable_fallback: Annotated[Any, _only(None, False, True)] = None
+    disable_any_whitespace: Annotated[Any, _only(None, False)] = None
+    disable_additional_properties: Annotated[Any, _only(None, False)] = None
+    whitespace_pattern: Annotated[Any, _only(None)] = None
+    structural_tag: Annotated[Any, _only(None)] = None
+    # What vLLM keeps in the same object for itself, and dataclasses.asdict writes too.
+    backend: Annotated[Any, _only(None)] = msgspec.field(default=None, name="_backend")
+    backend_was_auto: Annotated[Any, _only(None, False)] = msgspec.field(
+        default=None, name="_backend_was_auto"
+    )
+
+    def check_options(self) -> None:
+        """Refuses an option that would change something. ApiError."""
+        encoded = dict(zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True))
+        for name, neutral in _NEUTRAL.items():
+            value = getattr(self, name)
+            if not any(value is each for each in neutral):
+                param = f"structured_outputs.{encoded[name]}"
+                message = f"{param} is not supported by this server: {_WHY[name]}"
+                raise ApiError(400, message, param, "unsupported_parameter")
 
     def structure(self) -> Structure:
         """What it means for the sampler. ApiError, RequestError."""
-        names = [
-            name for name in self.__struct_fields__ if getattr(self, name) not in (None, False)
-        ]
+        self.check_options()
+        names = [name for name in self.FORMS if getattr(self, name) not in (None, False)]
         if len(names) != 1:
             got = " and ".join(names) or "none"
             message = f"structured_outputs must ask for one form of {KNOWN_FORMS}, got {got}"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from saccade.engine.tokenizer import Tokenizer
@@ -70,7 +71,7 @@ def test_other_forms(server: Running, tight: dict[str, float]) -> None:
     assert text(regex="[0-9]{4}").isdecimal()
     assert text(grammar='start: "a" "b"') == "ab"
     assert set(json.loads(text(json=json.dumps(SCHEMA)))) == {"ok", "kind"}
-    assert KNOWN_FORMS.split(", ") == list(StructuredOutputs.__struct_fields__)
+    assert set(KNOWN_FORMS.split(", ")) <= set(StructuredOutputs.__struct_fields__)
     plain = {"type": "text"}
     assert chat(server, response_format=plain, seed=1) == chat(server, seed=1)
 
@@ -88,6 +89,19 @@ def test_forms_under_their_older_names(server: Running, tight: dict[str, float])
     assert text(guided_grammar='start: "a" "b"') == "ab"
     assert set(json.loads(text(guided_json=SCHEMA))) == {"ok", "kind"}
     assert chat(server, guided_choice=["yes"], guided_regex=None) == "yes"
+
+
+def test_what_vllms_own_clients_send_beside_a_form(server: Running) -> None:
+    """`dataclasses.asdict` of its parameters: all options, which change nothing as they are."""
+    options = {"disable_fallback": False, "disable_any_whitespace": False}
+    options |= {"disable_additional_properties": False, "_backend_was_auto": False}
+    none = ("json", "regex", "grammar", "json_object")
+    none += ("whitespace_pattern", "structural_tag", "_backend")
+    form = {"choice": ["yes"], **options, **dict.fromkeys(none)}
+    assert chat(server, structured_outputs=form) == "yes"
+    assert chat(server, structured_outputs={**form, "disable_fallback": True}) == "yes"
+    document = server.http.get("/openapi.json").json()
+    jsonschema.validate(form, document["components"]["schemas"]["StructuredOutputs"])
 
 
 @pytest.mark.parametrize(
@@ -108,9 +122,18 @@ def test_forms_under_their_older_names(server: Running, tight: dict[str, float])
             {"structured_outputs": {"regexp": "a"}},
             f"`regexp`; the forms of this server are {KNOWN_FORMS}",
         ),
-        ({"structured_outputs": {"structural_tag": "{}"}}, "`structural_tag`; the forms"),
+        (
+            {"structured_outputs": {"structural_tag": "{}"}},
+            "structured_outputs.structural_tag is not supported by this server: the forms",
+        ),
         ({"structured_outputs": {"json_schema": {"type": "integer"}}}, "`json_schema`; the forms"),
-        ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "`whitespace_pattern`"),
+        ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "white space of JSON"),
+        (
+            {"structured_outputs": {"json": {}, "disable_additional_properties": True}},
+            'write "additionalProperties": false into the schema',
+        ),
+        ({"structured_outputs": {"regex": "a", "disable_any_whitespace": 0}}, "not supported"),
+        ({"structured_outputs": {"regex": "a", "_backend": "x"}}, "structured_outputs._backend is"),
         ({"structural_tag": "{}"}, "structural_tag is not supported"),
         ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern is not supported"),
         ({"guided_regex": "("}, f"guided_regex: the regex cannot be used: {UNCLOSED_AT}"),
