@@ -18,10 +18,18 @@ class TextLogprobBuilder:
     """OpenAI's parallel lists for one choice of /v1/completions, made piece by piece."""
 
     def __init__(
-        self, texts: TokenTexts, count: int, prompt_ids: Sequence[int], skip_special_tokens: bool
+        self,
+        texts: TokenTexts,
+        count: int,
+        prompt_ids: Sequence[int],
+        skip_special_tokens: bool,
+        as_ids: bool | None = False,
     ) -> None:
-        """count: alternatives per token that were asked for; the rest as the choice was made."""
+        """count: alternatives per token that were asked for; as_ids: tokens are called by their
+        numbers; the rest as the choice was made.
+        """
         self._texts = texts
+        self._name = texts.names(as_ids)
         self._count = count
         self._offsets = Offsets(texts, prompt_ids, skip_special_tokens)
 
@@ -51,7 +59,7 @@ class TextLogprobBuilder:
         for token, position in zip(tokens, positions, strict=True):
             own = next((entry[1] for entry in position or () if entry[0] == token), None)
             built.text_offset.append(offsets.take(token))
-            built.tokens.append(self._texts.text_of(token))
+            built.tokens.append(self._name(token))
             built.token_logprobs.append(None if own is None else finite(own))
             built.top_logprobs.append(None if position is None else self._top(position))
         return built
@@ -59,7 +67,7 @@ class TextLogprobBuilder:
     def _top(self, position: Position) -> dict[str, float]:
         top: dict[str, float] = {}
         for token, logprob, _ in position:  # by rank: of two with the same text the likelier stays
-            top.setdefault(self._texts.text_of(token), finite(logprob))
+            top.setdefault(self._name(token), finite(logprob))
         return top
 
 
@@ -88,17 +96,23 @@ def prompt_logprobs(texts: TokenTexts, positions: Sequence[Position | None]) -> 
 
 
 def chat_logprobs(
-    texts: TokenTexts, tokens: Sequence[int], positions: Sequence[Position], count: int
+    texts: TokenTexts,
+    tokens: Sequence[int],
+    positions: Sequence[Position],
+    count: int,
+    as_ids: bool | None = False,
 ) -> ChatLogprobs:
-    """Log-probabilities of these tokens, each with the `count` likeliest of its place."""
-    content = []
+    """Log-probabilities of these tokens, each with the `count` likeliest of its place.
+
+    as_ids: tokens are called by their numbers; their bytes are those of their texts all the same.
+    """
+    name, content = texts.names(as_ids), []
     for token, position in zip(tokens, positions, strict=True):
         own = next(logprob for each, logprob, _ in position if each == token)
         top = [
-            TopLogprob(texts.text_of(each), finite(logprob), list(texts.bytes_of(each)))
+            TopLogprob(name(each), finite(logprob), list(texts.bytes_of(each)))
             for each, logprob, rank in position
             if rank <= count
         ]
-        text, content_bytes = texts.text_of(token), list(texts.bytes_of(token))
-        content.append(TokenLogprob(text, finite(own), content_bytes, top))
+        content.append(TokenLogprob(name(token), finite(own), list(texts.bytes_of(token)), top))
     return ChatLogprobs(content)

@@ -107,6 +107,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     priority: Annotated[
         int | None, Meta(extra_json_schema={"minimum": -(2**31), "maximum": 2**31 - 1})
     ] = None

@@ -187,7 +187,8 @@ class Answer:
     ) -> ChatLogprobs | None:
         if not self._body.logprobs:
             return None
-        return chat_logprobs(self._service.texts, tokens, positions, self._body.top_logprobs or 0)
+        top, as_ids = self._body.top_logprobs or 0, self._body.return_tokens_as_token_ids
+        return chat_logprobs(self._service.texts, tokens, positions, top, as_ids)
 
 
 def deltas(news: News) -> list[ChatDelta]:

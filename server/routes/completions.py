@@ -99,8 +99,8 @@ class Answer:
         prompt, count = self._prompts[index // self._n], self._body.logprobs
         if count is None:
             return Choice(index, prompt, None)
-        texts = self._service.texts
-        builder = TextLogprobBuilder(texts, count, prompt.ids, self._skips_special)
+        texts, as_ids = self._service.texts, self._body.return_tokens_as_token_ids
+        builder = TextLogprobBuilder(texts, count, prompt.ids, self._skips_special, as_ids)
         return Choice(index, prompt, builder)
 
     async def whole(self) -> Completion:
