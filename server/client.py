@@ -89,7 +89,7 @@ class EngineClient:
         self.state = State.STOPPED
         self._settled.set()
         if self._process is not None:
-            self._fail_all(UnavailableError("The server is shutting down."))
+            self.let_go()
             if loading:
                 self._process.kill()
             await self._process.stop()
@@ -212,6 +212,10 @@ class EngineClient:
         """Ends requests; their readers get a last delta with the reason "abort"."""
         with contextlib.suppress(UnavailableError):
             self._send(wire.Abort(list(ids)))
+
+    def let_go(self) -> None:
+        """Tells all readers at once that the server ends, whatever the engine does."""
+        self._fail_all(UnavailableError("The server is shutting down.", code="shutting_down"))
 
     def _forget(self, ids: list[str]) -> None:
         for each in ids:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .exchange import ClientGoneError, Exchange
 from .protocol.errors import ApiError
+from .protocol_h11 import hang_up
 from .service import Service
 
 # Paths that need no key: whether it lives, what it measures, what it offers.
@@ -63,6 +64,12 @@ class Gate:
         except ClientGoneError:
             out.status = out.status or _CLIENT_GONE
             exchange.fields["client_gone"] = True
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            exchange.fields["cut_off"] = True
+            if out.status:
+                await hang_up(scope, receive)
+            else:
+                await out.fail(self._service.shutting_down())
         except Exception as error:  # noqa: BLE001 - the last door: whatever it is, it ends as a reply
             await out.fail(as_api_error(error, exchange.id))
         finally:

@@ -14,12 +14,15 @@ from .wire import Delta, Refused
 class UnavailableError(Exception):
     """The engine cannot serve now, or died with this request.
 
-    retry_s: after how many seconds another try may be worth it.
+    retry_s: after how many seconds another try may be worth it; code: a word for programs.
     """
 
-    def __init__(self, message: str, retry_s: float = 5.0) -> None:
+    def __init__(
+        self, message: str, retry_s: float = 5.0, code: str = "engine_unavailable"
+    ) -> None:
         super().__init__(message)
         self.retry_s = retry_s
+        self.code = code
 
 
 class RefusedError(Exception):

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import h11
-from starlette.types import Scope
+from starlette.types import Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .protocol.errors import ApiError
@@ -38,6 +38,15 @@ class ChunkWriter:
             await self._flow.drain()
         if data and not self._cycle.disconnected:
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+async def hang_up(scope: Scope, receive: Receive) -> None:
+    """Breaks the connection of a reply that will not be finished, so that its client sees it."""
+    protocol: H11Protocol | None = scope.get(CONNECTION)
+    if protocol is not None:
+        protocol.transport.abort()
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 class BoundedProtocol(H11Protocol):

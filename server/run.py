@@ -19,6 +19,7 @@ from .protocol_h11 import protocol_class
 from .service import Service
 
 _TICK_S = 0.05
+_LAST_S = 1.0  # how long the engine has to say what there is of the requests that it lets go of
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger("saccade.server")
 
@@ -55,26 +56,31 @@ class Server(uvicorn.Server):
         yield  # and they stay ours: what is left to do must not be cut short
 
     def end(self) -> None:
-        """First: take nothing new, let requests finish. Second: let go of them."""
+        """First: take nothing new, let requests finish. Second: let go of them.
+
+        A third one does not even wait for what the engine has to say of them.
+        """
         self._signals += 1
         self.service.draining = True
         if self._signals == 1:
             log.info("shutting down", extra={"in_flight": self.service.in_flight})
             self._drainer = asyncio.get_running_loop().create_task(self._drain())
-        else:
-            self.service.abort_all()
-            self.should_exit = True
 
     async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self.service.config.drain_s
-        while self.service.in_flight and loop.time() < until:
-            await asyncio.sleep(_TICK_S)
+        await self._idle(self.service.config.drain_s, signals=1)
         if self.service.in_flight:
             log.warning("requests did not finish in time", extra={"left": self.service.in_flight})
             self.service.abort_all()
-            await asyncio.sleep(_TICK_S)
+            await self._idle(_LAST_S, signals=2)
+            self.service.client.let_go()  # the engine may hang: nobody waits for its word
         self.should_exit = True
+
+    async def _idle(self, seconds: float, signals: int) -> None:
+        """Until no request is in flight, for so long at most, or until more signals have come."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while self.service.in_flight and loop.time() < until and self._signals <= signals:
+            await asyncio.sleep(_TICK_S)
 
 
 async def serve(service: Service, listen: Listen, sock: socket.socket) -> bool:

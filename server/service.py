@@ -72,12 +72,25 @@ class Service:
     def engine_info(self) -> EngineInfo:
         """What is known of the engine. ApiError 503 while it serves nobody."""
         if self.draining:
-            message = "The server is shutting down."
-            raise unavailable(message, self.config.drain_s, "shutting_down")
+            raise self.shutting_down()
         try:
             return self.client.check_ready()
         except UnavailableError as error:
             raise from_engine(error) from None
+
+    def shutting_down(self) -> ApiError:
+        """What a request is told that the server does not answer before it ends."""
+        message = "The server is shutting down."
+        return unavailable(message, self.config.drain_s, "shutting_down")
+
+    def aborted(self) -> ApiError:
+        """What the client of an aborted request is told that has no half an answer.
+
+        400: clients try a 409 or a 5xx again, which is what an /abort is not for.
+        """
+        if self.draining:
+            return self.shutting_down()
+        return ApiError(400, "The request was aborted.", code="aborted")
 
     def check_room(self) -> None:
         """Refuses a request before its body is looked at, where not even one sequence has room: so

@@ -98,7 +98,7 @@ def from_engine(
 ) -> ApiError:
     """What the engine process, or the lack of it, means for the client; names: as above."""
     if isinstance(error, UnavailableError):
-        return unavailable(str(error), error.retry_s)
+        return unavailable(str(error), error.retry_s, error.code)
     report = error.report
     if report.fault:
         return ApiError(500, report.message, code="engine_error")

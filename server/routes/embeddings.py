@@ -61,6 +61,8 @@ async def embeddings(request: Request) -> Response:
             )
             exchange.fields |= {"model": model, "inputs": count}
             vectors = await unless_gone(request, collect(call, count))
+            if len(vectors) < count:
+                raise service.aborted()
             usage = EmbeddingsUsage(call.prompt_tokens, call.prompt_tokens)
             content = await asyncio.to_thread(written, body, model, usage, vectors)
     except ApiError as error:
@@ -69,15 +71,15 @@ async def embeddings(request: Request) -> Response:
 
 
 async def collect(call: Call, count: int) -> list[bytes]:
-    """The vectors as the engine sends them, in the order of the texts. ApiError."""
+    """The vectors as the engine sends them, in the order of the texts; those of texts that were
+    aborted are missing. ApiError.
+    """
     found: dict[int, bytes] = {}
     async for news in call.news():
         for number, delta in news:
             if delta.vector is not None:
                 found[number] = delta.vector
-    if len(found) < count:
-        raise ApiError(500, "The request was aborted.", code="aborted")
-    return [found[number] for number in range(count)]
+    return [found[number] for number in range(count) if number in found]
 
 
 def written(

@@ -122,7 +122,14 @@ async def abort(request: Request) -> Response:
     """Ends requests by their id; their clients get what there is, with the reason "abort"."""
     service = service_of(request)
     body = await read_body(request, AbortRequest)
-    name = body.request_id
-    for prefix in ("chatcmpl-", "cmpl-", "resp_"):
-        name = name.removeprefix(prefix)
-    return JsonReply(AbortReply(service.abort(name, exchange_of(request).owner)))
+    owner = exchange_of(request).owner
+    counts = (service.abort(name, owner) for name in names_of(body.request_id))
+    return JsonReply(AbortReply(next(filter(None, counts), 0)))
+
+
+def names_of(id: str) -> list[str]:
+    """What may be meant by an id: a request's own, which its client may have chosen, or a reply's,
+    which has one word in front of it.
+    """
+    replies = ("chatcmpl-", "cmpl-", "resp_")
+    return [id, *[id.removeprefix(word) for word in replies if id.startswith(word)]]

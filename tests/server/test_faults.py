@@ -59,6 +59,21 @@ class Stream(threading.Thread):
         return found
 
 
+class Waiting(threading.Thread):
+    """A request whose whole reply is waited for elsewhere."""
+
+    reply: httpx.Response
+
+    def __init__(self, server: Running, path: str, body: Any, **headers: str) -> None:
+        super().__init__(daemon=True)
+        self._args = (f"{server.url}{path}", body, headers)
+        self.start()
+
+    def run(self) -> None:
+        url, body, headers = self._args
+        self.reply = httpx.post(url, json=body, headers=headers, timeout=60)
+
+
 def until_health(server: Running, status: int, seconds: float) -> float:
     """Seconds until /health answers so."""
     began = time.monotonic()
@@ -180,6 +195,61 @@ def test_a_drain_has_an_end(serve: Serve) -> None:
     assert any(ends)  # those that were first may have finished
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_drain_does_not_need_the_engine(serve: Serve, signals: int) -> None:
+    """It hangs: whoever waits for it is told so, and so is a request whose body is half-sent."""
+    server = serve("--drain-timeout", "0.5" if signals == 1 else "60")
+    stream, whole = Stream(server), Waiting(server, "/v1/completions", LONG)
+    vectors = Waiting(server, "/v1/embeddings", {"input": [[40] * 400] * 64})
+    host, port = server.url.removeprefix("http://").split(":")
+    assert stream.begun.wait(30)
+    until = time.monotonic() + 20
+    while server.metrics()["saccade_sequences_in_flight"] < 66 and time.monotonic() < until:
+        time.sleep(0.01)
+    with socket.create_connection((host, int(port)), timeout=20) as half:
+        half.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: 90\r\n\r\n{"
+        )
+        os.kill(server.engine_pid, signal.SIGSTOP)
+        for _ in range(signals):
+            server.signal()
+            time.sleep(0.2)
+        received = b"".join(iter(lambda: half.recv(4096), b""))
+    assert server.wait(12) == 0
+    stream.join(5)
+    assert stream.error["code"] == "shutting_down"
+    assert received.startswith(b"HTTP/1.1 503 ") and b'"code":"shutting_down"' in received
+    for each in (whole, vectors):
+        each.join(5)
+        assert each.reply.status_code == 503 and int(each.reply.headers["retry-after"]) >= 1
+        assert each.reply.json()["error"]["code"] == "shutting_down"
+    assert "Traceback" not in server.log.read_text()
+    assert sorted(line["status"] for line in server.events("request")) == [200, 503, 503, 503]
+
+
+def test_a_reader_that_stopped_does_not_hold_the_end_up(serve: Serve) -> None:
+    server = serve("--drain-timeout", "0.3", "--send-timeout", "60", "--stream-interval", "0")
+    body = json.dumps({**LONG, "n": 16, "logprobs": 20, "stream": True}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((host, int(port)))
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        until = time.monotonic() + 60
+        while server.metrics()["saccade_generation_tokens_total"] < 400 * 16:
+            if time.monotonic() > until or server.metrics()["saccade_sequences_in_flight"] == 0:
+                break
+            time.sleep(0.05)
+        server.signal()
+        assert server.wait(12) == 0
+    assert "Traceback" not in server.log.read_text()
+    assert [line["status"] for line in server.events("request")] == [200]
+
+
 def test_terminated_while_it_starts_and_when_idle(serve: Serve) -> None:
     starting = serve(ready=False)
     assert starting.http.get("/live").status_code == 200
@@ -265,6 +335,68 @@ def test_abort_by_id(serve: Serve) -> None:
     assert {choice["finish_reason"] for choice in choices} == {"abort"}
     assert 0 < found[0].json()["usage"]["completion_tokens"] < 8 * 400
     assert server.http.post("/abort", json={"request_id": "x"}).status_code == 401
+
+
+def test_abort_by_an_id_that_looks_like_a_replys(serve: Serve) -> None:
+    server = serve()
+    for own, asked in (
+        ("cmpl-a", "cmpl-a"),
+        ("chatcmpl-b", "cmpl-chatcmpl-b"),
+        ("resp_resp_c", "resp_resp_resp_c"),
+        ("d", "resp_d"),
+    ):
+        waiting = Waiting(server, "/v1/completions", {**LONG, "n": 8}, **{"x-request-id": own})
+        assert aborted(server, asked) == 1
+        waiting.join(30)
+        assert waiting.reply.json()["id"] == f"cmpl-{own}"
+        assert waiting.reply.json()["choices"][0]["finish_reason"] == "abort"
+    assert server.http.post("/abort", json={"request_id": "cmpl-"}).json() == {"aborted": 0}
+
+
+def aborted(server: Running, id: str) -> int:
+    """What /abort answers once the engine works on something; 0 when it never does."""
+    until = time.monotonic() + 20
+    while server.metrics()["saccade_requests_running"] == 0 and time.monotonic() < until:
+        time.sleep(0.01)
+    return int(server.http.post("/abort", json={"request_id": id}).json()["aborted"])
+
+
+def held_embeddings(server: Running) -> Waiting:
+    """A request under the id `vectors`, before an engine that has been stopped."""
+    os.kill(server.engine_pid, signal.SIGSTOP)
+    body = {"input": [[40] * 50] * 200}
+    waiting = Waiting(server, "/v1/embeddings", body, **{"x-request-id": "vectors"})
+    until = time.monotonic() + 5
+    while server.metrics()["saccade_sequences_in_flight"] == 0 and time.monotonic() < until:
+        time.sleep(0.01)
+    return waiting
+
+
+def test_aborted_embeddings_are_an_error_of_the_client(serve: Serve) -> None:
+    server = serve()
+    waiting = held_embeddings(server)
+    reply = server.http.post("/abort", json={"request_id": "vectors"})
+    assert reply.json() == {"aborted": 1}
+    os.kill(server.engine_pid, signal.SIGCONT)
+    waiting.join(30)
+    assert waiting.reply.status_code == 400
+    assert waiting.reply.json()["error"] == {
+        "message": "The request was aborted.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "aborted",
+    }
+
+
+def test_embeddings_that_a_drain_leaves_are_unavailable(serve: Serve) -> None:
+    server = serve("--drain-timeout", "0.1")
+    waiting = held_embeddings(server)
+    server.signal()
+    server.wait_for("requests did not finish in time")
+    os.kill(server.engine_pid, signal.SIGCONT)
+    waiting.join(30)
+    assert waiting.reply.status_code == 503
+    assert waiting.reply.json()["error"]["code"] == "shutting_down"
 
 
 def test_overload_is_refused_at_once_and_the_admitted_finish(serve: Serve) -> None:
