@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
+from .cors import Cors
 from .endpoints import Endpoint
 from .gate import Gate
 from .openapi import specification
@@ -98,11 +98,5 @@ def build_app(service: Service) -> ASGIApp:
     app: ASGIApp = Router(routes, redirect_slashes=False)
     app = Gate(app, service)
     if service.config.cors_origins:
-        app = CORSMiddleware(
-            app,
-            allow_origins=list(service.config.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-            expose_headers=["X-Request-Id"],
-        )
+        app = Cors(app, service.config.cors_origins)
     return app

@@ -19,6 +19,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .cors import preflight_of
 from .exchange import ClientGoneError, Exchange
 from .protocol.errors import ApiError
 from .protocol_h11 import hang_up
@@ -57,6 +58,9 @@ class Gate:
         try:
             limits = self._service.config.limits
             check_head(scope, limits.header_bytes)
+            if (preflight := preflight_of(scope)) is not None:
+                await preflight(scope, receive, out)
+                return
             exchange.owner = self._authorise(scope["path"], headers)
             body = BoundedBody(receive, limits.body_bytes, limits.body_s)
             body.check_length(headers.get("content-length"))

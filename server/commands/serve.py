@@ -243,6 +243,8 @@ def listen_options(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"--{old.replace('_', '-')}: no such file: {options[new]}")
     if "certificate" not in options and ("key" in options or "client_ca" in options):
         raise UsageError("--ssl-keyfile and --ssl-ca-certs need --ssl-certfile")
+    if not options.get("host", "any").strip():  # a variable that is not set; to the OS: everywhere
+        raise UsageError("--host must not be empty; write 0.0.0.0 to listen on all addresses")
     if not 0 <= options.get("port", 0) < 1 << 16:
         raise UsageError("--port must be from 0 to 65535")
     return options

@@ -107,6 +107,7 @@ def test_usage_errors_exit_2(argv: list[str], capsys: pytest.CaptureFixture[str]
     ("argv", "words"),
     [
         (("--port", "70000"), "--port must be from 0 to 65535"),
+        (("--host", ""), "--host must not be empty"),
         (("--api-key", ""), "--api-key must not be empty"),
         (("--api-key-file", "/nowhere"), "--api-key-file"),
         (("--ssl-keyfile", __file__), "need --ssl-certfile"),

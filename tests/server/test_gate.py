@@ -88,6 +88,33 @@ def test_other_pages_may_ask_only_if_told_so(server: Running, serve: Serve) -> N
     assert reply.headers["access-control-allow-origin"] == "https://app.example"
     evil = told.http.options("/v1/completions", headers={**ask, "origin": "https://evil.example"})
     assert "access-control-allow-origin" not in evil.headers
+    assert evil.status_code == 400 and evil.json()["error"]["code"] == "cors_refused"
+    assert evil.headers["x-request-id"]
+
+
+def test_a_page_with_openais_own_client_may_ask(serve: Serve) -> None:
+    """Its headers are many, and an answer of any status must be readable to it."""
+    server = serve("--cors-origin", "https://app.example", "--api-key", "key")
+    origin = {"origin": "https://app.example"}
+    names = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-retry-count"
+    ask = {"access-control-request-method": "POST", "access-control-request-headers": names}
+    reply = server.http.options("/v1/completions", headers={**origin, **ask})
+    assert reply.status_code == 200 and reply.headers["access-control-allow-headers"] == names
+    assert reply.headers["access-control-allow-origin"] == "https://app.example"
+    assert "access-control-allow-credentials" not in reply.headers
+    id = reply.headers["x-request-id"]
+    until = time.monotonic() + 10
+    while not any(line["id"] == id for line in server.events("request")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    for key, status in (("key", 200), ("other", 401)):
+        headers = {**origin, "authorization": f"Bearer {key}", "x-stainless-lang": "js"}
+        reply = server.http.post("/v1/completions", json={"prompt": "x"}, headers=headers)
+        assert reply.status_code == status
+        assert reply.headers["access-control-allow-origin"] == "https://app.example"
+        assert reply.headers["access-control-expose-headers"] == "Retry-After, X-Request-Id"
+    plain = {"access-control-request-method": "POST"}  # without an origin it is no such question
+    assert server.http.options("/v1/completions", headers=plain).status_code == 401
 
 
 def test_tls(tiny: Path, tmp_path: Path) -> None:
