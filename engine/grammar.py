@@ -19,6 +19,7 @@ import numpy as np
 
 from .checks import shown
 from .errors import RequestError
+from .gbnf import as_lark
 from .grammar_state import GrammarState
 from .structure import Structure
 from .token_bytes import token_bytes
@@ -32,6 +33,10 @@ _JSON: Any = {
 }
 _CACHED = 64
 _AT_ONCE = 2
+# llguidance follows names from rule to rule on the stack: the usual 8 MB overflow, and end the
+# process, behind 3000 of them in a row. Of this, memory is only what is used.
+_STACK = 256 << 20
+_STARTING = threading.Lock()
 
 
 class GrammarCompiler:
@@ -97,7 +102,12 @@ class GrammarCompiler:
 
         # A daemon: one that is stuck must not keep the process from ending.
         thread = threading.Thread(target=work, name="compile-grammar", daemon=True)
-        thread.start()
+        with _STARTING:
+            usual = threading.stack_size(_STACK)
+            try:
+                thread.start()
+            finally:
+                threading.stack_size(usual)
         thread.join(max(0.0, end - time.monotonic()))
         if not box:
             raise late
@@ -159,7 +169,8 @@ class GrammarCompiler:
         marks = [
             f"mark_{number}: {self._marker(text)}" for number, text in enumerate(structure.markers)
         ]
-        return make.grammar_from_lark("\n".join([structure.text, *marks, *self._around(structure)]))
+        rules = [as_lark(structure.text), *marks, *self._around(structure)]
+        return make.grammar_from_lark("\n".join(rules))
 
     def _around(self, structure: Structure) -> list[str]:
         """The free text around markers, as far as a grammar names it: Structure.grammar."""

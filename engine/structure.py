@@ -25,9 +25,9 @@ class Structure:
     """What a completion must be, from its first character to its last.
 
     kind and text: "json_object" (no text), "json_schema" (a JSON schema), "regex" (without look-
-    around), "choice" (a JSON list of texts), "grammar" (Lark, as llguidance reads it). markers: of
-    a grammar: texts that may be single special tokens of the vocabulary; rule `mark_0` stands for
-    the first of them, as token or as text, and so on; `upto_0` for any text that ends with it, and
+    around), "choice" (a JSON list of texts), "grammar" (as `grammar` reads it). markers: of a
+    grammar: texts that may be single special tokens of the vocabulary; rule `mark_0` stands for the
+    first of them, as token or as text, and so on; `upto_0` for any text that ends with it, and
     `rest` for any text without those that the grammar looks for in this way. otherwise: another
     form that will do as well. after: a marker behind which the form begins; before it the text is
     free, such as reasoning. opening: a marker with which that free part begins, if there is one at
@@ -70,7 +70,9 @@ class Structure:
 
     @classmethod
     def grammar(cls, lark: str, markers: Sequence[str] = ()) -> Structure:
-        """Text of a grammar whose first rule is `start`."""
+        """Text of a grammar in Lark, as llguidance reads it, which begins at its rule `start`; or
+        in GBNF, whose rules are written `name ::= ...`, and which begins at `root`.
+        """
         return cls("grammar", lark, tuple(markers))
 
     def behind(self, marker: str, opening: str = "") -> Structure:

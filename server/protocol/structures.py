@@ -68,8 +68,9 @@ class ResponseFormat(msgspec.Struct):
 
 
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
-    """One of: a JSON schema, a regular expression, texts to choose from, a Lark grammar.
+    """One of: a JSON schema, a regular expression, texts to choose from, a grammar.
 
+    grammar: in Lark from its rule `start`, or in GBNF (`name ::= ...`) from its rule `root`.
     A field that is not known here could be a form, which must not be passed over. vLLM's options
     are known, because its clients send all of them, and refused where they would change something.
     """

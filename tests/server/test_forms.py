@@ -69,7 +69,7 @@ def test_other_forms(server: Running, tight: dict[str, float]) -> None:
 
     assert text(choice=["yes", "no"]) in ("yes", "no")
     assert text(regex="[0-9]{4}").isdecimal()
-    assert text(grammar='start: "a" "b"') == "ab"
+    assert text(grammar='start: "a" "b"') == text(grammar='root ::= "a" b\nb ::= "b"') == "ab"
     assert set(json.loads(text(json=json.dumps(SCHEMA)))) == {"ok", "kind"}
     assert set(KNOWN_FORMS.split(", ")) <= set(StructuredOutputs.__struct_fields__)
     plain = {"type": "text"}
@@ -142,6 +142,10 @@ def test_what_vllms_own_clients_send_beside_a_form(server: Running) -> None:
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex and guided_choice exclude"),
         ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "exclude each other"),
         ({"structured_outputs": {"grammar": "not a grammar"}}, ""),
+        (
+            {"structured_outputs": {"grammar": "root ::= nowhere"}},
+            "structured_outputs: the grammar cannot be used: line 1: there is no rule 'nowhere'",
+        ),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "one form"),
         ({"structured_outputs": {"choice": []}}, ""),
         ({"structured_outputs": {"json": {"type": "no such type"}}}, ""),
