@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import llguidance
 
 # A mask usually takes 20 to 100 microseconds; ambiguous grammars make it slower with every token.
+# What counts is this thread's own time: that others hold the processor is no grammar's fault.
 # Slow ones hold up everybody's step: a request may cost the others so much in all,
 _REQUEST_S = 2.0
 _SLOW_MASK_S = 0.5  # no mask so much,
@@ -48,9 +49,9 @@ class GrammarState:
 
     def advance(self, token: int) -> None:
         """Takes note of a sampled token."""
-        start = time.monotonic()
+        start = time.thread_time()
         self._matcher.consume_token(token)
-        self._advance_s = time.monotonic() - start
+        self._advance_s = time.thread_time() - start
 
     @property
     def is_complete(self) -> bool:
@@ -66,9 +67,9 @@ class GrammarState:
         of_step = of_step or MaskTime()
         if of_step.spent > _STEP_S and self._last_s > _QUICK_MASK_S:
             raise _too_complex()
-        start = time.monotonic()
+        start = time.thread_time()
         words = self._matcher.compute_bitmask()
-        self._last_s = time.monotonic() - start + self._advance_s
+        self._last_s = time.thread_time() - start + self._advance_s
         of_step.spent += self._last_s
         if self._last_s > _QUICK_MASK_S:
             self._of_request.spent += self._last_s

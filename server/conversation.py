@@ -20,6 +20,7 @@ from .protocol.chat import ChatRequest
 from .protocol.errors import ApiError, from_request_error
 from .protocol.tools import ToolUse
 from .reading import AnswerReader, News
+from .reasoning import Begins
 from .sampling import check_lengths, sampling_params
 from .service import Service
 from .tools.choice import forced_calls, guarded_calls
@@ -80,20 +81,20 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
         info = service.engine_info()
         special = body.add_special_tokens is True
         prompt = await service.prompts.render(body.messages, special, **body.rendering(use))
-        inside = formats.thinks and begins_inside(body, prompt)
+        begins = beginning(body, prompt)
         keep, limit = body.truncate_prompt_tokens, info.max_model_len
         prompt = truncate(prompt, keep, limit, body.output_limit)
         check_lengths(len(prompt.ids), body.output_limit, limit, "messages")
         limits.check_prompt_logprobs(len(prompt.ids), 1, params.prompt_logprobs)
-        params = fitted(params, use, formats, inside, names)
+        params = fitted(params, use, formats, begins, names)
         call.submit([prompt], params, **(body.placing() | {"names": names}))
         exchange.fields |= {"model": model, "stream": body.streams}
     except BaseException:
         call.close()
         raise
     callable_names = () if use is None else use.names
-    many = use is None or use.many
-    readers = [formats.reader(inside, callable_names, many) for _ in range(params.n)]
+    many, forced = use is None or use.many, use is not None and bool(use.forced)
+    readers = [formats.reader(begins, callable_names, many, forced) for _ in range(params.n)]
     return Conversation(call, prompt, model, params, readers)
 
 
@@ -107,20 +108,20 @@ def check_use(use: ToolUse | None, formats: Formats) -> None:
         raise ApiError(400, message, "tools", "unsupported_parameter")
 
 
-def begins_inside(body: ChatRequest, prompt: Prompt) -> bool:
-    """Whether the answer begins inside of a block of reasoning."""
+def beginning(body: ChatRequest, prompt: Prompt) -> Begins:
+    """Where the answer begins, by the message that it continues, or else by the prompt."""
     last: Mapping[str, Any] = body.messages[-1] if body.messages else {}
     content = last.get("content")
-    if body.continue_final_message and isinstance(content, str):
-        return content.rfind(reasoning.START) > content.rfind(reasoning.END)
-    return reasoning.opens_reasoning(prompt.text or "")
+    if body.continue_final_message and isinstance(content, str) and content.strip():
+        return reasoning.continues(content)
+    return reasoning.begins(prompt.text or "")
 
 
 def fitted(
     params: SamplingParams,
     use: ToolUse | None,
     formats: Formats,
-    inside: bool,
+    begins: Begins,
     names: dict[str, str],
 ) -> SamplingParams:
     """The sampling with the form that tools and reasoning ask for. ApiError."""
@@ -135,8 +136,9 @@ def fitted(
                 structure = replace(calls, otherwise=structure)
             elif use.strict:
                 structure = guarded_calls(formats.tools, use.tools, use.many)
-        if structure is not None and formats.thinks:
-            structure = structure.behind(reasoning.END, "" if inside else reasoning.START)
+        if structure is not None and formats.thinks and begins is not Begins.BEHIND:
+            opening = reasoning.START if begins is Begins.BEFORE else ""
+            structure = structure.behind(reasoning.END, opening)
     except RequestError as error:
         raise from_request_error(error, names) from None
     keeps = formats.keeps_special(calls=use is not None)

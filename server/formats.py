@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import reasoning
 from .reading import AnswerReader
+from .reasoning import Begins
 from .tools import PARSERS, guess_format
 
 if TYPE_CHECKING:
@@ -52,13 +53,17 @@ class Formats:
         }
         return cls(tools, thinks, frozenset(special))
 
-    def reader(self, inside: bool, names: tuple[str, ...], many: bool) -> AnswerReader:
-        """Reads one answer. inside: it begins inside of a block of reasoning; names: the tools
-        that may be called, none: calls are not looked for; many: there may be several calls.
+    def reader(
+        self, begins: Begins, names: tuple[str, ...], many: bool, forced: bool = False
+    ) -> AnswerReader:
+        """Reads one answer. begins: where, as to reasoning; names: the tools that may be called,
+        none: calls are not looked for; many: there may be several calls; forced: nothing but calls.
         """
         parser = PARSERS[self.tools](names) if names and self.tools is not None else None
-        splitter = reasoning.ReasoningSplitter(inside) if self.thinks else None
-        return AnswerReader(splitter, parser, many)
+        splitter = None
+        if self.thinks and begins is not Begins.BEHIND:
+            splitter = reasoning.ReasoningSplitter(begins is Begins.INSIDE)
+        return AnswerReader(splitter, parser, many, forced)
 
     def keeps_special(self, calls: bool) -> bool:
         """Whether the engine must leave special tokens in the text, for the readers to see."""

@@ -42,14 +42,14 @@ class ItemWriter:
         """The events of what is new; logprobs: of the tokens that have brought it.
 
         They stand with the text. Tokens that have not brought any yet, such as a part of a
-        character, wait for it.
+        character, wait for it; markers and what stands between them bring none.
         """
         self._pending += logprobs
         if news.reasoning:
             yield from self._write_text(ReasoningItem, news.reasoning)
         if news.content:
             yield from self._write_text(MessageItem, news.content)
-        if news.reasoning or news.calls:
+        if news.reasoning or news.calls or news.apart:
             self._pending = []
         for delta in news.calls:
             yield from self._write_call(delta)

@@ -51,11 +51,12 @@ class Offsets:
 
     def take(self, token: int) -> int:
         """Where the next token of the text begins."""
-        start = self._at
         if self._detokenizer is None or not self._leaves_text(token):
-            return start
+            return self._at
+        content = self._texts.bytes_of(token)
+        start = self._at + self._broken(content)
         text = self._detokenizer.push(token)
-        ahead = self._utf8.decode(self._texts.bytes_of(token))
+        ahead = self._utf8.decode(content)
         if text:
             self._at = self._certain = self._end_of(text)
         elif self._waits(token):
@@ -66,6 +67,11 @@ class Offsets:
         """Of a run of byte tokens nothing comes out before its end, but its characters count."""
         tokenizer = self._texts.tokenizer
         return tokenizer is not None and fallback_byte(tokenizer.piece(token)) is not None
+
+    def _broken(self, content: bytes) -> int:
+        """Characters begun before that do not go on here: each stands in the text as U+FFFD."""
+        begun = self._utf8.getstate()[0]
+        return len((begun + content[:1]).decode(errors="replace")) - 1 if begun and content else 0
 
     def _leaves_text(self, token: int) -> bool:
         if token not in self._special:

@@ -6,33 +6,43 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from .reasoning import ReasoningSplitter
+from .reasoning import ReasoningSplitter, Split
 from .tools import ToolDelta, ToolParser
 
 
 @dataclass
 class News:
-    """What is new in an answer, in the order in which the fields stand."""
+    """What is new in an answer, in the order in which the fields stand.
+
+    apart: of the tokens so far that have brought nothing, none belongs to what comes next.
+    """
 
     reasoning: str = ""
     content: str = ""
     calls: list[ToolDelta] = field(default_factory=list)
+    apart: bool = False
 
 
 class AnswerReader:
     """Takes an answer piece by piece; any cut of it gives the same when joined.
 
-    many: False: of several calls the first one counts. `reasoning_tokens`: up to the token that
-    ends the reasoning, and with it.
+    many: False: of several calls the first one counts. forced: there are only calls, so that the
+    beginning of one that was cut off before its name is no content. `reasoning_tokens`: up to the
+    token that ends the reasoning, and with it.
     """
 
     def __init__(
-        self, splitter: ReasoningSplitter | None, parser: ToolParser | None, many: bool = True
+        self,
+        splitter: ReasoningSplitter | None,
+        parser: ToolParser | None,
+        many: bool = True,
+        forced: bool = False,
     ) -> None:
         self._arguments: list[list[str]] = []  # of each call, in pieces
         self.reasoning_tokens = 0
         self._undecided = 0  # tokens that are reasoning if this turns out to begin with some
-        self._splitter, self._parser, self._many = splitter, parser, many
+        self._splitter, self._parser = splitter, parser
+        self._many, self._forced = many, forced
 
     @property
     def num_calls(self) -> int:
@@ -58,10 +68,9 @@ class AnswerReader:
         split = splitter.push(text)
         if not over:
             self._undecided += tokens
-        news = News(split.reasoning, split.content)
-        if last:
-            rest = splitter.finish()
-            news = News(news.reasoning + rest.reasoning, news.content + rest.content)
+        apart = bool(text) and splitter.is_apart  # no text: perhaps a part of a character
+        rest = splitter.finish() if last else Split("", "")
+        news = News(split.reasoning + rest.reasoning, split.content + rest.content, apart=apart)
         if splitter.has_begun:
             self.reasoning_tokens += self._undecided
         if splitter.has_begun or splitter.is_over:
@@ -72,7 +81,7 @@ class AnswerReader:
         pieces = [parser.push(news.content)]
         if last:
             pieces.append(parser.finish())
-        news.content = "".join(piece.content for piece in pieces)
+        news.content = "" if self._forced else "".join(piece.content for piece in pieces)
         for delta in (delta for piece in pieces for delta in piece.deltas):
             if not self._many and delta.index > 0:
                 continue

@@ -6,9 +6,18 @@ the answer that follows it belongs to neither.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import NamedTuple
 
 START, END = "<think>", "</think>"
+
+
+class Begins(Enum):
+    """Where an answer begins: a block may come first, has been opened by the prompt, or is over."""
+
+    BEFORE = "before"
+    INSIDE = "inside"
+    BEHIND = "behind"
 
 
 class Split(NamedTuple):
@@ -21,7 +30,7 @@ class Split(NamedTuple):
 class ReasoningSplitter:
     """Takes an answer piece by piece; any cut of it gives the same texts when joined.
 
-    inside: the prompt has opened the block already (see `opens_reasoning`); a second opening at the
+    inside: the prompt has opened the block already (see `begins`); a second opening at the
     beginning of the answer is then passed over.
     """
 
@@ -37,6 +46,11 @@ class ReasoningSplitter:
     def is_over(self) -> bool:
         """Whether the block has ended, or cannot come any more."""
         return self._state in ("between", "content")
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether nothing that has come so far can become content."""
+        return self._state in ("inside", "between")
 
     def push(self, text: str) -> Split:
         """What is certain after this piece; a marker that has only begun is held back."""
@@ -97,6 +111,16 @@ def split_reasoning(text: str, inside: bool = False) -> Split:
     return Split(first.reasoning + last.reasoning, first.content + last.content)
 
 
-def opens_reasoning(prompt: str) -> bool:
-    """Whether a rendered prompt ends inside of a block, so that the answer begins there."""
-    return prompt.rstrip().endswith(START)
+def begins(prompt: str) -> Begins:
+    """Where the answer to a rendered prompt begins."""
+    text = prompt.rstrip()
+    if text.endswith(START):
+        return Begins.INSIDE
+    return Begins.BEHIND if text.endswith(END) else Begins.BEFORE
+
+
+def continues(content: str) -> Begins:
+    """Where the rest of an answer begins, of which `content` is there already."""
+    if content.rfind(START) > content.rfind(END):
+        return Begins.INSIDE
+    return Begins.BEHIND if content.strip() else Begins.BEFORE

@@ -362,7 +362,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.takes = 0.0, 0.0
-        monkeypatch.setattr(grammar_state.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(grammar_state.time, "thread_time", lambda: self.now)
 
     def deep_copy(self) -> Clock:
         return self

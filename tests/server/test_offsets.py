@@ -89,6 +89,24 @@ def test_broken_characters_drift_nowhere(ids: list[int]) -> None:
         assert found[-1] == len(text) - 1 and text.endswith("xx")
 
 
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=12))
+def test_the_parts_of_a_character_stand_where_it_does(ids: list[int]) -> None:
+    """Also of one that is never finished."""
+    words = KINDS["byte_level"]
+    texts = TokenTexts(words)
+    tokens = [token for token in ids if token not in words.special_ids]
+    pieces = [texts.bytes_of(token) for token in tokens]
+    whole = b"".join(pieces).decode(errors="replace")
+    places, before = [], b""
+    for index, piece in enumerate(pieces):
+        head = before.decode(errors="replace")
+        cuts = head + b"".join(pieces[index:]).decode(errors="replace") != whole
+        places.append(len(head) - cuts)
+        before += piece
+    walk = Offsets(texts)
+    assert [walk.take(token) for token in tokens] == places
+
+
 def test_without_a_tokenizer_there_is_no_text() -> None:
     walk = Offsets(TokenTexts(None), [1, 2])
     assert [walk.take(token) for token in (1, 2, 3)] == [0, 0, 0]

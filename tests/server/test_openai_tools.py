@@ -278,8 +278,8 @@ def test_a_template_without_a_known_format_refuses_tools(server: Running) -> Non
     assert reply.status_code == 400 and "--tool-call-parser" in reply.text
 
 
-THINKING = TEMPLATE.replace("[assistant]{% endif %}", "[assistant]<think>{% endif %}</think>")
-THINKING = THINKING.replace("</think>", "{# </think> #}")
+_OVER = "{% if enable_thinking is false %}</think>{% endif %}"
+THINKING = TEMPLATE.replace("[assistant]{% endif %}", f"[assistant]<think>{_OVER}{{% endif %}}")
 
 
 @pytest.fixture(scope="module")
@@ -313,29 +313,46 @@ def test_reasoning_comes_first_and_is_counted(thinking: Running) -> None:
         assert not hasattr(hidden.choices[0].message, "reasoning_content")
 
 
-def test_a_form_and_a_call_begin_behind_the_reasoning(thinking: Running) -> None:
-    """The client has begun the last message, so that the thought is at its end."""
-    started = [*CHAT, {"role": "assistant", "content": "<think>hm</think>"}]
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes"]}}}
-    goes_on = {"continue_final_message": True, "add_generation_prompt": False, "max_tokens": 900}
+STARTED = [*CHAT, {"role": "assistant", "content": "<think>hm</think>"}]
+GOES_ON = {"messages": STARTED, "continue_final_message": True, "add_generation_prompt": False}
+NO_THOUGHT = {"messages": CHAT, "chat_template_kwargs": {"enable_thinking": False}}
+
+
+@pytest.mark.parametrize("prompt", [GOES_ON, NO_THOUGHT], ids=["continued", "switched off"])
+def test_a_form_and_a_call_begin_behind_the_reasoning(thinking: Running, prompt: Any) -> None:
+    """The prompt has the thought already, or an empty one: no other can begin."""
+    schema = {"enum": ["yes"]}
     forms: list[dict[str, Any]] = [
-        {"response_format": form},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": schema},
+            }
+        },
+        {"structured_outputs": {"choice": ["<think>", '"yes"']}, "logit_bias": {0: -100}},
         {"tools": TOOLS, "tool_choice": "required"},
     ]
     for more in forms:
-        seen = set()
-        for seed in range(8):
-            body = {"messages": started, "seed": seed, **goes_on, **more}
+        for seed in range(3):
+            body = {**prompt, "seed": seed, "max_tokens": 900, **more}
             reply = thinking.http.post("/v1/chat/completions", json=body).json()
             message = reply["choices"][0]["message"]
-            if "reasoning" in message:  # it has begun to think again, and never stopped
-                seen.add("thought")
-                continue
-            seen.add("answered")
+            assert "reasoning" not in message
             if "tools" in more:
                 for call in message["tool_calls"]:
-                    schema = SCHEMAS[call["function"]["name"]]
-                    jsonschema.validate(json.loads(call["function"]["arguments"]), schema)
+                    arguments = json.loads(call["function"]["arguments"])
+                    jsonschema.validate(arguments, SCHEMAS[call["function"]["name"]])
             else:
-                assert json.loads(message["content"]) == "yes"
-        assert "answered" in seen
+                assert message["content"] in ('"yes"', "<think>")
+
+
+def test_a_forced_call_that_is_cut_off_leaves_no_markup(thinking: Running) -> None:
+    body = {**NO_THOUGHT, "tools": TOOLS, "tool_choice": "required", "seed": 1}
+    for max_tokens in (1, 5, 20):
+        reply = thinking.http.post(
+            "/v1/chat/completions", json={**body, "max_tokens": max_tokens}
+        ).json()
+        (choice,) = reply["choices"]
+        assert not choice["message"]["content"] and choice["finish_reason"] == "length"
+        told = streamed(thinking, "/v1/chat/completions", {**body, "max_tokens": max_tokens})
+        assert not any(each["choices"][0]["delta"].get("content") for each in told)

@@ -14,7 +14,10 @@ from saccade.engine.params import SamplingParams
 from saccade.engine.structure import Structure
 from saccade.server.chat import ChatTemplate
 from saccade.server.formats import Formats
+from saccade.server.items import ItemWriter
+from saccade.server.protocol.chat import TokenLogprob
 from saccade.server.reading import AnswerReader, is_object
+from saccade.server.reasoning import Begins
 
 from ..engine.tokenizers_for_tests import byte_level
 from .chat_templates import FAMILIES
@@ -40,6 +43,11 @@ SCRIPTS: list[tuple[str, bool, str, str, Calls]] = [
 ]
 
 
+def beginning(inside: bool) -> Begins:
+    """Where a script begins."""
+    return Begins.INSIDE if inside else Begins.BEFORE
+
+
 def read(reader: AnswerReader, parts: list[str]) -> tuple[str, str, Calls]:
     """The answer put together as a client does."""
     reasoning, content = "", ""
@@ -59,7 +67,7 @@ def read(reader: AnswerReader, parts: list[str]) -> tuple[str, str, Calls]:
 @given(st.sampled_from(SCRIPTS), CUTS, st.booleans())
 def test_an_answer_in_any_pieces(script: Any, sizes: list[int], many: bool) -> None:
     text, inside, reasoning, content, calls = script
-    reader = Formats("hermes", thinks=True).reader(inside, ("f", "g"), many)
+    reader = Formats("hermes", thinks=True).reader(beginning(inside), ("f", "g"), many)
     found = read(reader, [*pieces(text, sizes), ""])
     assert found == (reasoning, content, calls if many else calls[:1])
 
@@ -67,7 +75,7 @@ def test_an_answer_in_any_pieces(script: Any, sizes: list[int], many: bool) -> N
 @given(st.sampled_from(SCRIPTS), st.booleans())
 def test_tokens_of_reasoning_are_counted(script: Any, ends: bool) -> None:
     text, inside, *_ = script
-    reader = Formats("hermes", thinks=True).reader(inside, (), True)
+    reader = Formats("hermes", thinks=True).reader(beginning(inside), (), True)
     read(reader, [*text, ""] if ends else list(text) or [""])
     end = text.find("</think>")
     expected = end + len("</think>") if end >= 0 else len(text) + ends if inside else 0
@@ -78,7 +86,7 @@ def test_tokens_of_reasoning_are_counted(script: Any, ends: bool) -> None:
 @given(st.integers(0, len(TWO)), CUTS)
 def test_calls_that_are_cut_are_not_whole(end: int, sizes: list[int]) -> None:
     """An answer may end anywhere: its last call is whole as soon as its arguments are."""
-    reader = Formats("hermes", thinks=False).reader(False, ("f", "g"), True)
+    reader = Formats("hermes", thinks=False).reader(Begins.BEFORE, ("f", "g"), True)
     _, _, calls = read(reader, [*pieces(TWO[:end], sizes), ""])
     assert reader.calls_are_whole == (calls in ([], [F], [F, G]))
     arguments_of_f = TWO.index(F[1]) + len(F[1])
@@ -107,9 +115,39 @@ def test_objects_are_told_from_parts_of_them(text: str, whole: bool) -> None:
 
 def test_nothing_is_looked_for_unless_the_model_writes_it() -> None:
     text = f"<think>a</think>{TWO}"
-    assert read(Formats("hermes", thinks=False).reader(False, (), True), [text])[1] == text
-    reasoning, content, calls = read(Formats(None, thinks=True).reader(False, ("f",), True), [text])
+    assert read(Formats("hermes", thinks=False).reader(Begins.BEFORE, (), True), [text])[1] == text
+    reasoning, content, calls = read(
+        Formats(None, thinks=True).reader(Begins.BEFORE, ("f",), True), [text]
+    )
     assert (reasoning, content, calls) == ("a", TWO, [])
+
+
+@given(st.sampled_from(SCRIPTS), CUTS)
+def test_behind_the_reasoning_there_is_only_an_answer(script: Any, sizes: list[int]) -> None:
+    text = script[0]
+    reader = Formats("hermes", thinks=True).reader(Begins.BEHIND, (), True)
+    assert read(reader, [*pieces(text, sizes), ""]) == ("", text, [])
+    assert reader.reasoning_tokens == 0
+
+
+@given(st.integers(0, len(TWO)), CUTS)
+def test_where_calls_are_forced_there_is_no_content(end: int, sizes: list[int]) -> None:
+    reader = Formats("hermes", thinks=False).reader(Begins.BEFORE, ("f", "g"), True, forced=True)
+    _, content, calls = read(reader, [*pieces(TWO[:end], sizes), ""])
+    assert content == "" and [name for name, _ in calls] == ["f", "g"][: len(calls)]
+
+
+def test_log_probabilities_are_those_of_the_text() -> None:
+    """Markers, and the whitespace around the reasoning, are tokens that the text does not have."""
+    reader = Formats(None, thinks=True).reader(Begins.BEFORE, (), True)
+    writer = ItemWriter("x")
+    tokens = ["<think>", "\n", "hm", "\n", "</th", "ink>", "\n\n", "", "é", " there"]
+    for token in tokens:
+        list(writer.write(reader.push(token, 1), [TokenLogprob(token, -1.0, None, [])]))
+    list(writer.write(reader.push("", 0, last=True)))
+    thought, message = writer.items
+    assert thought.content[0].text == "hm" and message.content[0].text == "é there"
+    assert [each.token for each in message.content[0].logprobs] == ["", "é", " there"]
 
 
 def test_formats_are_read_from_the_template() -> None:

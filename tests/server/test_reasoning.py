@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saccade.server.reasoning import ReasoningSplitter, opens_reasoning, split_reasoning
+from saccade.server.reasoning import Begins, ReasoningSplitter, begins, continues, split_reasoning
 
 from .cuts import CUTS, pieces
 
@@ -55,7 +55,11 @@ def test_comes_as_early_as_it_can() -> None:
     assert said == [("", ""), ("", ""), ("Hm", ""), (" ...", ""), ("", ""), ("", ""), ("", "Yes")]
 
 
-def test_the_prompt_may_open_the_block() -> None:
-    assert opens_reasoning("<|Assistant|><think>\n")
-    assert not opens_reasoning("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    assert not opens_reasoning("<|im_start|>assistant\n")
+def test_where_an_answer_begins() -> None:
+    assert begins("<|Assistant|><think>\n") is Begins.INSIDE
+    assert begins("<|im_start|>assistant\n<think>\n\n</think>\n\n") is Begins.BEHIND
+    assert begins("<|im_start|>assistant\n") is Begins.BEFORE
+    assert continues("<think>a</think><think>") is Begins.INSIDE
+    assert continues("<think>a</think>") is Begins.BEHIND
+    assert continues("Yes, and") is Begins.BEHIND
+    assert continues(" ") is Begins.BEFORE
