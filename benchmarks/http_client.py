@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import h11
 
 _EVENT = b"data: "
+_ANSWER_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Target:
         tls = parts.scheme == "https"
         prefix = parts.path.rstrip("/").removesuffix("/v1")
         return cls(parts.hostname, parts.port or (443 if tls else 80), prefix, tls, headers or {})
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
+        return f"http{'s' if self.tls else ''}://{self.host}:{self.port}{self.prefix}"
 
     def context(self) -> ssl.SSLContext | None:
         """For TLS, the certificates that this machine trusts."""
@@ -167,9 +173,18 @@ def _events(body: list[tuple[float, bytes]]) -> Any:
 
 
 async def ask(
-    target: Target, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    target: Target,
+    path: str,
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
+    patience_s: float = _ANSWER_S,
 ) -> Reply:
-    """Sends a request and waits for the whole reply."""
-    exchange = await send(target, path, body, headers)
-    await exchange.ended
+    """Sends a request and waits for the whole reply. OSError when nobody listens, TimeoutError (one
+    of them) when nobody answers in time.
+    """
+    exchange = await asyncio.wait_for(send(target, path, body, headers), patience_s)
+    try:
+        await asyncio.wait_for(exchange.ended, patience_s)
+    finally:
+        exchange.leave()
     return read(exchange)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,11 @@ RUN = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and write what was asked for. RequestError for unusable options."""
-    args = parser().parse_args(argv)
+    """Measure, print, and write what was asked for; 1 when a run had no answer at all.
+
+    RequestError for unusable options.
+    """
+    args = parser().parse_args(whole_values(sys.argv[1:] if argv is None else argv))
     check_outputs(args)
     names = list(RUN) if args.mode == ALL else [args.mode]
     with machine.using(args.isa, args.threads) as here:  # servers of our own inherit it
@@ -55,7 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = {name: each.document for name, each in found.items()}
     document |= {"modes": parts} if whole else parts[args.mode]
     options.write_outputs(args, "serve", document, report.plain(head, tables), plot(found))
-    return 0
+    return 0 if all(each.answered for each in found.values()) else 1
+
+
+def whole_values(argv: Sequence[str]) -> list[str]:
+    """The arguments with the value of --serve-args in one word with it: argparse takes what begins
+    with a dash, as every value of it does, for an option of its own.
+    """
+    found: list[str] = []
+    for word in argv:
+        if found and found[-1] == "--serve-args":
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def measure(args: argparse.Namespace, mode: str) -> Found:
@@ -82,6 +99,17 @@ def started(server: Server) -> tuple[Goal, Table]:
     note = f"{name}: {value}, goal {target}: {verdict}"
     columns = ("/health answered after", "with 200 after")
     return goal, Table("Start of the server", columns, [times], [note])
+
+
+def milliseconds(text: str) -> float:
+    """An argument that must be a positive time."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return found
 
 
 def plot(found: dict[str, Found]) -> Any:
@@ -117,7 +145,11 @@ def parser() -> argparse.ArgumentParser:
     texts = "; ".join(f"{name}: {text}" for name, text in MODES.items())
     made.add_argument("--mode", choices=tuple(MODES), default="load", help=texts)
     made.add_argument("--requests", type=positive, metavar="N", help="of each run (default 64)")
-    made.add_argument("--concurrency", metavar="N,N", help="requests at once (default 8)")
+    made.add_argument(
+        "--concurrency",
+        metavar="N,N",
+        help="requests at once (default 8); with --rate one number: at most",
+    )
     made.add_argument("--rate", metavar="X,X", help="requests a second, arriving at random")
     made.add_argument("--input-tokens", type=positive, default=128, metavar="N")
     made.add_argument("--output-tokens", type=positive, default=64, metavar="N")
@@ -126,10 +158,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--text", action="store_true", help="prompts of words and not of token ids")
     made.add_argument(
-        "--goodput-ttft-ms", type=float, metavar="X", help="counts as good below this"
+        "--goodput-ttft-ms", type=milliseconds, metavar="X", help="counts as good below this"
     )
     made.add_argument(
-        "--goodput-itl-ms", type=float, metavar="X", help="the same, mean of a request"
+        "--goodput-itl-ms", type=milliseconds, metavar="X", help="the same, mean of a request"
     )
     made.add_argument("--rounds", type=positive, default=3, help="--mode overhead")
     made.add_argument("--seed", type=int, default=0)

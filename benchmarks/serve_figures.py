@@ -76,9 +76,10 @@ def _spread(name: str, values: Sequence[float]) -> Figures:
 
 def setting(found: Figures) -> str:
     """How the requests came."""
-    if found["request_rate"] is not None:
-        return f"{found['request_rate']:g} a second"
-    return f"{found['max_concurrency']} at once"
+    rate, most = found["request_rate"], found["max_concurrency"]
+    if rate is None:
+        return f"{most} at once"
+    return f"{rate:g} a second" + (f", at most {most} at once" if most else "")
 
 
 def latency_table(runs: Sequence[Figures]) -> Table:

@@ -10,10 +10,11 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from .http_client import Exchange, Target, read, send
+from .http_client import Exchange, Reply, Target, read, send
 
 _WORDS = "the a of and to in is that for it with as on be at by this from or an are not".split()
 _PATIENCE_S = 1800.0
+_LATE = f"no end within {_PATIENCE_S:g} s"
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,44 @@ class Load:
         """Sends one request."""
         return await send(self.target, "/v1/completions", self.body(number))
 
-    async def one(self, number: int) -> Exchange:
-        """Sends one request and waits for its end."""
-        exchange = await self.start(number)
-        await asyncio.wait_for(exchange.ended, _PATIENCE_S)
-        return exchange
+    async def one(self, number: int) -> Exchange | Outcome:
+        """Sends one request and waits for its end; at once what became of it when nobody took it.
+
+        A server that is gone costs the requests that it does not answer, and not those before.
+        """
+        began = time.perf_counter()
+        try:
+            exchange = await asyncio.wait_for(self.start(number), _PATIENCE_S)
+        except OSError as error:
+            return Outcome(0, began, error=f"no connection: {error}")
+        return exchange if await wait_end(exchange) else Outcome(0, exchange.sent, error=_LATE)
+
+
+async def wait_end(exchange: Exchange, patience_s: float = _PATIENCE_S) -> bool:
+    """Waits for the end of a request; False when it does not come, and nobody waits any more."""
+    try:
+        await asyncio.wait_for(exchange.ended, patience_s)
+    except TimeoutError:
+        exchange.leave()
+        return False
+    return True
 
 
 def outcome(exchange: Exchange) -> Outcome:
     """What became of a request."""
-    reply = read(exchange)
+    try:
+        return _read(exchange, read(exchange))
+    except (ValueError, AttributeError) as error:
+        return Outcome(200, exchange.sent, error=f"no stream of completions: {error!s:.200}")
+
+
+def _read(exchange: Exchange, reply: Reply) -> Outcome:
+    """ValueError or AttributeError for events that are not JSON, or not objects."""
+    if reply.status == 0:
+        return Outcome(0, exchange.sent, error="the connection broke before a reply")
     if reply.status != 200:
-        return Outcome(reply.status, exchange.sent, error=reply.body[:200].decode(errors="replace"))
+        text = reply.body[:200].decode(errors="replace")
+        return Outcome(reply.status, exchange.sent, error=text or f"status {reply.status}")
     times, usage, error = [], {}, "" if reply.whole else "the connection broke"
     for came, event in reply.events:
         usage = event.get("usage") or usage
@@ -124,7 +151,7 @@ def outcome(exchange: Exchange) -> Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """One setting's requests. concurrency or rate: what was set; duration: first send to end."""
+    """One setting's requests. concurrency, rate: what was set; duration: first send to end."""
 
     outcomes: list[Outcome]
     duration: float
@@ -135,7 +162,7 @@ class Run:
 async def closed(load: Load, requests: int, concurrency: int, first: int = 0) -> Run:
     """So many at once: as soon as one ends, another begins."""
     numbers = iter(range(first, first + requests))
-    done: list[Exchange] = []
+    done: list[Exchange | Outcome] = []
 
     async def client() -> None:
         for number in numbers:
@@ -144,23 +171,32 @@ async def closed(load: Load, requests: int, concurrency: int, first: int = 0) ->
     return await _timed(done, [client() for _ in range(concurrency)], concurrency=concurrency)
 
 
-async def open_loop(load: Load, requests: int, rate: float, first: int = 0) -> Run:
-    """Arrivals at random (Poisson), whether or not earlier ones have ended."""
+async def open_loop(
+    load: Load, requests: int, rate: float, first: int = 0, at_most: int | None = None
+) -> Run:
+    """Arrivals at random (Poisson), whether or not earlier ones have ended.
+
+    at_most: so many are under way at once, and the others wait, unmeasured, for their turn.
+    """
     random, at = Random(load.seed), 0.0
-    done: list[Exchange] = []
+    done: list[Exchange | Outcome] = []
+    turns = asyncio.Semaphore(at_most or requests)
 
     async def client(number: int, delay: float) -> None:
         await asyncio.sleep(delay)
-        done.append(await load.one(number))
+        async with turns:
+            done.append(await load.one(number))
 
     clients = []
     for number in range(first, first + requests):
         clients.append(client(number, at))
         at += random.expovariate(rate)
-    return await _timed(done, clients, rate=rate)
+    return await _timed(done, clients, rate=rate, concurrency=at_most)
 
 
-async def _timed(done: list[Exchange], clients: Sequence[Any], **about: Any) -> Run:
+async def _timed(done: list[Exchange | Outcome], clients: Sequence[Any], **about: Any) -> Run:
     began = time.perf_counter()
     await asyncio.gather(*clients)
-    return Run([outcome(each) for each in done], time.perf_counter() - began, **about)
+    duration = time.perf_counter() - began
+    outcomes = [each if isinstance(each, Outcome) else outcome(each) for each in done]
+    return Run(outcomes, duration, **about)

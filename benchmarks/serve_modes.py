@@ -12,16 +12,20 @@ from ..engine.errors import RequestError
 from . import options, plots, serve_figures
 from .options import progress
 from .report import Table
-from .serve_load import Load, Outcome, Run, closed, open_loop, outcome
+from .serve_load import Load, Outcome, Run, closed, open_loop, outcome, wait_end
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a mode brings: tables, its part of the JSON document, and its panels of the plot."""
+    """What a mode brings: tables, its part of the JSON document, and its panels of the plot.
+
+    answered: whether every run had a request that was.
+    """
 
     tables: Sequence[Table]
     document: dict[str, Any]
     panels: Sequence[plots.Panel]
+    answered: bool = True
 
 
 def numbers(text: str, option: str) -> list[float]:
@@ -35,25 +39,38 @@ def numbers(text: str, option: str) -> list[float]:
     return found
 
 
+def counts(text: str, option: str) -> list[int]:
+    """Positive whole numbers out of `1,2,4`. RequestError."""
+    found = numbers(text, option)
+    if not all(each.is_integer() for each in found):
+        raise RequestError(f"--{option} must be positive whole numbers, not {text!r}", option)
+    return [int(each) for each in found]
+
+
 def load(args: argparse.Namespace, load: Load, _: str | None) -> Found:
     """A run per concurrency or rate."""
     requests = args.requests or (16 if args.quick else 64)
     runs: list[Run] = []
+    rates = numbers(args.rate, "rate") if args.rate else []
+    many = counts(args.concurrency or "8", "concurrency")
+    if rates and args.concurrency and len(many) > 1:
+        message = "--concurrency beside --rate is the most at once: one number"
+        raise RequestError(f"{message}, not {args.concurrency!r}", "concurrency")
+    most = many[0] if args.concurrency else None
     asyncio.run(closed(load, 4, 2, first=10**6))  # warm
-    if args.rate:
-        for rate in numbers(args.rate, "rate"):
-            progress(f"{requests} requests at {rate:g} a second")
-            runs.append(asyncio.run(open_loop(load, requests, rate, len(runs) * requests)))
-    else:
-        for count in numbers(args.concurrency or "8", "concurrency"):
-            progress(f"{requests} requests, {count:g} at once")
-            runs.append(asyncio.run(closed(load, requests, int(count), len(runs) * requests)))
+    for rate in rates:
+        progress(f"{requests} requests at {rate:g} a second")
+        runs.append(asyncio.run(open_loop(load, requests, rate, len(runs) * requests, most)))
+    for count in [] if rates else many:
+        progress(f"{requests} requests, {count} at once")
+        runs.append(asyncio.run(closed(load, requests, count, len(runs) * requests)))
     limits = (args.goodput_ttft_ms, args.goodput_itl_ms)
     found = [serve_figures.summary(run, *limits) for run in runs]
     return Found(
         [serve_figures.latency_table(found), serve_figures.throughput_table(found)],
         {"runs": found, **(found[0] if len(found) == 1 else {})},
         plots.serve(found),
+        all(each["completed"] for each in found),
     )
 
 
@@ -75,11 +92,15 @@ def long(args: argparse.Namespace, load: Load, _: str | None) -> Found:
         [serve_figures.beside_table(found, big, tokens)],
         {"long_tokens": tokens, "long_ttft_s": big.ttft_s, "short": found},
         plots.serve(list(found.values()), list(found))[:1],
+        big.ok and found["alone"]["completed"] > 0,
     )
 
 
 async def _beside(short: Load, big: Load, count: int) -> tuple[Run, Outcome]:
-    exchange = await big.start(10**7)
+    try:
+        exchange = await big.start(10**7)
+    except OSError as error:
+        return Run([], 1.0, 1), Outcome(0, 0.0, error=f"no connection: {error}")
     await asyncio.sleep(0.2)  # its reading has begun
     run = await closed(short, count, 1, first=count)
     number = 2 * count
@@ -87,7 +108,7 @@ async def _beside(short: Load, big: Load, count: int) -> tuple[Run, Outcome]:
         more = await closed(short, 4, 1, first=number)
         number += 4
         run = Run([*run.outcomes, *more.outcomes], run.duration + more.duration, 1)
-    await exchange.ended
+    await wait_end(exchange)
     found = outcome(exchange)
     until = exchange.sent + found.ttft_s
     return Run([each for each in run.outcomes if each.sent < until], run.duration, 1), found

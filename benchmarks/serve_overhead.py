@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..engine.errors import RequestError
 from . import plots
 from .goals import Goal
 from .http_client import Exchange, ask
 from .options import progress
 from .report import Table
 from .serve_figures import Figures, percentile
-from .serve_load import Load, outcome
+from .serve_load import Load, outcome, wait_end
 from .serve_modes import Found
 
 GOAL = 0.05
 STREAMS = 8
+_PATIENCE_S = 1800.0
 _STEPS, _BUSY = "saccade_engine_steps_total", "saccade_engine_busy_seconds_total"
 
 
@@ -88,7 +90,7 @@ async def _served(load: Load, first: int) -> Figures:
     await _reached(streams, 0.9 * load.shape.output_tokens)
     ended, after = time.perf_counter(), await _engine(load)
     for each in streams:
-        await each.ended
+        await wait_end(each)
     gaps = []
     for each in streams:
         found = outcome(each)
@@ -110,16 +112,25 @@ async def _served(load: Load, first: int) -> Figures:
 
 
 async def _reached(streams: Sequence[Exchange], events: float) -> None:
-    """Until all have sent so many tokens, or one has ended."""
-    while min(each.events for each in streams) < events and not streams[0].ended.done():
-        await asyncio.sleep(0.01)
+    """Until all have sent so many tokens, or one has ended. TimeoutError when neither comes."""
+    async with asyncio.timeout(_PATIENCE_S):
+        while min(each.events for each in streams) < events:
+            if any(each.ended.done() for each in streams):
+                break
+            await asyncio.sleep(0.01)
 
 
 async def _engine(load: Load) -> dict[str, float]:
-    """The engine's counters, as of its last snapshot."""
+    """The engine's counters, as of its last snapshot. RequestError where there are none."""
     lines = (await ask(load.target, "/metrics")).body.decode().splitlines()
     pairs = (line.rpartition(" ") for line in lines if line.startswith("saccade_engine_"))
-    return {name: float(value) for name, _, value in pairs}
+    found = {name: float(value) for name, _, value in pairs}
+    if not found.keys() >= {_STEPS, _BUSY}:
+        message = (
+            f"--mode overhead needs a server of ours: {load.target.url}/metrics has no {_STEPS}"
+        )
+        raise RequestError(message, "mode")
+    return found
 
 
 def figures(served: Mapping[str, float], alone: float | None) -> Figures:

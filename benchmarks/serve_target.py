@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..engine.errors import RequestError
 from .http_client import Target, ask
@@ -44,10 +45,7 @@ def target_of(args: argparse.Namespace, mode: str) -> Iterator[tuple[Target, Ser
             target = Target.of(args.url, headers)
         except ValueError as error:
             raise RequestError(f"--url: {error}", "url") from error
-        try:
-            yield target, None
-        except ConnectionRefusedError as error:
-            raise RequestError(f"--url: nobody listens at {args.url}", "url") from error
+        yield target, None
         return
     with checkpoint(model_of(args, mode), args.long_tokens) as (model, options):
         progress(f"starting saccade serve {model}")
@@ -70,13 +68,34 @@ def checkpoint(model: str, long_tokens: int) -> Iterator[tuple[str, list[str]]]:
 
 
 async def load_of(args: argparse.Namespace, target: Target) -> Load:
-    """What to send. RequestError when the server has no model of this name."""
-    reply = await ask(target, "/v1/models")
-    if reply.status != 200:
-        raise RequestError(f"/v1/models: status {reply.status}: {reply.body[:200]!r}", "url")
-    models = {each["id"]: each for each in reply.json["data"]}
+    """What to send. RequestError when no server is there, or none with a model of this name."""
+    models = await models_of(target)
     name = args.served_model_name or next(iter(models))
     if name not in models:
         raise RequestError(f"the server has {', '.join(models)}, not {name}", "served_model_name")
     shape = Shape(args.input_tokens, args.output_tokens, args.text)
     return Load(target, name, shape, args.seed, models[name].get("max_model_len"))
+
+
+async def models_of(target: Target) -> dict[str, dict[str, Any]]:
+    """What a server says of its models, by name; one at least. RequestError."""
+    where = f"{target.url}/v1/models"
+    try:
+        reply = await ask(target, "/v1/models")
+    except ConnectionRefusedError as error:
+        raise RequestError(f"--url: nobody listens at {target.url}", "url") from error
+    except TimeoutError as error:
+        raise RequestError(f"--url: {where} does not answer", "url") from error
+    except OSError as error:
+        raise RequestError(f"--url: cannot reach {target.url}: {error}", "url") from error
+    if reply.status != 200:
+        said = f"status {reply.status}: {reply.body[:200]!r}" if reply.status else "no HTTP reply"
+        raise RequestError(f"--url: {where}: {said}", "url")
+    try:
+        models = {each["id"]: each for each in reply.json["data"]}
+        if not models:
+            raise ValueError
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"--url: {where} is no list of models: {reply.body[:200]!r}"
+        raise RequestError(message, "url") from error
+    return models

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import h11
 import pytest
 
-from saccade.benchmarks import serve, serve_figures
+from saccade.benchmarks import http_client, serve, serve_figures, serve_load
 from saccade.benchmarks.http_client import Target
 from saccade.benchmarks.serve_load import Outcome, Run
 from saccade.engine.errors import RequestError
@@ -95,6 +103,134 @@ def test_overhead(server: Running, tmp_path: Path) -> None:
     assert middle["served_itl_s"] > 0 and found["goals"][0]["target"] == 0.05
 
 
+class Odd(BaseHTTPRequestHandler):
+    """A server that goes wrong. good: completions before it does; models: its list of them."""
+
+    protocol_version = "HTTP/1.1"
+    good = 10**6
+    models = b'{"data": [{"id": "odd"}]}'
+    most = here = 0
+
+    def do_GET(self) -> None:
+        self.answer(self.models)
+
+    def do_POST(self) -> None:
+        kind = type(self)
+        self.rfile.read(int(self.headers["content-length"]))
+        kind.good, kind.here = kind.good - 1, kind.here + 1
+        kind.most = max(kind.most, kind.here)
+        if kind.good < 0:  # it dies: this one gets nothing, and nobody listens any more
+            self.server.socket.close()
+            self.close_connection = True
+            return
+        time.sleep(0.01)
+        self.answer(b'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]\n\n')
+        kind.here -= 1
+
+    def answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def odd(**about: Any) -> Iterator[tuple[str, type[Odd]]]:
+    """The address of such a server."""
+    kind = type("OneOdd", (Odd,), about)
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as serving:
+        threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}", kind
+        serving.shutdown()
+
+
+def test_a_server_that_dies_costs_only_what_it_leaves(tmp_path: Path) -> None:
+    file, plot = tmp_path / "found.json", tmp_path / "found.png"
+    with odd(good=4 + 10) as (url, _):  # four warm it
+        argv = ["--url", url, "--requests", "16", "--concurrency", "1", "--json", str(file)]
+        assert serve.main(argv) == 0
+    found = json.loads(file.read_text())
+    assert (found["completed"], found["failed"]) == (10, 6) and found["p50_ttft_ms"] > 0
+    errors = "".join(found["errors"])
+    assert "the connection broke before a reply" in errors and "no connection" in errors
+    with odd(good=0) as (url, _):
+        argv = ["--url", url, "--requests", "3", "--json", str(file), "--plot", str(plot)]
+        assert serve.main(argv) == 1  # nothing was measured
+    assert json.loads(file.read_text())["failed"] == 3
+
+
+def test_a_rate_may_have_a_bound(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    with odd() as (url, kind):
+        argv = ["--url", url, "--requests", "40", "--rate", "2000", "--json", str(file)]
+        assert serve.main([*argv, "--concurrency", "3"]) == 0
+        assert kind.most <= 3
+        found = json.loads(file.read_text())
+        assert (found["request_rate"], found["max_concurrency"]) == (2000, 3)
+        assert found["completed"] == 40
+        with pytest.raises(RequestError, match="one number"):
+            serve.main([*argv, "--concurrency", "3,4"])
+
+
+@pytest.mark.parametrize("models", [b"<html>", b"[]", b"{}", b'{"data": []}', b'{"data": [1]}'])
+def test_what_is_no_such_server_is_named(models: bytes) -> None:
+    with odd(models=models) as (url, _), pytest.raises(RequestError) as caught:
+        serve.main(["--url", url])
+    assert f"{url}/v1/models is no list of models" in str(caught.value)
+
+
+def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client.ask, "__defaults__", (None, None, 0.2))
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(RequestError, match=f"{url}/v1/models does not answer"):
+            serve.main(["--url", url])
+
+        async def late() -> bool:
+            exchange = await http_client.send(Target.of(url), "/")
+            return await serve_load.wait_end(exchange, 0.05)
+
+        assert asyncio.run(late()) is False
+
+
+def test_what_comes_is_judged() -> None:
+    def of(reply: bytes) -> Outcome:
+        async def read() -> Outcome:
+            exchange = http_client.Exchange(
+                h11.Request(method="GET", target="/", headers=[("host", "x")]), b""
+            )
+            exchange.parts.append((1.0, reply))
+            return serve_load.outcome(exchange)
+
+        return asyncio.run(read())
+
+    head = b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n"
+    assert of(head % (503, 0)).error == "status 503"
+    assert of(b"").error == "the connection broke before a reply"
+    for odd_event in (b"data: {\n\n", b"data: 5\n\n"):
+        assert "no stream of completions" in of(head % (200, len(odd_event)) + odd_event).error
+
+
+def test_options_of_the_server_may_be_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert serve.whole_values(["--serve-args", "--x", "--quick"]) == ["--serve-args=--x", "--quick"]
+    seen: list[Any] = []
+    monkeypatch.setattr(serve, "measure", lambda args, mode: seen.append(args.serve_args) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        serve.main(["--serve-args", "--check-finite"])
+    assert seen == ["--check-finite"]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1", "soon"])
+def test_a_goodput_needs_a_time(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--goodput-ttft-ms", "--goodput-itl-ms"):
+        with pytest.raises(SystemExit):
+            serve.main([f"{option}={value}"])
+        assert "must be a positive number" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_every_mode_with_servers_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -118,6 +254,7 @@ def test_unusable_options(server: Running) -> None:
     for options, words in (
         (["--url", "ftp://x"], "address"),
         (["--url", server.url, "--concurrency", "0"], "positive"),
+        (["--url", server.url, "--concurrency", "1.5"], "whole"),
         (["--url", server.url, "--rate", "x"], "positive"),
         (["--url", server.url, "--served-model-name", "nobody"], "tiny"),
         (["--url", "http://127.0.0.1:9"], "nobody listens"),
