@@ -15,31 +15,11 @@ from .chat import ChatRequest, TokenLogprob
 from .errors import ApiError
 from .items import ITEMS_SCHEMA, read_input, read_tool, read_tool_choice
 from .replies import UNSET, Unset
-from .sampling import GUIDED, bounds
+from .sampling import bounds
 from .structures import JsonSchemaFormat, ResponseFormat
+from .unserved import UnservedFields
 
 _OUTPUT = Meta(extra_json_schema={"minimum": 1, "maximum": INT32_MAX})
-# Fields of OpenAI that need a store or features that are not here, and their neutral values.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "store": (None, False),
-    "previous_response_id": (None,),
-    "conversation": (None,),
-    "background": (None, False),
-    "prompt": (None,),
-    "truncation": (None, "disabled"),
-    "max_tool_calls": (None,),
-    "response_format": (None,),
-    **dict.fromkeys(("structured_outputs", *GUIDED), (None,)),
-}
-_WHY = {
-    "store": "this server keeps no responses: leave store out, or send false",
-    "previous_response_id": "this server keeps no responses: send the whole conversation as input",
-    "conversation": "this server keeps no conversations: send the whole conversation as input",
-    "response_format": "response_format is text.format on this route",
-} | {
-    name: f"{name} is not supported on this route: use text.format"
-    for name in ("structured_outputs", *GUIDED)
-}
 _FORMATS = ["text", "json_object", "json_schema"]
 _LOGPROBS = "message.output_text.logprobs"
 _INCLUDED = (_LOGPROBS, "reasoning.encrypted_content")  # of the latter there is none
@@ -69,10 +49,10 @@ class ReasoningOptions(msgspec.Struct):
     summary: str | None = None
 
 
-class ResponsesRequest(msgspec.Struct, kw_only=True):
+class ResponsesRequest(UnservedFields, kw_only=True):
     """A conversation to be continued; null is the same as left out."""
 
-    HIDDEN: ClassVar[tuple[str, ...]] = tuple(_UNSUPPORTED)
+    HIDDEN: ClassVar[tuple[str, ...]] = tuple(UnservedFields.UNSERVED)
     SCHEMAS: ClassVar[dict[str, Any]] = {"input": ITEMS_SCHEMA}
 
     model: str | None = None
@@ -99,28 +79,10 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
     priority: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    # Refused unless neutral.
-    store: Any = None
-    previous_response_id: Any = None
-    conversation: Any = None
-    background: Any = None
-    prompt: Any = None
-    truncation: Any = None
-    max_tool_calls: Any = None
-    response_format: Any = None
-    structured_outputs: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
 
     def check_fields(self) -> None:
         """Refuses what this subset does not have. ApiError."""
-        for name, neutral in _UNSUPPORTED.items():
-            value = getattr(self, name)
-            if not any(type(value) is type(each) and value == each for each in neutral):
-                message = _WHY.get(name, f"{name} is not supported by this server")
-                raise ApiError(400, message, name, "unsupported_parameter")
+        self.check_unserved()
         for wish in self.include or ():
             if wish not in _INCLUDED:
                 message = f"include: {wish[:100]!r} is not to be had from this server"

@@ -23,6 +23,7 @@ from ...engine.params import (
 from ...engine.structure import Structure
 from .errors import ApiError
 from .structures import ResponseFormat, StructuredOutputs
+from .unserved import GUIDED, check_neutral
 
 _BOUNDS = {rule.name: rule for rule in RULES}
 _MAX_SALT = 256
@@ -31,15 +32,13 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (None,),
     "bad_words": (None, []),
     "use_beam_search": (None, False),
-    "length_penalty": (None, 1),
+    "length_penalty": (None, 1, 1.0),
     "logits_processors": (None, []),
     "kv_transfer_params": (None,),
     "mm_processor_kwargs": (None,),
     "structural_tag": (None,),
     "guided_whitespace_pattern": (None,),
 }
-# The fields of `structured_outputs` under the names that they had in vLLM before.
-GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 def bounds(name: str, low: float | None = None) -> Meta:
@@ -166,11 +165,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
 
     def check_unsupported(self) -> None:
         """Refuses a field that is known but not served, unless its value changes nothing."""
-        for name, neutral in self.unsupported().items():
-            value = getattr(self, name)
-            if not any(type(value) is type(each) and value == each for each in neutral):
-                message = f"{name} is not supported by this server"
-                raise ApiError(400, message, name, "unsupported_parameter")
+        check_neutral(self, self.unsupported())
 
     def sampling(self, defaults: dict[str, Any], **own: Any) -> SamplingParams:
         """SamplingParams of the fields that were given; `own`: those that each API names its own

@@ -13,7 +13,9 @@ import pydantic
 import pytest
 
 from saccade.server.items import ItemWriter
+from saccade.server.protocol.chat import ChatRequest
 from saccade.server.protocol.items import read_input
+from saccade.server.protocol.responses import ResponsesRequest
 from saccade.server.reading import News
 from saccade.server.tools import ToolDelta
 
@@ -228,9 +230,19 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"conversation": "c"}, "conversation", "keeps no conversations"),
     ({"background": True}, "background", "not supported"),
     ({"truncation": "auto"}, "truncation", "not supported"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "is text.format"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "use text.format"),
     ({"structured_outputs": {"regex": "a"}}, "structured_outputs", "use text.format"),
     ({"guided_choice": ["a"]}, "guided_choice", "use text.format"),
+    ({"stop": "x"}, "stop", "stop is not supported on this route"),
+    ({"n": 2}, "n", "n is not supported on this route"),
+    ({"logit_bias": {"5": 1}}, "logit_bias", "not supported on this route"),
+    ({"presence_penalty": 0.5}, "presence_penalty", "not supported on this route"),
+    ({"frequency_penalty": -1}, "frequency_penalty", "not supported on this route"),
+    ({"ignore_eos": True}, "ignore_eos", "not supported on this route"),
+    ({"max_tokens": 5}, "max_tokens", "use max_output_tokens"),
+    ({"messages": []}, "messages", "use input"),
+    ({"reasoning_effort": "low"}, "reasoning_effort", "use reasoning.effort"),
+    ({"logprobs": True}, "logprobs", "use top_logprobs"),
     ({"include": ["file_search_call.results"]}, "include", "not to be had"),
     ({"input": []}, "input", "at least one item"),
     ({"input": [{"type": "computer_call"}]}, "input[0].type", "must be message"),
@@ -264,6 +276,20 @@ def test_refusals(
     assert reply.status_code == (404 if "model" in more else 400), reply.text
     error = reply.json()["error"]
     assert error["param"] == param and words.lstrip("^") in error["message"], error
+
+
+def test_neutral_values_and_fields_that_nobody_knows_change_nothing(calling: Running) -> None:
+    body = {"input": "hi", "max_output_tokens": 5, "temperature": 0}
+    neutral = {"n": 1, "stop": [], "logit_bias": {}, "presence_penalty": 0, "logprobs": False}
+    neutral |= {"frequency_penalty": 0.0, "repetition_penalty": 1.0, "max_tokens": None}
+    neutral |= {"service_tier": "auto", "favourite_colour": "blue", "stream_options": None}
+    known, more = (
+        calling.http.post("/v1/responses", json={**body, **each}).json() for each in ({}, neutral)
+    )
+    assert more["output"][0]["content"] == known["output"][0]["content"]
+    names = set(ChatRequest.__struct_fields__) - set(ResponsesRequest.__struct_fields__)
+    served = {"stream_options", *ChatRequest.HIDDEN}
+    assert names <= served, "a field of chats is passed over in silence"
 
 
 def test_items_become_messages() -> None:
