@@ -44,7 +44,8 @@ class Call:
         self._last: dict[tuple[int, int], float] = {}  # when each completion's latest piece came
         self._place: Place | None = None
         self._names: dict[str, str] | None = None
-        self._closed = False
+        self._sequences = 0
+        self._refused = self._closed = False
         service.admission.check(service.engine_info(), sequences)
         self._inbox = service.client.inbox()
         service.enter(self)
@@ -57,8 +58,8 @@ class Call:
 
     @property
     def submitted(self) -> bool:
-        """Whether the engine has heard of it."""
-        return self._place is not None
+        """Whether the engine has taken it, as far as is known."""
+        return self._place is not None and not self._refused
 
     @property
     def engine_ids(self) -> list[str]:
@@ -83,8 +84,8 @@ class Call:
         if self._service.config.log_prompts:
             self.exchange.fields["prompt"] = [each.text or each.ids for each in prompts]
         self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-        sequences = len(prompts) * params.n
-        self._place = self._service.admission.enter(info, sequences, self.prompt_tokens)
+        self._sequences = len(prompts) * params.n
+        self._place = self._service.admission.enter(info, self._sequences, self.prompt_tokens)
         try:
             for number, prompt in enumerate(prompts):
                 self._service.client.submit(
@@ -109,6 +110,7 @@ class Call:
             try:
                 news = await self._inbox.take(PING_S)
             except (UnavailableError, RefusedError) as error:
+                self._refused = isinstance(error, RefusedError)
                 raise from_engine(error, self._names) from None
             for number, delta, at in news:
                 self._note(number, delta, at)
@@ -119,6 +121,8 @@ class Call:
         if self._closed:
             return
         self._closed = True
+        if self._inbox.open and self.submitted:  # its client left, or one completion has failed
+            self.finishes += ["abort"] * (self._sequences - len(self.finishes))
         self._inbox.close()
         if self._place is not None:
             self._place.leave()

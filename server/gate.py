@@ -42,7 +42,7 @@ class Gate:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
-        self._keys = [digest(key) for key in service.config.api_keys]
+        self._keys = [digest(key.encode()) for key in service.config.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -89,7 +89,10 @@ class Gate:
         if not self._keys or path in OPEN:
             return -1
         kind, _, key = headers.get("authorization", "").partition(" ")
-        given = digest(key.strip()) if kind.lower() == "bearer" else b""
+        sent = key.strip(" \t").encode(
+            "latin-1"
+        )  # as which a header's bytes are read: the same again
+        given = digest(sent) if kind.lower() == "bearer" else b""
         found = -1
         for number, known in enumerate(self._keys):  # all of them: no time tells which one
             if hmac.compare_digest(given, known):
@@ -184,12 +187,15 @@ class BoundedBody:
 
 
 def check_head(scope: Scope, size: int) -> None:
-    """Refuses a head that is too large; the parser below sees to it only where it comes in pieces.
-    ApiError 431.
+    """Refuses a head that is too large (the parser below sees to it only where it comes in pieces),
+    and one with two lengths of the body, over which a proxy and we might differ. ApiError 431, 400.
     """
+    close = {"Connection": "close"}
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        message = "A request has either Content-Length or Transfer-Encoding."
+        raise ApiError(400, message, code="invalid_http", headers=close)
     fields = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
     if fields + len(scope.get("raw_path") or b"") + len(scope["query_string"]) > size:
-        close = {"Connection": "close"}
         message = f"The head of a request may have at most {size} bytes."
         raise ApiError(431, message, code="head_too_large", headers=close)
 
@@ -199,9 +205,9 @@ def request_id(given: str | None) -> str:
     return given if given is not None and _ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def digest(key: str) -> bytes:
+def digest(key: bytes) -> bytes:
     """Keys are compared by their digests, which are all of one length."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(key).digest()
 
 
 def as_api_error(error: Exception, id: str) -> ApiError:

@@ -230,6 +230,8 @@ def api_keys(args: argparse.Namespace) -> list[str]:
         keys += found
     if not all(key.strip() for key in keys):
         raise UsageError("--api-key must not be empty")
+    if any(re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", key.strip()) for key in keys):
+        raise UsageError("an API key must be UTF-8 without control characters")
     return [key.strip() for key in keys]
 
 
@@ -251,9 +253,11 @@ def listen_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_text(path: str, option: str) -> str:
-    """A small text file. UsageError naming the option when it cannot be read."""
+    """A small text file, without the mark that some editors put in front. UsageError naming the
+    option when it cannot be read.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{option}: {error}") from error
 

@@ -109,6 +109,7 @@ def test_usage_errors_exit_2(argv: list[str], capsys: pytest.CaptureFixture[str]
         (("--port", "70000"), "--port must be from 0 to 65535"),
         (("--host", ""), "--host must not be empty"),
         (("--api-key", ""), "--api-key must not be empty"),
+        (("--api-key", "a\nb"), "without control characters"),
         (("--api-key-file", "/nowhere"), "--api-key-file"),
         (("--ssl-keyfile", __file__), "need --ssl-certfile"),
         (("--ssl-certfile", "/nowhere"), "--ssl-certfile: no such file"),

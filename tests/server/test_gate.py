@@ -32,12 +32,12 @@ def test_keys_from_everywhere(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "keys"
-    file.write_text("# comment\nfrom-file\n\n")
+    file.write_text("\ufefffrom-file\n# comment\ncl\u00e9-\u00e0\n\n")
     monkeypatch.setenv("SACCADE_API_KEY", "from-env other")
     server = serve("--api-key", "from-flag", "--api-key-file", str(file))
-    for key in ("from-flag", "from-file", "from-env", "other"):
-        headers = {"authorization": f"Bearer {key}"}
-        assert server.http.get("/v1/models", headers=headers).status_code == 200
+    for key in ("from-flag", "from-file", "cl\u00e9-\u00e0", "from-env", "other"):
+        sent = {"authorization": f"Bearer {key}".encode()}
+        assert server.http.get("/v1/models", headers=sent).status_code == 200
     wrong: list[dict[str, str]] = [
         {},
         {"authorization": "Bearer"},
@@ -196,6 +196,38 @@ def test_metrics(server: Running) -> None:
     assert len(names) == len(set(names)) and all(n.startswith("saccade_") for n in names)
 
 
+def test_what_ends_early_is_counted_and_what_is_refused_is_not(serve: Serve) -> None:
+    server = serve("--allowed-attention", "own")
+    body = {"prompt": "def add", "max_tokens": 400, "ignore_eos": True, "n": 3, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json=body) as reply:
+        next(reply.iter_lines())  # and away
+    name = 'saccade_requests_finished_total{finished_reason="abort"}'
+    until = time.monotonic() + 20
+    while server.metrics().get(name, 0) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    before = server.metrics()
+    assert before[name] == 3 and before["saccade_request_seconds_count"] == 1
+    refused = {"prompt": ["a", "b"], "attention": "window(64)"}
+    reply = server.http.post("/v1/completions", json=refused)
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == "attention"
+    after = server.metrics()
+    for same in (name, "saccade_prompt_tokens_total", "saccade_request_seconds_count"):
+        assert after[same] == before[same]
+
+
+def test_a_body_has_one_length(server: Running) -> None:
+    """A proxy may believe the other one: nothing more is read from such a connection."""
+    host, port = server.url.removeprefix("http://").split(":")
+    body = b'{"prompt": "def add", "max_tokens": 1}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    both = b"content-length: %d\r\ntransfer-encoding: chunked\r\n\r\n" % len(body)
+    chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        sock.sendall(head + both + chunk)
+        received = b"".join(iter(lambda: sock.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 400 ") and b'"code":"invalid_http"' in received
+
+
 def test_metrics_under_their_other_names(serve: Serve) -> None:
     server = serve("--metrics-compat", "vllm", "--served-model-name", "some/model")
     completion(server, "def add", max_tokens=3)
@@ -251,7 +283,7 @@ def test_a_body_that_grows_is_stopped() -> None:
 
     asyncio.run(run())
     assert request_id("ok") == "ok" and request_id("a\nb") != "a\nb" and len(request_id(None)) == 32
-    assert digest("a") != digest("b") and len(digest("")) == 32
+    assert digest(b"a") != digest(b"b") and len(digest(b"")) == 32
 
 
 def test_an_answer_without_max_tokens_has_an_end() -> None:
