@@ -47,6 +47,7 @@ class Service:
         self.admission = Admission(config.limits)
         tokenizer = Tokenizer.from_folder(folder) if (folder / MODEL_FILE).exists() else None
         template = ChatTemplate.from_folder(folder, config.chat_template) if tokenizer else None
+        self.has_chat_template = template is not None and template.exists
         self.prompts = PromptReader(tokenizer, template)
         self.texts = TokenTexts(tokenizer)
         self.formats = Formats.of(template, tokenizer, config.tool_parser, config.reasoning_parser)

@@ -11,7 +11,7 @@ _STATES = ["starting", "ready", "restarting", "failed", "stopped", "draining", "
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """A name of the model that is served."""
+    """A name of the model that is served; without a chat template it can only continue texts."""
 
     id: str
     object: Literal["model"] = "model"
@@ -21,6 +21,7 @@ class Model(msgspec.Struct, kw_only=True):
     parent: None = None
     max_model_len: int | None
     attention: str | None
+    has_chat_template: bool
 
 
 class ModelList(msgspec.Struct, kw_only=True):

@@ -44,6 +44,7 @@ def _model(service: Service, name: str) -> Model:
         root=service.names[0],
         max_model_len=info.max_model_len if info else None,
         attention=info.attention if info else None,
+        has_chat_template=service.has_chat_template,
     )
 
 

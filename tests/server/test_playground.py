@@ -109,6 +109,72 @@ def converse(page: browser.Browser, server: Running, folder: Path) -> None:
     assert [error for error in page.errors if "400" not in error] == []
 
 
+THINKING = """{% for m in messages %}
+[{{ m.role }}]{{ m.reasoning_content or '' }}</think>{{ m.content }}
+{% endfor %}{% if add_generation_prompt %}[assistant]<think>{% endif %}"""
+LONG = "at('max_tokens').value = 400; at('temperature').value = 1; at('seed').value = 1"
+WRITES = "at('log').lastChild?.querySelector('pre').textContent.length > 5"
+ROLES = "talk.map(each => each.role).join()"
+
+
+def test_what_changes_while_an_answer_streams(serve: Serve, tmp_path: Path) -> None:
+    program = browser.found()
+    if program is None:
+        pytest.skip("Chromium, in which the page is tried, is not installed")
+    server = serve()
+    page = browser.Browser(program, tmp_path / "profile")
+    try:
+        page.call("Page.navigate", url=server.url)
+        page.until("at('model').textContent.includes('tiny')")
+        send(page, "first", LONG)
+        page.until(f"{WRITES} && running !== null")
+        page.evaluate("at('clear').click()")  # the answer is given up, and no part of what follows
+        assert page.evaluate("running === null && talk.length === 0 && !at('log').firstChild")
+        send(page, "second", "at('max_tokens').value = 3")
+        page.until("running === null && !!document.querySelector('article.assistant small')")
+        assert page.evaluate(f"{ROLES} + talk[0].content") == "user,assistantsecond"
+        page.until("at('m-running').textContent === '0'")
+        for form, other, roles in (("chat", "text", "user,assistant"), ("text", "chat", "")):
+            page.evaluate(f"at('clear').click(); at('form').value = '{form}'")
+            send(page, "third", LONG)
+            page.until(f"{WRITES} && running !== null")
+            page.evaluate(f"at('form').value = '{other}'; at('stop').click()")
+            page.until("running === null")
+            assert page.evaluate(ROLES) == roles
+        assert not page.errors
+    finally:
+        page.close()
+
+
+def test_models_that_think_and_models_that_cannot_chat(serve: Serve, tmp_path: Path) -> None:
+    program = browser.found()
+    if program is None:
+        pytest.skip("Chromium, in which the page is tried, is not installed")
+    (tmp_path / "thinking.jinja").write_text(THINKING)
+    thinking = serve("--chat-template", str(tmp_path / "thinking.jinja"))
+    mute = serve(model="demo")
+    page = browser.Browser(program, tmp_path / "profile")
+    try:
+        page.call("Page.navigate", url=thinking.url)
+        page.until("at('model').textContent.includes('tiny')")
+        assert page.evaluate("at('form').value") == "chat"
+        send(page, "why", "at('max_tokens').value = 8")
+        page.until("running === null && !!document.querySelector('article.assistant small')")
+        thought = page.evaluate("document.querySelector('pre.thought').textContent")
+        assert page.evaluate("talk[1].reasoning_content") == thought != ""
+        assert page.evaluate("talk[1].content") == ""
+        send(page, "and then", "1")
+        page.until("running === null && document.querySelectorAll('article small').length === 2")
+        assert page.evaluate("talk.length") == 4, page.evaluate("at('log').innerText")
+        page.call("Page.navigate", url=mute.url)
+        page.until("at('model').textContent.includes('demo')")
+        assert page.evaluate("at('form').value") == "text"
+        assert mute.http.get("/v1/models").json()["data"][0]["has_chat_template"] is False
+        assert not page.errors
+    finally:
+        page.close()
+
+
 def send(page: browser.Browser, prompt: str, settings: str) -> None:
     """Fills in and sends."""
     page.evaluate(f"{settings}; at('prompt').value = {prompt!r}; at('ask').requestSubmit()")
