@@ -177,8 +177,8 @@ def _check_types(params: SamplingParams) -> None:
     bias = params.logit_bias
     if bias is None:
         return
-    if not isinstance(bias, Mapping) or not all(
-        is_int(token) and is_number(value) for token, value in bias.items()
+    if not isinstance(bias, Mapping) or not (
+        all(map(is_int, bias)) and all(map(is_number, bias.values()))
     ):
         raise _refusal(params, "logit_bias", "a mapping from token ids to numbers")
 

@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from .errors import RequestError
+from .token_bound import TokenBound
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 # About 2M tokens of English: longer than any context, short enough to be encoded in seconds.
@@ -32,6 +33,7 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self.vocab_size = self._vocab_size()
+        self._bound = TokenBound(self._backend)
 
     @classmethod
     def from_folder(cls, folder: str | Path, max_chars: int = MAX_CHARS) -> Tokenizer:
@@ -55,6 +57,10 @@ class Tokenizer:
             message = f"prompt is not valid Unicode: lone surrogate at character {error.start}"
             raise RequestError(message, "prompt") from None
         return _ids(self._backend, text, add_special_tokens)
+
+    def least_tokens(self, text: str) -> int:
+        """So many tokens, or more, would `encode` make of it: known without encoding it."""
+        return self._bound.least(text)
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of `text` as it stands: nothing added, special tokens written out are text."""

@@ -21,7 +21,7 @@ from .protocol.errors import ApiError, from_request_error
 from .protocol.tools import ToolUse
 from .reading import AnswerReader, News
 from .reasoning import Begins
-from .sampling import check_lengths, sampling_params
+from .sampling import check_bias, check_lengths, sampling_params
 from .service import Service
 from .tools.choice import forced_calls, guarded_calls
 from .wire import Piece
@@ -70,6 +70,7 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
         check_calls(body.messages)
     except RequestError as error:
         raise from_request_error(error) from None
+    check_bias(body.logit_bias, service.engine_info().vocab_size)
     params = sampling_params(body.to_sampling, service.defaults, body.names)
     by_tools = use is not None and (bool(use.forced) or params.structure is None)
     names = body.names | ({"structure": "tools"} if by_tools else {})
@@ -80,9 +81,15 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
     try:
         info = service.engine_info()
         special = body.add_special_tokens is True
-        prompt = await service.prompts.render(body.messages, special, **body.rendering(use))
-        begins = beginning(body, prompt)
         keep, limit = body.truncate_prompt_tokens, info.max_model_len
+
+        def check(tokens: int, more: bool) -> None:
+            check_lengths(tokens, body.output_limit, limit, "messages", more)
+
+        prompt = await service.prompts.render(
+            body.messages, special, check if keep is None else None, **body.rendering(use)
+        )
+        begins = beginning(body, prompt)
         prompt = truncate(prompt, keep, limit, body.output_limit)
         check_lengths(len(prompt.ids), body.output_limit, limit, "messages")
         limits.check_prompt_logprobs(len(prompt.ids), 1, params.prompt_logprobs)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..engine.errors import RequestError
 from ..engine.params import validate_prompt_ids
+from .lanes import Lane
 from .protocol.completions import PromptField
 from .protocol.errors import ApiError, from_request_error
 
 if TYPE_CHECKING:
     from ..engine.tokenizer import Tokenizer
     from .chat import ChatTemplate
+    from .tokens import TokenTexts
 
+# Threads for what takes milliseconds. What is longer has one thread for all of it: whoever sends
+# a short text must not wait for texts that take seconds.
 _THREADS = 2
+_LONG_TEXT = 100_000  # characters: about 0.2 s
+_LONG_IDS = 50_000  # tokens to be written out: about as long
 T = TypeVar("T")
+# Told, before anything is encoded, a prompt's tokens and whether there may be more: raises where it
+# has too many.
+Check = Callable[[int, bool], None]
 
 
 @dataclass(frozen=True)
@@ -35,37 +43,57 @@ class PromptReader:
     def __init__(self, tokenizer: Tokenizer | None, template: ChatTemplate | None) -> None:
         self.tokenizer = tokenizer
         self._template = template
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompts")
+        self._short = Lane("prompts", _THREADS)
+        self._long = Lane("long-prompts", 1)
 
-    def close(self) -> None:
-        """Waits for nothing."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def close(self) -> bool:
+        """Waits for nothing; whether a thread is still at work."""
+        return any([self._short.close(), self._long.close()])
 
     async def read(
-        self, field: PromptField, vocab_size: int, add_special_tokens: bool = True
+        self,
+        items: list[str | list[int]],
+        vocab_size: int,
+        add_special_tokens: bool = True,
+        check: Check | None = None,
     ) -> list[Prompt]:
-        """The prompts in a `prompt` or `input` field. ApiError naming what is wrong."""
-        items = split_prompts(field)
-        return await self._away(lambda: [
-            self._one(item, vocab_size, add_special_tokens) for item in items
-        ])  # fmt: skip
+        """Single prompts, e.g. of `split_prompts`, as ids. ApiError naming what is wrong."""
+        if check is not None:
+            for item in items:
+                check(self._least(item), isinstance(item, str))
+        if self._lane(sum(len(item) for item in items if isinstance(item, str))) is self._short:
+            return await self._away(self._short, lambda: [
+                self._one(item, vocab_size, add_special_tokens) for item in items
+            ])  # fmt: skip
+        # One by one: others have their turns, and none is begun when the client has left.
+        return [
+            await self._away(self._long, partial(self._one, item, vocab_size, add_special_tokens))
+            for item in items
+        ]
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, perhaps none. ApiError for a text that cannot be encoded."""
-        return await self._away(lambda: self._encoder().encode(text, add_special_tokens))
+        lane = self._lane(len(text))
+        return await self._away(lane, lambda: self._encoder().encode(text, add_special_tokens))
 
     async def render(
-        self, messages: list[dict[str, Any]], add_special_tokens: bool = False, **options: Any
+        self,
+        messages: list[dict[str, Any]],
+        add_special_tokens: bool = False,
+        check: Check | None = None,
+        **options: Any,
     ) -> Prompt:
         """A chat as its prompt; options: of ChatTemplate.render. ApiError."""
 
-        def work() -> Prompt:
+        def work() -> str:
             if self._template is None:
                 raise RequestError("The model has no tokenizer: it cannot chat.", "messages")
-            text = self._template.render(messages, **options)
-            return Prompt(self._encoder().encode(text, add_special_tokens), text)
+            return self._template.render(messages, **options)
 
-        return await self._away(work)
+        text = await self._away(self._short, work)
+        if check is not None:
+            check(self._least(text), True)
+        return Prompt(await self.encode(text, add_special_tokens), text)
 
     async def decode(self, ids: list[int], vocab_size: int, skip_special_tokens: bool) -> str:
         """Text of token ids. ApiError for ids outside of the vocabulary."""
@@ -75,11 +103,25 @@ class PromptReader:
                 validate_prompt_ids(ids, vocab_size)
             return self._encoder().decode(ids, skip_special_tokens)
 
-        return await self._away(work)
+        return await self._away(self._long if len(ids) > _LONG_IDS else self._short, work)
 
-    async def _away(self, work: Callable[[], T]) -> T:
+    async def names_of(self, ids: list[int], texts: TokenTexts) -> list[str]:
+        """The text of each token alone."""
+        lane = self._long if len(ids) > _LONG_IDS else self._short
+        return await self._away(lane, lambda: [texts.text_of(token) for token in ids])
+
+    def _lane(self, characters: int) -> Lane:
+        return self._long if characters > _LONG_TEXT else self._short
+
+    def _least(self, item: str | list[int]) -> int:
+        """How many tokens it has at least."""
+        if isinstance(item, str):
+            return 0 if self.tokenizer is None else self.tokenizer.least_tokens(item)
+        return len(item)
+
+    async def _away(self, lane: Lane, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await lane.run(work)
         except RequestError as error:
             raise from_request_error(error) from None
 
@@ -98,15 +140,25 @@ class PromptReader:
         return self.tokenizer
 
 
-def split_prompts(field: PromptField) -> list[str | list[int]]:
-    """The single prompts of a field that may hold one or many. ApiError for a mixture."""
+def split_prompts(
+    field: PromptField, check_count: Callable[[int], None], check_ids: Check | None = None
+) -> list[str | list[int]]:
+    """The single prompts of a field that may hold one or many. ApiError for a mixture.
+
+    check_count, check_ids: refuse a number of prompts, the tokens of a single one; they are asked
+    before millions of entries are looked at.
+    """
+    alone = isinstance(field, str) or isinstance(next(iter(field), None), int)
+    check_count(1 if alone else len(field))
     if isinstance(field, str):
         return [field]
-    kinds = {type(item) for item in field}
+    if alone and check_ids is not None:
+        check_ids(len(field), False)
+    kinds = set(map(type, field))
     if kinds == {int}:
-        return [[item for item in field if isinstance(item, int)]]
+        return [cast(list[int], field)]
     if kinds in ({str}, {list}):
-        return [item for item in field if not isinstance(item, int)]
+        return cast(list[str | list[int]], field)
     what = "must not be empty" if not kinds else "must not mix texts and token ids"
     raise ApiError(400, f"prompt {what}", "prompt", "invalid_value")
 

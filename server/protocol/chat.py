@@ -15,6 +15,7 @@ from .replies import UNSET, Extras, PromptLogprobs, Unset, Usage
 from .sampling import UNSUPPORTED, SamplingFields, bounds
 from .tools import (
     CHOICE_SCHEMA,
+    MAX_TOOLS,
     TOOLS_SCHEMA,
     ToolCallDelta,
     ToolCallReply,
@@ -32,6 +33,9 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
     "chat_template": (None,),
 }
+
+MAX_MESSAGES = 16_384
+MAX_DOCUMENTS = 16_384
 
 _TEXT = {"type": "string"}
 _PART = {
@@ -56,6 +60,7 @@ _PARTS = {"type": "array", "items": _PART, "minItems": 1}
 _MESSAGES = {
     "type": "array",
     "minItems": 1,
+    "maxItems": MAX_MESSAGES,
     "items": {
         "type": "object",
         "properties": {
@@ -78,6 +83,11 @@ class ChatRequest(SamplingFields, kw_only=True):
         "messages": _MESSAGES,
         "tools": TOOLS_SCHEMA,
         "tool_choice": CHOICE_SCHEMA,
+    }
+    MOST: ClassVar[dict[str, int]] = SamplingFields.MOST | {
+        "messages": MAX_MESSAGES,
+        "documents": MAX_DOCUMENTS,
+        "tools": MAX_TOOLS,
     }
 
     messages: list[dict[str, Any]]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
+from .chat import MAX_MESSAGES
+from .tools import MAX_TOOLS
+
+MAX_IDS = 2_000_000  # to be written out: about as many as the longest text has
 _STATES = ["starting", "ready", "restarting", "failed", "stopped", "draining", "alive"]
 
 
@@ -34,6 +38,8 @@ class ModelList(msgspec.Struct, kw_only=True):
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """A text or a chat to be counted; exactly one of prompt and messages."""
 
+    MOST: ClassVar[dict[str, int]] = {"messages": MAX_MESSAGES, "tools": MAX_TOOLS}
+
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
@@ -57,8 +63,10 @@ class TokenizeReply(msgspec.Struct, kw_only=True):
 class DetokenizeRequest(msgspec.Struct, kw_only=True):
     """Token ids to be written out."""
 
+    MOST: ClassVar[dict[str, int]] = {"tokens": MAX_IDS}
+
     model: str | None = None
-    tokens: list[int]
+    tokens: Annotated[list[int], Meta(extra_json_schema={"maxItems": MAX_IDS})]
     skip_special_tokens: bool | None = None
 
 

@@ -11,12 +11,13 @@ import msgspec
 from msgspec import Meta
 
 from ...engine.checks import INT32_MAX
-from .chat import ChatRequest, TokenLogprob
+from .chat import MAX_MESSAGES, ChatRequest, TokenLogprob
 from .errors import ApiError
 from .items import ITEMS_SCHEMA, read_input, read_tool, read_tool_choice
 from .replies import UNSET, Unset
 from .sampling import bounds
 from .structures import JsonSchemaFormat, ResponseFormat
+from .tools import MAX_TOOLS
 from .unserved import UnservedFields
 
 _OUTPUT = Meta(extra_json_schema={"minimum": 1, "maximum": INT32_MAX})
@@ -54,6 +55,7 @@ class ResponsesRequest(UnservedFields, kw_only=True):
 
     HIDDEN: ClassVar[tuple[str, ...]] = tuple(UnservedFields.UNSERVED)
     SCHEMAS: ClassVar[dict[str, Any]] = {"input": ITEMS_SCHEMA}
+    MOST: ClassVar[dict[str, int]] = {"input": MAX_MESSAGES, "tools": MAX_TOOLS}
 
     model: str | None = None
     input: str | list[dict[str, Any]]

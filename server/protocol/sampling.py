@@ -20,7 +20,7 @@ from ...engine.params import (
     RULES,
     SamplingParams,
 )
-from ...engine.structure import Structure
+from ...engine.structure import MAX_CHOICES, Structure
 from .errors import ApiError
 from .structures import ResponseFormat, StructuredOutputs
 from .unserved import GUIDED, check_neutral
@@ -82,6 +82,12 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     # For the specification: fields that it leaves out, and schemas beyond what types can say.
     HIDDEN: ClassVar[tuple[str, ...]] = tuple(UNSUPPORTED)
     SCHEMAS: ClassVar[dict[str, Any]] = {}
+    # Entries at most: see `exchange.check_counts`.
+    MOST: ClassVar[dict[str, int]] = {
+        "stop": MAX_STOP_STRINGS,
+        "stop_token_ids": MAX_STOP_TOKENS,
+        "guided_choice": MAX_CHOICES,
+    }
 
     model: str | None = None
     n: Annotated[int | None, bounds("n")] = None

@@ -37,7 +37,7 @@ async def chat_completions(request: Request) -> Response:
     service = service_of(request)
     service.check_room()
     body = await read_body(request, ChatRequest)
-    talk = await begin(service, exchange_of(request), body)
+    talk = await unless_gone(request, begin(service, exchange_of(request), body))
     with talk.call if not body.streams else nullcontext():
         answer = Answer(service, body, talk)
         if body.streams:

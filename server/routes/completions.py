@@ -12,11 +12,10 @@ from starlette.responses import Response
 from ..call import Call
 from ..choices import TextLogprobBuilder, clamp, extend, prompt_logprobs
 from ..exchange import EventStream, JsonReply, exchange_of, read_body, unless_gone
-from ..limits import Limits
 from ..prompts import Prompt, split_prompts, truncate
 from ..protocol.completions import Completion, CompletionChoice, CompletionRequest, TextLogprobs
 from ..protocol.replies import UNSET
-from ..sampling import check_lengths, sampling_params
+from ..sampling import check_bias, check_lengths, sampling_params
 from ..service import Service, service_of
 from ..stream import events
 from ..wire import Delta, Piece
@@ -29,17 +28,23 @@ async def completions(request: Request) -> Response:
     body = await read_body(request, CompletionRequest)
     body.check_fields()
     model = service.model_name(body.model)
+    info, limits = service.engine_info(), service.config.limits
+    limit, keep = info.max_model_len, body.truncate_prompt_tokens
+
+    def check(tokens: int, more: bool) -> None:
+        if keep is None:
+            check_lengths(tokens, body.max_tokens, limit, "prompt", more)
+
+    check_bias(body.logit_bias, info.vocab_size)
     params = sampling_params(body.to_sampling, service.defaults, body.names)
-    count = len(split_prompts(body.prompt))
-    limits: Limits = service.config.limits
-    limits.check_shape(count, params.n)
+    items = split_prompts(body.prompt, lambda count: limits.check_shape(count, params.n), check)
+    count = len(items)
     ending = limits.with_end(params, count * params.n)
     call = Call(service, exchange, count * params.n)
     try:
-        info = service.engine_info()
         special = body.add_special_tokens is not False
-        prompts = await service.prompts.read(body.prompt, info.vocab_size, special)
-        limit, keep = info.max_model_len, body.truncate_prompt_tokens
+        reading = service.prompts.read(items, info.vocab_size, special, check)
+        prompts = await unless_gone(request, reading)
         prompts = [truncate(each, keep, limit, params.max_tokens) for each in prompts]
         for prompt in prompts:
             check_lengths(len(prompt.ids), body.max_tokens, limit, "prompt")

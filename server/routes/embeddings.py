@@ -30,13 +30,18 @@ async def embeddings(request: Request) -> Response:
     body = await read_body(request, EmbeddingsRequest)
     model = service.model_name(body.model)
     try:
-        count = len(split_prompts(body.input))
-        service.config.limits.check_inputs(count)
+        info, keep = service.engine_info(), body.truncate_prompt_tokens
+
+        def check(tokens: int, more: bool) -> None:
+            if keep is None:
+                check_text(tokens, info.max_model_len, more)
+
+        items = split_prompts(body.input, service.config.limits.check_inputs, check)
+        count = len(items)
         check_truncation(body.truncate_prompt_tokens)
         check_placing(body.cache_salt, body.priority)
         pooling = body.pooling or service.pooling
         with Call(service, exchange, count) as call:
-            info = service.engine_info()
             body.check_fields(info.hidden_size)
             params = sampling_params(
                 lambda _: SamplingParams(
@@ -45,9 +50,10 @@ async def embeddings(request: Request) -> Response:
                 {},
             )
             special = body.add_special_tokens is not False
-            prompts = await service.prompts.read(body.input, info.vocab_size, special)
             limit = info.max_model_len
-            prompts = [truncate(each, body.truncate_prompt_tokens, limit) for each in prompts]
+            reading = service.prompts.read(items, info.vocab_size, special, check)
+            prompts = await unless_gone(request, reading)
+            prompts = [truncate(each, keep, limit) for each in prompts]
             for prompt in prompts:
                 check_text(len(prompt.ids), limit)
             call.counts_output = False

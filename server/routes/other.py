@@ -71,7 +71,9 @@ async def tokenize(request: Request) -> Response:
             kwargs=body.chat_template_kwargs,
         )
         ids = (await unless_gone(request, rendered)).ids
-    texts = [service.texts.text_of(each) for each in ids] if body.return_token_strs else None
+    texts = None
+    if body.return_token_strs:
+        texts = await unless_gone(request, service.prompts.names_of(ids, service.texts))
     return JsonReply(
         TokenizeReply(
             count=len(ids), max_model_len=info.max_model_len, tokens=ids, token_strs=texts

@@ -55,7 +55,7 @@ async def responses(request: Request) -> Response:
     body.check_fields()
     chat = body.to_chat()
     try:
-        talk = await begin(service, exchange_of(request), chat)
+        talk = await unless_gone(request, begin(service, exchange_of(request), chat))
     except ApiError as error:
         raise in_own_words(error) from None
     with talk.call if not chat.streams else nullcontext():

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import normalizers
 
 from saccade.engine.errors import CheckpointError, RequestError
 from saccade.engine.tokenizer import Tokenizer
@@ -187,3 +189,35 @@ def test_a_long_text_does_not_stop_other_threads() -> None:
         time.sleep(0.001)
         longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
     assert longest < 0.5 * (last - began)
+
+
+TEXTS = ("    " * 40, "<tool中>" * 40, "中é😀" * 20, "hello " * 30, "xyz", "", "<s>\n" * 30)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_has_no_fewer_tokens_than_it_is_said_to_have(kind: str, text: str) -> None:
+    ours = tokenizer(kind)
+    assert ours.least_tokens(text) <= len(ours.encode(text, add_special_tokens=False))
+
+
+def test_the_least_tokens_are_known_only_where_no_character_vanishes() -> None:
+    def least(backend: tokenizers.Tokenizer, text: str) -> int:
+        return Tokenizer(TokenizerFiles(backend)).least_tokens(text)
+
+    text = "hello " * 100
+    longest = len("<tool中>")
+    for kind in ("byte_level", "sentencepiece_bpe"):
+        assert least(KINDS[kind](), text) == -(-len(text) // longest)
+    for kind in ("unigram", "wordpiece", "word_ends"):
+        assert least(KINDS[kind](), text) == 0
+    composing, shrinking, stripping = byte_level(), byte_level(), byte_level()
+    composing.normalizer = normalizers.NFC()
+    accents = "é" * 300  # a letter and its accent, which NFC makes one
+    assert least(composing, text) == -(-len(text) // longest)
+    assert 0 < least(composing, accents) == -(-150 // longest) <= len(composing.encode(accents))
+    shrinking.normalizer = normalizers.NFKC()
+    assert least(shrinking, text) == 0
+    stripping.add_tokens([tokenizers.AddedToken("<cut>", lstrip=True, rstrip=True)])
+    spaces = " " * 500 + "<cut>" + " " * 500
+    assert least(stripping, spaces) == 1 == len(stripping.encode(spaces, add_special_tokens=False))

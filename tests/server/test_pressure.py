@@ -12,9 +12,10 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+import httpx
 import pytest
 
-from saccade.benchmarks.http_client import read
+from saccade.benchmarks.http_client import read, send
 from saccade.benchmarks.serve_server import Server
 
 from .conftest import Serve
@@ -184,6 +185,67 @@ def test_slow_clients_do_not_slow_others(serve: Serve) -> None:
     ratio = percentile(beside, 0.99) / percentile(plain, 0.99)
     print(f"p99 {percentile(plain, 0.99) * 1e3:.2f} ms, x {ratio:.2f} beside slow clients")
     assert ratio <= (1.2 if FULL else 2.0)
+
+
+async def beside_long_texts(server: Running) -> tuple[float, float, list[float]]:
+    """Seconds of the first and of the last of three long texts, and those of short requests."""
+    target, text = target_of(server), {"prompt": "def add " * 150_000}
+    began = time.monotonic()
+    long = [await send(target, "/tokenize", text, {}) for _ in range(3)]
+    short = []
+    while not all(each.ended.done() for each in long):
+        sent = time.monotonic()
+        await whole(server, {"prompt": "def add", "max_tokens": 1})
+        short.append(time.monotonic() - sent)
+    assert [read(each).json["count"] > 300_000 for each in long] == [True] * 3
+    ends = sorted(each.parts[-1][0] - began for each in long)
+    return ends[0], ends[-1], short
+
+
+def test_short_texts_do_not_wait_for_long_ones(serve: Serve) -> None:
+    first, last, short = asyncio.run(beside_long_texts(serve(model="demo")))
+    print(f"long texts {first:.1f} s and {last:.1f} s, short ones at most {max(short):.2f} s")
+    assert first < 0.6 * last  # one at a time
+    assert len(short) > 3 and max(short) < 0.7 * first
+
+
+def huge_bodies() -> list[tuple[str, bytes]]:
+    """Bodies below the limit of 16 MiB with as many entries as possible."""
+    bias = {str(number): 1 for number in range(1_000_000)}
+    tools = [{"type": "function", "function": {"name": f"f{i}"}} for i in range(200_000)]
+    message = {"role": "user", "content": "x"}
+    pieces: list[tuple[str, Any]] = [
+        (PATH, {"prompt": "x", "logit_bias": bias}),
+        (PATH, {"prompt": ["x"] * 3_000_000}),
+        (PATH, {"prompt": "x", "stop_token_ids": [1] * 5_000_000}),
+        ("/v1/chat/completions", {"messages": [message] * 350_000}),
+        ("/v1/chat/completions", {"messages": [message], "tools": tools}),
+    ]
+    ids = b",".join([b"1"] * 8_000_000)
+    return [(PATH, b'{"prompt":[%b]}' % ids), ("/detokenize", b'{"tokens":[%b]}' % ids)] + [
+        (path, json.dumps(body).encode()) for path, body in pieces
+    ]
+
+
+async def longest_wait(server: Running, path: str, content: bytes) -> float:
+    """How long /live took at most while such a body was refused."""
+    headers = {"content-type": "application/json"}
+    waits = []
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        post = asyncio.create_task(client.post(path, content=content, headers=headers))
+        while not post.done():
+            sent = time.monotonic()
+            await client.get("/live")
+            waits.append(time.monotonic() - sent)
+        assert (await post).status_code == 400
+    return max(waits)
+
+
+def test_no_body_stops_the_event_loop_for_long(serve: Serve) -> None:
+    server = serve()
+    waits = [asyncio.run(longest_wait(server, *body)) for body in huge_bodies()]
+    print("longest waits", [f"{wait:.2f} s" for wait in waits])
+    assert max(waits) < 1
 
 
 # ---- overload ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ VALUES: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt_logprobs": -1}, "prompt_logprobs", "from 0 to 20"),
     ({"seed": 2**63}, "seed", "from -9223372036854775808"),
     ({"stop": ""}, "stop", "1 to 1024 characters"),
-    ({"stop": ["x"] * 17}, "stop", "at most 16 strings"),
+    ({"stop": ["x"] * 17}, "stop", "at most 16 entries"),
     ({"stop": [1]}, "stop[0]", "str"),
     ({"stop": {"a": "b"}}, "stop", "array"),
     ({"stop_token_ids": [320]}, "stop_token_ids", "from 0 to 319"),
@@ -205,6 +206,76 @@ def test_a_prompt_that_is_cut_leaves_room_for_the_answer(
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (512 - answer, answer)
     error = refused(server, 400, COMPLETIONS, {"prompt": [40] * 600, **body, "max_tokens": 512})
     assert "1 in the prompt and 512 for the answer" in error["message"]
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(server: Running) -> None:
+    text = "def add " * 900_000  # it would take seconds
+    chat = {"messages": [{"role": "user", "content": text}]}
+    bodies: list[tuple[str, dict[str, Any], str]] = [
+        ("/v1/completions", {"prompt": text}, "prompt"),
+        ("/v1/completions", {"prompt": ["x", text]}, "prompt"),
+        ("/v1/chat/completions", chat, "messages"),
+        ("/v1/responses", {"input": text}, "input"),
+        ("/v1/embeddings", {"input": [text]}, "input"),
+    ]
+    for path, body, param in bodies:
+        began = time.monotonic()
+        reply = server.http.post(path, json=body)
+        error = reply.json()["error"]
+        assert reply.status_code == 400 and error["code"] == "context_length_exceeded", error
+        assert error["param"] == param and "at least" in error["message"]
+        assert time.monotonic() - began < 2
+
+
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
+TEXT_ITEM = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "limit"),
+    [
+        (COMPLETIONS, {"prompt": [50] * 2_000_000}, "prompt", 512),
+        (COMPLETIONS, {"prompt": ["x"] * 500_000}, "prompt", 256),
+        (COMPLETIONS, {"prompt": "x", "stop_token_ids": [1] * 300}, "stop_token_ids", 256),
+        (COMPLETIONS, {"prompt": "x", "stop": ["a"] * 17}, "stop", 16),
+        (COMPLETIONS, {"prompt": "x", "guided_choice": ["a"] * 1025}, "guided_choice", 1024),
+        (
+            COMPLETIONS,
+            {"prompt": "x", "logit_bias": {str(i): 1 for i in range(321)}},
+            "logit_bias",
+            320,
+        ),
+        (
+            CHAT,
+            {"messages": MESSAGES, "logit_bias": {str(i): 1 for i in range(321)}},
+            "logit_bias",
+            320,
+        ),
+        (CHAT, {"messages": MESSAGES * 16_385}, "messages", 16_384),
+        (CHAT, {"messages": MESSAGES, "tools": [FUNCTION] * 129}, "tools", 128),
+        (CHAT, {"messages": MESSAGES, "documents": [{}] * 16_385}, "documents", 16_384),
+        ("/v1/responses", {"input": [TEXT_ITEM] * 16_385}, "input", 16_384),
+        ("/v1/responses", {"input": "x", "tools": [FUNCTION] * 129}, "tools", 128),
+        ("/v1/embeddings", {"input": ["x"] * 2049}, "input", 2048),
+        ("/v1/embeddings", {"input": [50] * 2_000_000}, "input", 511),
+        ("/tokenize", {"messages": MESSAGES * 16_385}, "messages", 16_384),
+        ("/detokenize", {"tokens": [5] * 2_000_001}, "tokens", 2_000_000),
+    ],
+)
+def test_too_many_entries_are_counted_before_they_are_looked_at(
+    server: Running, path: str, body: dict[str, Any], param: str, limit: int
+) -> None:
+    reply = server.http.post(path, json=body)
+    error = reply.json()["error"]
+    assert reply.status_code == 400 and error["param"] == param, error
+    assert f"at most {limit} " in error["message"]
+
+
+def test_a_long_list_of_tokens_may_be_cut(server: Running) -> None:
+    body = {"prompt": [50] * 100_000, "truncate_prompt_tokens": 20, "max_tokens": 1}
+    assert completion(server, **body)["usage"]["prompt_tokens"] == 20
+    reply = server.http.post(COMPLETIONS, json=body | {"prompt": [50] * 99_999 + ["x"]})
+    assert "must not mix texts and token ids" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/tokenize", "/detokenize"])
