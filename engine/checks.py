@@ -58,10 +58,9 @@ class NumberRule:
     def allowed(self) -> str:
         """The rule in words, for error messages."""
         kind = "an integer" if self.integer else "a number"
-        none = "None or " if self.optional else ""
         if self.above_low:
-            return f"{none}{kind} above {self.low:g} and at most {self.high:g}"
-        return f"{none}{kind} from {self._bound(self.low)} to {self._bound(self.high)}"
+            return f"{kind} above {self.low:g} and at most {self.high:g}"
+        return f"{kind} from {self._bound(self.low)} to {self._bound(self.high)}"
 
     def _bound(self, bound: float) -> str:
         return str(int(bound)) if self.integer else f"{bound:g}"

@@ -31,6 +31,7 @@ class TextLogprobBuilder:
         self._texts = texts
         self._name = texts.names(as_ids)
         self._count = count
+        self._skips = skip_special_tokens
         self._offsets = Offsets(texts, prompt_ids, skip_special_tokens)
 
     def echo(
@@ -45,7 +46,7 @@ class TextLogprobBuilder:
         written: the text that these tokens were made of, None if `text` was made of them.
         """
         self._offsets.begin_at(len(text))
-        return self._build(Offsets(self._texts, shown=written), tokens, positions)
+        return self._build(Offsets(self._texts, (), self._skips, written), tokens, positions)
 
     def build(self, tokens: Sequence[int], positions: Sequence[Position | None]) -> TextLogprobs:
         """The lists for the completion's next tokens."""

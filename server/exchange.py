@@ -41,8 +41,8 @@ def exchange_of(request: Request) -> Exchange:
 
 
 async def read_body(request: Request, shape: type[T]) -> T:
-    """The body as `shape`. ApiError 415 for another type, 400 for what cannot be read;
-    ClientGoneError when it breaks off.
+    """The body as `shape`. ApiError 415 for another type or a compressed one, 400 for what cannot
+    be read; ClientGoneError when it breaks off.
     """
     kind = request.headers.get("content-type", "")
     media, _, parameters = kind.partition(";")
@@ -50,6 +50,13 @@ async def read_body(request: Request, shape: type[T]) -> T:
     if media.strip().lower() != JSON or charset not in ("", "utf-8", "utf8"):
         message = f"Send the body as {JSON}, not as {kind[:80]!r}."
         raise ApiError(415, message, code="unsupported_media_type")
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        message = (
+            f"Send the body as it is: the content encoding {encoding[:40]!r} is not read here."
+        )
+        accepts = {"Accept-Encoding": "identity"}
+        raise ApiError(415, message, code="unsupported_content_encoding", headers=accepts)
     try:
         content = await request.body()
     except ClientDisconnect:

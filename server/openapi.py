@@ -21,7 +21,7 @@ _ERRORS = {
     "404": "There is no such model, or nothing at this address.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
-    "415": "The body is not JSON.",
+    "415": "The body is not JSON, or it is compressed.",
     "500": "The server failed; its log has the cause.",
     "503": "Too much waits, or the engine is being loaded; `Retry-After` says when to come again.",
 }

@@ -189,7 +189,7 @@ class Answer:
         if prompt.text is not None:
             return prompt.text
         tokenizer = self._service.prompts.tokenizer
-        return "" if tokenizer is None else tokenizer.decode(prompt.ids)
+        return "" if tokenizer is None else tokenizer.decode(prompt.ids, self._skips_special)
 
 
 def joined(parts: list[CompletionChoice]) -> CompletionChoice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -76,7 +77,9 @@ def in_own_words(error: ApiError) -> ApiError:
         return error
     head, dot, rest = param.partition("[" if "[" in param else ".")
     own = (_NAMES.get(head, head) + dot + rest).replace("].function", "]")
-    message = error.info.message.replace(param, own, 1)
+    # "messages" is a word too: within a sentence it stays what it is.
+    place = r"(?<![\w.])" if re.search(r"[\W_]", param) else "^"
+    message = re.sub(place + re.escape(param), lambda _: own, error.info.message, count=1)
     return ApiError(error.status, message, own, error.info.code, error.headers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import time
@@ -51,7 +52,7 @@ VALUES: list[tuple[dict[str, Any], str, str]] = [
     ({"presence_penalty": 2.1}, "presence_penalty", "from -2 to 2"),
     ({"frequency_penalty": -2.1}, "frequency_penalty", "from -2 to 2"),
     ({"repetition_penalty": 0}, "repetition_penalty", "from 0.01 to 100"),
-    ({"logprobs": 21}, "logprobs", "from 0 to 20"),
+    ({"logprobs": 21}, "logprobs", "must be an integer from 0 to 20"),
     ({"logprobs": True}, "logprobs", "int"),
     ({"prompt_logprobs": -1}, "prompt_logprobs", "from 0 to 20"),
     ({"seed": 2**63}, "seed", "from -9223372036854775808"),
@@ -323,6 +324,18 @@ def test_a_body_of_another_type(server: Running, kind: str) -> None:
     headers = {"content-type": kind} if kind else {}
     error = refused(server, 415, COMPLETIONS, None, content=body, headers=headers)
     assert "application/json" in error["message"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, zstd"])
+def test_a_compressed_body(server: Running, encoding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    body = gzip.compress(json.dumps({"prompt": "x"}).encode())
+    error = refused(server, 415, COMPLETIONS, None, content=body, headers=headers)
+    assert encoding in error["message"] and error["code"] == "unsupported_content_encoding"
+    headers["content-encoding"] = "identity"
+    plain = json.dumps({"prompt": "x", "max_tokens": 1}).encode()
+    reply = server.http.post(COMPLETIONS, content=plain, headers=headers)
+    assert reply.status_code == 200
 
 
 def test_unknown_addresses_and_methods(server: Running) -> None:

@@ -14,9 +14,11 @@ import pytest
 
 from saccade.server.items import ItemWriter
 from saccade.server.protocol.chat import ChatRequest
+from saccade.server.protocol.errors import ApiError
 from saccade.server.protocol.items import read_input
 from saccade.server.protocol.responses import ResponsesRequest
 from saccade.server.reading import News
+from saccade.server.routes.responses import in_own_words
 from saccade.server.tools import ToolDelta
 
 from ..engine.tiny import write_tiny
@@ -276,6 +278,18 @@ def test_refusals(
     assert reply.status_code == (404 if "model" in more else 400), reply.text
     error = reply.json()["error"]
     assert error["param"] == param and words.lstrip("^") in error["message"], error
+
+
+def test_errors_of_chats_are_told_in_the_words_of_this_route() -> None:
+    def told(message: str, param: str) -> str:
+        return in_own_words(ApiError(400, message, param)).info.message
+
+    prose = "The chat template cannot render these messages: no."
+    assert told(prose, "messages") == prose
+    assert told("messages must be a list", "messages") == "input must be a list"
+    assert told("messages[0].role: no role", "messages[0].role") == "input[0].role: no role"
+    longer = "n x max_completion_tokens must be at most 5"
+    assert told(longer, "max_completion_tokens") == "n x max_output_tokens must be at most 5"
 
 
 def test_neutral_values_and_fields_that_nobody_knows_change_nothing(calling: Running) -> None:

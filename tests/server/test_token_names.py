@@ -30,6 +30,19 @@ def test_in_completions(server: Running) -> None:
     assert tokens == found["tokens"]
 
 
+def test_an_echo_shows_special_tokens_where_the_answer_does(server: Running) -> None:
+    ids = server.http.post("/tokenize", json={"prompt": "<s>a</s>b"}).json()["tokens"]
+    body = {"echo": True, "logprobs": 0, "max_tokens": 0}
+    for skips, text in ((True, "ab"), (False, "<s>a</s>b")):
+        choice = completion(server, ids, **body, skip_special_tokens=skips)["choices"][0]
+        assert choice["text"] == text
+        starts = choice["logprobs"]["text_offset"]
+        ends = [*starts[1:], len(text)]
+        shown = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+        tokens = choice["logprobs"]["tokens"]
+        assert shown == ["" if skips and t[0] == "<" else t for t in tokens]
+
+
 def test_in_chats(server: Running) -> None:
     path = "/v1/chat/completions"
     body = {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2, **FIELDS}
