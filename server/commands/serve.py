@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "SACCADE_API_KEY"
 _ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+"
+_THREAD_S = 0.2  # for a thread without work to see that it is no longer needed
 LEAST_CHUNK = 128  # a client must not make attention slow for everybody
 
 NETWORK: dict[str, dict[str, Any]] = {
@@ -137,10 +139,25 @@ def run(args: argparse.Namespace) -> int:
         message = f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}"
         raise UsageError(message) from error
     failure = asyncio.run(start(config, listen, sock))
-    if failure is None:
-        return EXIT_OK
-    print(f"saccade: {failure.message}", file=sys.stderr)
-    return EXIT_FAILED
+    if failure is not None:
+        print(f"saccade: {failure.message}", file=sys.stderr)
+    status = EXIT_OK if failure is None else EXIT_FAILED
+    leave_threads(status)
+    return status
+
+
+def leave_threads(status: int) -> None:
+    """Ends the process at once where a thread still works, such as on a long text that nobody waits
+    for any more: Python would wait for it, a minute perhaps.
+    """
+    main = threading.main_thread()
+    awaited = [each for each in threading.enumerate() if each is not main and not each.daemon]
+    for thread in awaited:
+        thread.join(_THREAD_S)
+    if any(thread.is_alive() for thread in awaited):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def server_config(args: argparse.Namespace) -> ServerConfig:

@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import socket
+import string
 import subprocess
 import threading
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -250,6 +252,22 @@ def test_a_reader_that_stopped_does_not_hold_the_end_up(serve: Serve) -> None:
     text = server.log.read_text()
     assert "Traceback" not in text and "without completing" not in text
     assert [line["status"] for line in server.events("request")] == [200]
+
+
+def test_a_text_that_is_read_for_long_does_not_hold_the_end_up(serve: Serve) -> None:
+    server = serve("--drain-timeout", "0.1", model="demo")
+    random = Random(5)
+    text = "".join(random.choices(string.ascii_letters + string.digits, k=1_000_000))
+    body = {"input": [text] * 14, "truncate_prompt_tokens": 5}
+    waiting = Waiting(server, "/v1/embeddings", body)
+    time.sleep(1.5)
+    began = time.monotonic()
+    server.signal()
+    waiting.join(30)
+    assert server.wait(30) == 0 and time.monotonic() - began < 10
+    assert waiting.reply.status_code == 503
+    assert waiting.reply.json()["error"]["code"] == "shutting_down"
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_terminated_while_it_starts_and_when_idle(serve: Serve) -> None:
