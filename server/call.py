@@ -45,7 +45,7 @@ class Call:
         self._place: Place | None = None
         self._names: dict[str, str] | None = None
         self._sequences = 0
-        self._refused = self._closed = False
+        self._refused = self._aborted = self._closed = False
         service.admission.check(service.engine_info(), sequences)
         self._inbox = service.client.inbox()
         service.enter(self)
@@ -61,10 +61,13 @@ class Call:
         """Whether the engine has taken it, as far as is known."""
         return self._place is not None and not self._refused
 
-    @property
-    def engine_ids(self) -> list[str]:
-        """The engine's names of what still runs."""
-        return list(self._inbox.open)
+    def abort(self) -> None:
+        """Ends it, with the reason "abort": what the engine has not heard of yet (a prompt may take
+        long to be encoded) as soon as it hears of it.
+        """
+        self._aborted = True
+        if self._inbox.open:
+            self._service.client.abort(list(self._inbox.open))
 
     def submit(
         self,
@@ -97,6 +100,8 @@ class Call:
                     cache_salt=cache_salt,
                     attention=attention,
                 )
+            if self._aborted:
+                self.abort()
         except (UnavailableError, RefusedError) as error:
             raise from_engine(error) from None
 

@@ -58,7 +58,8 @@ async def read_body(request: Request, shape: type[T]) -> T:
         accepts = {"Accept-Encoding": "identity"}
         raise ApiError(415, message, code="unsupported_content_encoding", headers=accepts)
     try:
-        content = await request.body()
+        # Not by `body()`, which would keep it as long as the request is there.
+        content = b"".join([part async for part in request.stream()])
     except ClientDisconnect:
         raise ClientGoneError from None
     body = decoded(content, shape)

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .cors import preflight_of
 from .exchange import ClientGoneError, Exchange
+from .limits import Bodies
 from .protocol.errors import ApiError
 from .protocol_h11 import hang_up
 from .service import Service
@@ -55,14 +56,14 @@ class Gate:
         scope["saccade.exchange"] = exchange
         scope["saccade.service"] = self._service
         scope["app"] = None  # so that the router raises instead of replying by itself
+        limits = self._service.config.limits
+        body = BoundedBody(receive, limits.body_bytes, limits.body_s, self._service.bodies)
         try:
-            limits = self._service.config.limits
             check_head(scope, limits.header_bytes)
             if (preflight := preflight_of(scope)) is not None:
                 await preflight(scope, receive, out)
                 return
             exchange.owner = self._authorise(scope["path"], headers)
-            body = BoundedBody(receive, limits.body_bytes, limits.body_s)
             body.check_length(headers.get("content-length"))
             await self._app(scope, body, out)
         except ClientGoneError:
@@ -77,6 +78,7 @@ class Gate:
         except Exception as error:  # noqa: BLE001 - the last door: whatever it is, it ends as a reply
             await out.fail(as_api_error(error, exchange.id))
         finally:
+            body.close()
             metrics = self._service.metrics
             method = scope["method"] if scope["method"] in _METHODS else "other"
             metrics.http.labels(method, str(out.status)).inc()
@@ -149,11 +151,16 @@ class Outgoing:
 
 
 class BoundedBody:
-    """`receive`, for a body of bounded size that arrives in bounded time."""
+    """`receive`, for a body of bounded size that arrives in bounded time.
 
-    def __init__(self, receive: Receive, size: int, seconds: float) -> None:
+    It has its place among `bodies` until it is closed: what is made of it is as large.
+    """
+
+    def __init__(self, receive: Receive, size: int, seconds: float, bodies: Bodies) -> None:
         self._receive = receive
-        self._left = self._size = size
+        self._size = size
+        self._got = self._held = 0
+        self._bodies = bodies
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         self._whole = False
@@ -175,11 +182,19 @@ class BoundedBody:
             close = {"Connection": "close"}
             raise ApiError(408, late, code="timeout", headers=close) from None
         if message["type"] == "http.request":
-            self._left -= len(message.get("body", b""))
+            self._got += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
-            if self._left < 0:
+            if self._got > self._size:
                 raise self._too_long()
+            if self._got > self._bodies.SMALL:
+                self._bodies.take(self._got - self._held)
+                self._held = self._got
         return message
+
+    def close(self) -> None:
+        """Gives its place back."""
+        self._bodies.give_back(self._held)
+        self._held = 0
 
     def _too_long(self) -> ApiError:
         message = f"The body may have at most {self._size} bytes."

@@ -34,13 +34,12 @@ class Lane:
         self._jobs.put(_Job(future, work))
         return await asyncio.wrap_future(future)
 
-    def close(self) -> bool:
-        """Lets the threads go when they are done; whether one of them is still at work."""
+    def close(self) -> None:
+        """Lets the threads go when they are done; waits for those only that have no work."""
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join(_IDLE_S)
-        return any(thread.is_alive() for thread in self._threads)
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from ..engine.params import SamplingParams
 
 KIB, MIB = 1 << 10, 1 << 20
+_BODIES_S = 5.0  # after which there may be room for a large body
 
 
 @dataclass(frozen=True)
 class Limits:
     """What a request may cost, and how much may wait.
 
-    body_bytes, header_bytes: of an HTTP request. body_s: until its body has arrived. send_s: until
+    body_bytes, header_bytes: of an HTTP request. bodies_bytes: of all bodies that come in
+    or are worked on, besides the small ones. body_s: until its body has arrived. send_s: until
     a client that leaves a full buffer unread is let go. prompts: of one request; sequences: prompts
     x n; inputs: texts of one request for embeddings; output_tokens: sequences x max_tokens;
     logprob_entries: alternatives asked for, over all tokens of a request's prompts, and as many
@@ -28,6 +30,7 @@ class Limits:
     """
 
     body_bytes: int = 16 * MIB
+    bodies_bytes: int = 256 * MIB
     header_bytes: int = 64 * KIB
     body_s: float = 60.0
     send_s: float = 60.0
@@ -97,6 +100,33 @@ class Limits:
                 f"{self.logprob_entries}, got {tokens} x {copies} x {count + 1}"
             )
             raise ApiError(400, message, name, "invalid_value")
+
+
+class Bodies:
+    """Counts the bytes of bodies that this process holds, and refuses what would be too much.
+
+    Small bodies do not count, so that they are served whatever the large ones do: a connection's
+    own buffer is as large.
+    """
+
+    SMALL = 64 * KIB
+
+    def __init__(self, most: int) -> None:
+        self.held = 0
+        self._most = most
+
+    def take(self, size: int) -> None:
+        """So many bytes more. ApiError 503."""
+        if self.held and self.held + size > self._most:
+            message = f"Too many large bodies at once: they may have {self._most} bytes together."
+            error = unavailable(message, _BODIES_S, "overloaded")
+            error.headers["Connection"] = "close"  # the rest of this body is not wanted
+            raise error
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        """So many bytes fewer."""
+        self.held -= size
 
 
 class Admission:

@@ -120,9 +120,7 @@ def responses(each: Endpoint) -> Json:
     found: Json = {"200": {"description": "Done.", "headers": header, "content": content}}
     statuses = ["400", "404", "500"] if each.public else ["400", "401", "404", "500"]
     if each.body is not None:
-        statuses += ["408", "413", "415"]
-    if each.generates:
-        statuses += ["503"]
+        statuses += ["408", "413", "415", "503"]
     error = {"application/json": {"schema": {"$ref": _REF.format(name="ErrorReply")}}}
     for status in sorted(statuses):
         found[status] = {"description": _ERRORS[status], "content": error}

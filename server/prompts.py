@@ -46,9 +46,10 @@ class PromptReader:
         self._short = Lane("prompts", _THREADS)
         self._long = Lane("long-prompts", 1)
 
-    def close(self) -> bool:
-        """Waits for nothing; whether a thread is still at work."""
-        return any([self._short.close(), self._long.close()])
+    def close(self) -> None:
+        """Waits for nothing."""
+        self._short.close()
+        self._long.close()
 
     async def read(
         self,

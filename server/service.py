@@ -21,7 +21,7 @@ from .config import ServerConfig
 from .defaults import read_defaults, read_pooling
 from .formats import Formats
 from .inbox import UnavailableError
-from .limits import Admission
+from .limits import Admission, Bodies
 from .metrics import Metrics
 from .prompts import PromptReader
 from .protocol.errors import ApiError, from_engine, unavailable
@@ -45,6 +45,7 @@ class Service:
         self.names = config.names or (default_name(config.model, folder),)
         self.client = client
         self.admission = Admission(config.limits)
+        self.bodies = Bodies(config.limits.bodies_bytes)
         tokenizer = Tokenizer.from_folder(folder) if (folder / MODEL_FILE).exists() else None
         template = ChatTemplate.from_folder(folder, config.chat_template) if tokenizer else None
         self.has_chat_template = template is not None and template.exists
@@ -135,14 +136,14 @@ class Service:
         """Ends the calls of a request id that this API key has made; how many there were."""
         mine = [call for call in self._calls.get(id, ()) if call.exchange.owner == owner]
         for call in mine:
-            self.client.abort(call.engine_ids)
+            call.abort()
         return len(mine)
 
     def abort_all(self) -> None:
         """Ends every call."""
         for calls in self._calls.values():
             for call in calls:
-                self.client.abort(call.engine_ids)
+                call.abort()
 
 
 def service_of(request: Request) -> Service:

@@ -86,6 +86,10 @@ ALLOWED: dict[str, dict[str, Any]] = {
 }
 LIMITS: dict[str, dict[str, Any]] = {
     "--max-body-size": {"metavar": "SIZE", "help": "of a request (default 16MiB)"},
+    "--max-bodies-size": {
+        "metavar": "SIZE",
+        "help": "of all large requests at once (default 256MiB)",
+    },
     "--body-timeout": {"type": float, "metavar": "S", "help": "to send a request (default 60)"},
     "--send-timeout": {"type": float, "metavar": "S", "help": "for a reply unread (default 60)"},
     "--max-prompts": {"type": int, "metavar": "N", "help": "of one request (default 256)"},
@@ -148,13 +152,14 @@ def run(args: argparse.Namespace) -> int:
 
 def leave_threads(status: int) -> None:
     """Ends the process at once where a thread still works, such as on a long text that nobody waits
-    for any more: Python would wait for it, a minute perhaps.
+    for any more. Python would wait for it, a minute perhaps, or, where it is a daemon, take the
+    interpreter away under native code that is about to return to it.
     """
     main = threading.main_thread()
-    awaited = [each for each in threading.enumerate() if each is not main and not each.daemon]
-    for thread in awaited:
+    others = [each for each in threading.enumerate() if each is not main]
+    for thread in others:
         thread.join(_THREAD_S)
-    if any(thread.is_alive() for thread in awaited):
+    if any(thread.is_alive() for thread in others):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -224,11 +229,12 @@ def limits(args: argparse.Namespace) -> Limits:
 
     found = given(args, LIMITS)
     fields: dict[str, Any] = {}
-    if "max_body_size" in found:
-        try:
-            fields["body_bytes"] = positive(parse_size(found.pop("max_body_size")), "max_body_size")
-        except ValueError as error:
-            raise UsageError(f"--max-body-size: {error}") from error
+    for option, name in (("max_body_size", "body_bytes"), ("max_bodies_size", "bodies_bytes")):
+        if option in found:
+            try:
+                fields[name] = positive(parse_size(found.pop(option)), option)
+            except ValueError as error:
+                raise UsageError(f"--{option.replace('_', '-')}: {error}") from error
     for option, name in (("body_timeout", "body_s"), ("send_timeout", "send_s")):
         if option in found:
             fields[name] = positive(found.pop(option), option)

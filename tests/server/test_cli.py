@@ -119,6 +119,7 @@ def test_usage_errors_exit_2(argv: list[str], capsys: pytest.CaptureFixture[str]
         (("--cors-origin", "https://app.example/"), "no path), or *, not 'https://app.example/'"),
         (("--cors-origin", "https://App.example"), "not 'https://App.example'"),
         (("--max-body-size", "many"), "'many' is not a size"),
+        (("--max-bodies-size", "0"), "--max-bodies-size must be above 0"),
         (("--max-queued-requests", "0"), "--max-queued-requests must be above 0"),
         (("--drain-timeout", "nan"), "--drain-timeout must be above 0"),
         (("--page-size", "5"), "page_size must be one of"),

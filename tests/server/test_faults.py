@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -417,6 +418,53 @@ def test_embeddings_that_a_drain_leaves_are_unavailable(serve: Serve) -> None:
     waiting.join(30)
     assert waiting.reply.status_code == 503
     assert waiting.reply.json()["error"]["code"] == "shutting_down"
+
+
+# Its tokens are many seconds' work.
+GIANT = "def add " * 700_000
+
+
+def ask_beside(server: Running, path: str, body: dict[str, Any], **headers: str) -> Any:
+    """Asks in a thread; (thread, replies)."""
+    found: list[httpx.Response] = []
+
+    def ask() -> None:
+        with (
+            contextlib.suppress(httpx.TransportError),
+            httpx.Client(base_url=server.url, timeout=60) as http,
+        ):
+            found.append(http.post(path, json=body, headers=headers))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread, found
+
+
+def test_abort_while_the_prompt_is_encoded(serve: Serve) -> None:
+    server = serve(model="demo")
+    body = {**LONG, "prompt": GIANT[:1_000_000], "truncate_prompt_tokens": 5, "max_tokens": 250}
+    thread, found = ask_beside(server, "/v1/completions", body, **{"x-request-id": "job"})
+    until = time.monotonic() + 10
+    while server.http.post("/abort", json={"request_id": "job"}).json() == {"aborted": 0}:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert not found
+    thread.join(60)
+    (choice,) = found[0].json()["choices"]
+    assert choice["finish_reason"] == "abort"
+    assert found[0].json()["usage"]["completion_tokens"] < 20
+
+
+def test_terminated_while_a_long_text_is_encoded(serve: Serve) -> None:
+    server = serve("--drain-timeout", "1", model="demo")
+    thread, found = ask_beside(server, "/tokenize", {"prompt": GIANT})
+    time.sleep(1)
+    began = time.monotonic()
+    server.signal()
+    assert server.wait(30) == 0
+    assert time.monotonic() - began < 6
+    thread.join(10)
+    assert not found or found[0].status_code != 200
 
 
 def test_overload_is_refused_at_once_and_the_admitted_finish(serve: Serve) -> None:

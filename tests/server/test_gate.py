@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from saccade import SamplingParams, __version__
 from saccade.server.gate import BoundedBody, digest, request_id
-from saccade.server.limits import Admission, Limits
+from saccade.server.limits import Admission, Bodies, Limits
 from saccade.server.listen import Listen
 from saccade.server.metrics import VLLM_NAMES
 from saccade.server.protocol.errors import ApiError
@@ -76,6 +76,42 @@ def test_bodies_have_a_bound(serve: Serve) -> None:
     assert completion(server)["choices"]
     prompt = {"prompt": "x" * 9_000, "truncate_prompt_tokens": 5, "max_tokens": 1}
     assert server.http.post("/v1/completions", json=prompt).status_code == 200
+
+
+def half_a_body(server: Running, size: int) -> socket.socket:
+    """A client that sends so much of a body, and keeps the rest."""
+    url = httpx.URL(server.url)
+    made = socket.create_connection((url.host, url.port))
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {size + 9}\r\n"
+    made.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + b" " * size)
+    return made
+
+
+def test_bodies_have_a_bound_together(serve: Serve) -> None:
+    server = serve("--max-bodies-size", "1MiB", "--body-timeout", "2")
+    large = {"prompt": "x" * 300_000, "truncate_prompt_tokens": 5, "max_tokens": 1}
+
+    def status() -> int:
+        reply = server.http.post("/v1/completions", json=large)
+        if reply.status_code == 503:
+            assert reply.headers["retry-after"] == "5" and reply.headers["connection"] == "close"
+            assert "1048576 bytes together" in reply.json()["error"]["message"]
+        return reply.status_code
+
+    for _ in range(5):  # what was served is given back
+        assert status() == 200
+    clients = [half_a_body(server, 400_000) for _ in range(2)]
+    time.sleep(0.3)
+    assert status() == 503
+    assert completion(server)["choices"]  # small ones are always taken
+    clients.pop().close()  # so is what breaks off
+    time.sleep(0.3)
+    assert status() == 200
+    clients.append(half_a_body(server, 400_000))
+    time.sleep(2.5)
+    assert status() == 200  # and what came too slowly
+    for client in clients:
+        client.close()
 
 
 def test_other_pages_may_ask_only_if_told_so(server: Running, serve: Serve) -> None:
@@ -271,15 +307,15 @@ def test_a_body_that_grows_is_stopped() -> None:
         return {"type": "http.request", "body": b"x" * 60, "more_body": True}
 
     async def run() -> None:
-        body = BoundedBody(receive, 100, 5)
+        body = BoundedBody(receive, 100, 5, Bodies(100))
         await body()
         with pytest.raises(ApiError, match="at most 100 bytes"):
             await body()
         for length in ("101", "1" * 30):
             with pytest.raises(ApiError, match="at most 100 bytes"):
-                BoundedBody(receive, 100, 5).check_length(length)
+                BoundedBody(receive, 100, 5, Bodies(100)).check_length(length)
         for length in (None, "100", "-5", "abc"):
-            BoundedBody(receive, 100, 5).check_length(length)
+            BoundedBody(receive, 100, 5, Bodies(100)).check_length(length)
 
     asyncio.run(run())
     assert request_id("ok") == "ok" and request_id("a\nb") != "a\nb" and len(request_id(None)) == 32
