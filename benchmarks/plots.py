@@ -164,9 +164,11 @@ def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
     save(made, path)
 
 
-def _bars(
+def bars(
     names: Sequence[str], series: Mapping[str, Sequence[float | None]], title: str, unit: str
 ) -> Panel:
+    """Groups of bars side by side."""
+
     def draw(axes: Any) -> None:
         colours = (OURS, PEER, CEILING)[: len(series)]
         paired_bars(axes, names, series, colours)
@@ -176,40 +178,6 @@ def _bars(
             axes.legend(fontsize=7)
 
     return Panel(1.4 + 0.35 * len(series) * len(names), draw)
-
-
-def serve(runs: Sequence[Mapping[str, Any]], labels: Sequence[str] = ()) -> list[Panel]:
-    """Time to first token and between tokens of every run, and its throughput."""
-    names = [label.replace(" prompt", "\nprompt") for label in labels] or [
-        f"{run['request_rate']:g}/s" if run["request_rate"] else f"{run['max_concurrency']} at once"
-        for run in runs
-    ]
-    panels = []
-    for name, text in (("ttft", "first token"), ("itl", "between tokens")):
-        series = {
-            f"p{share}": [run.get(f"p{share}_{name}_ms") for run in runs] for share in (50, 90, 99)
-        }
-        title = f"{text} of short requests" if labels else text
-        panels.append(_bars(names, series, title, "ms"))
-    rates = {"output": [run["output_throughput"] for run in runs]}
-    return [*panels, _bars(names, rates, "throughput", "output tokens/s")]
-
-
-def serve_overhead(rounds: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """The engine's step beside the time between tokens that clients see."""
-    names = [f"round {number + 1}" for number in range(len(rounds))]
-    keys = {"bare step": "bare_step_s", "step": "step_s", "between tokens": "served_itl_s"}
-    times = {
-        name: [None if each[key] is None else 1e3 * each[key] for each in rounds]
-        for name, key in keys.items()
-    }
-    keys = {"of the server's own step": "overhead", "of the bare step": "overhead_to_bare"}
-    shares = {
-        name: [None if each[key] is None else 100 * each[key] for each in rounds]
-        for name, key in keys.items()
-    }
-    beside = _bars(names, shares, "what the server adds", "% of a step")
-    return [_bars(names, times, "eight streams", "ms"), beside]
 
 
 def _against_peer(axes: Any, rows: Sequence[Row], field: str, title: str, unit: str) -> None:

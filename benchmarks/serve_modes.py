@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.errors import RequestError
-from . import options, plots, serve_figures
+from . import options, plots, serve_figures, serve_plots
 from .options import progress
 from .report import Table
 from .serve_load import Load, Outcome, Run, closed, open_loop, outcome, wait_end
@@ -69,7 +69,7 @@ def load(args: argparse.Namespace, load: Load, _: str | None) -> Found:
     return Found(
         [serve_figures.latency_table(found), serve_figures.throughput_table(found)],
         {"runs": found, **(found[0] if len(found) == 1 else {})},
-        plots.serve(found),
+        serve_plots.load(found),
         all(each["completed"] for each in found),
     )
 
@@ -91,7 +91,7 @@ def long(args: argparse.Namespace, load: Load, _: str | None) -> Found:
     return Found(
         [serve_figures.beside_table(found, big, tokens)],
         {"long_tokens": tokens, "long_ttft_s": big.ttft_s, "short": found},
-        plots.serve(list(found.values()), list(found))[:1],
+        serve_plots.load(list(found.values()), list(found))[:1],
         big.ok and found["alone"]["completed"] > 0,
     )
 

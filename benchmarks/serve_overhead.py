@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..engine.errors import RequestError
-from . import plots
+from . import serve_plots
 from .goals import Goal
 from .http_client import Exchange, ask
 from .options import progress
@@ -48,7 +48,7 @@ def overhead(args: argparse.Namespace, load: Load, model: str | None) -> Found:
     return Found(
         [table(rounds, goal)],
         {"rounds": rounds, "median": middle, "goals": [goal]},
-        plots.serve_overhead(rounds),
+        serve_plots.overhead(rounds),
     )
 
 
