@@ -65,7 +65,9 @@ class Structure:
 
     @classmethod
     def choice(cls, choices: Sequence[str]) -> Structure:
-        """One of several texts."""
+        """One of several texts. RequestError for too many of them."""
+        if isinstance(choices, list | tuple) and len(choices) > MAX_CHOICES:
+            raise _bad_choices()  # before millions of them are written out
         return cls("choice", _as_json(list(choices) if isinstance(choices, tuple) else choices))
 
     @classmethod
@@ -101,12 +103,16 @@ class Structure:
         found = _parsed(self.kind, self.text)
         texts = isinstance(found, list) and all(isinstance(each, str) and each for each in found)
         if not texts or not 0 < len(found) <= MAX_CHOICES:
-            raise _refusal(f"choice must be a list of 1 to {MAX_CHOICES} texts, none of them empty")
+            raise _bad_choices()
         return list(found)
 
 
 def _refusal(message: str) -> RequestError:
     return RequestError(f"structure: {message}", "structure")
+
+
+def _bad_choices() -> RequestError:
+    return _refusal(f"choice must be a list of 1 to {MAX_CHOICES} texts, none of them empty")
 
 
 def _as_json(value: Any) -> str:
