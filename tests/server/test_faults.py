@@ -202,10 +202,12 @@ def test_a_drain_has_an_end(serve: Serve) -> None:
 def test_a_drain_does_not_need_the_engine(serve: Serve, signals: int) -> None:
     """It hangs: whoever waits for it is told so, and so is a request whose body is half-sent."""
     server = serve("--drain-timeout", "0.5" if signals == 1 else "60")
-    stream, whole = Stream(server), Waiting(server, "/v1/completions", LONG)
-    vectors = Waiting(server, "/v1/embeddings", {"input": [[40] * 400] * 64})
+    stream = Stream(server)
     host, port = server.url.removeprefix("http://").split(":")
     assert stream.begun.wait(30)
+    os.kill(server.engine_pid, signal.SIGSTOP)
+    whole = Waiting(server, "/v1/completions", LONG)
+    vectors = Waiting(server, "/v1/embeddings", {"input": [[40] * 400] * 64})
     until = time.monotonic() + 20
     while server.metrics()["saccade_sequences_in_flight"] < 66 and time.monotonic() < until:
         time.sleep(0.01)
@@ -214,7 +216,6 @@ def test_a_drain_does_not_need_the_engine(serve: Serve, signals: int) -> None:
             b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             b"content-length: 90\r\n\r\n{"
         )
-        os.kill(server.engine_pid, signal.SIGSTOP)
         for _ in range(signals):
             server.signal()
             time.sleep(0.2)
