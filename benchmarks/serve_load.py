@@ -13,8 +13,8 @@ from typing import Any
 from .http_client import Exchange, Reply, Target, read, send
 
 _WORDS = "the a of and to in is that for it with as on be at by this from or an are not".split()
-_PATIENCE_S = 1800.0
-_LATE = f"no end within {_PATIENCE_S:g} s"
+PATIENCE_S = 1800.0
+_LATE = f"no end within {PATIENCE_S:g} s"
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ class Load:
         """
         began = time.perf_counter()
         try:
-            exchange = await asyncio.wait_for(self.start(number), _PATIENCE_S)
+            exchange = await asyncio.wait_for(self.start(number), PATIENCE_S)
         except OSError as error:
             return Outcome(0, began, error=f"no connection: {error}")
         return exchange if await wait_end(exchange) else Outcome(0, exchange.sent, error=_LATE)
 
 
-async def wait_end(exchange: Exchange, patience_s: float = _PATIENCE_S) -> bool:
+async def wait_end(exchange: Exchange, patience_s: float = PATIENCE_S) -> bool:
     """Waits for the end of a request; False when it does not come, and nobody waits any more."""
     try:
         await asyncio.wait_for(exchange.ended, patience_s)

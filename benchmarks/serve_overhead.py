@@ -16,12 +16,11 @@ from .http_client import Exchange, ask
 from .options import progress
 from .report import Table
 from .serve_figures import Figures, percentile
-from .serve_load import Load, outcome, wait_end
+from .serve_load import PATIENCE_S, Load, outcome, wait_end
 from .serve_modes import Found
 
 GOAL = 0.05
 STREAMS = 8
-_PATIENCE_S = 1800.0
 _STEPS, _BUSY = "saccade_engine_steps_total", "saccade_engine_busy_seconds_total"
 
 
@@ -113,7 +112,7 @@ async def _served(load: Load, first: int) -> Figures:
 
 async def _reached(streams: Sequence[Exchange], events: float) -> None:
     """Until all have sent so many tokens, or one has ended. TimeoutError when neither comes."""
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while min(each.events for each in streams) < events:
             if any(each.ended.done() for each in streams):
                 break

@@ -33,7 +33,6 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self.vocab_size = self._vocab_size()
-        self._bound = TokenBound(self._backend)
 
     @classmethod
     def from_folder(cls, folder: str | Path, max_chars: int = MAX_CHARS) -> Tokenizer:
@@ -57,6 +56,11 @@ class Tokenizer:
             message = f"prompt is not valid Unicode: lone surrogate at character {error.start}"
             raise RequestError(message, "prompt") from None
         return _ids(self._backend, text, add_special_tokens)
+
+    @cached_property
+    def _bound(self) -> TokenBound:
+        """Made when first asked for: it looks at the whole vocabulary, and engines never ask."""
+        return TokenBound(self._backend)
 
     def least_tokens(self, text: str) -> int:
         """So many tokens, or more, would `encode` make of it: known without encoding it."""

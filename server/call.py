@@ -44,7 +44,7 @@ class Call:
         self._last: dict[tuple[int, int], float] = {}  # when each completion's latest piece came
         self._place: Place | None = None
         self._names: dict[str, str] | None = None
-        self._sequences = 0
+        self._sequences = sequences
         self._refused = self._aborted = self._closed = False
         service.admission.check(service.engine_info(), sequences)
         self._inbox = service.client.inbox()
@@ -87,7 +87,6 @@ class Call:
         if self._service.config.log_prompts:
             self.exchange.fields["prompt"] = [each.text or each.ids for each in prompts]
         self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-        self._sequences = len(prompts) * params.n
         self._place = self._service.admission.enter(info, self._sequences, self.prompt_tokens)
         try:
             for number, prompt in enumerate(prompts):

@@ -70,7 +70,8 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
         check_calls(body.messages)
     except RequestError as error:
         raise from_request_error(error) from None
-    check_bias(body.logit_bias, service.engine_info().vocab_size)
+    info = service.engine_info()
+    check_bias(body.logit_bias, info.vocab_size)
     params = sampling_params(body.to_sampling, service.defaults, body.names)
     by_tools = use is not None and (bool(use.forced) or params.structure is None)
     names = body.names | ({"structure": "tools"} if by_tools else {})
@@ -79,7 +80,6 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
     params = limits.with_end(params, params.n)
     call = Call(service, exchange, params.n)
     try:
-        info = service.engine_info()
         special = body.add_special_tokens is True
         keep, limit = body.truncate_prompt_tokens, info.max_model_len
 

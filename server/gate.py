@@ -91,9 +91,7 @@ class Gate:
         if not self._keys or path in OPEN:
             return -1
         kind, _, key = headers.get("authorization", "").partition(" ")
-        sent = key.strip(" \t").encode(
-            "latin-1"
-        )  # as which a header's bytes are read: the same again
+        sent = key.strip(" \t").encode("latin-1")  # as its bytes were read: they are back
         given = digest(sent) if kind.lower() == "bearer" else b""
         found = -1
         for number, known in enumerate(self._keys):  # all of them: no time tells which one

@@ -62,7 +62,8 @@ class PromptReader:
         if check is not None:
             for item in items:
                 check(self._least(item), isinstance(item, str))
-        if self._lane(sum(len(item) for item in items if isinstance(item, str))) is self._short:
+        length = sum(len(item) for item in items if isinstance(item, str))
+        if self._lane(length, _LONG_TEXT) is self._short:
             return await self._away(self._short, lambda: [
                 self._one(item, vocab_size, add_special_tokens) for item in items
             ])  # fmt: skip
@@ -74,7 +75,7 @@ class PromptReader:
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, perhaps none. ApiError for a text that cannot be encoded."""
-        lane = self._lane(len(text))
+        lane = self._lane(len(text), _LONG_TEXT)
         return await self._away(lane, lambda: self._encoder().encode(text, add_special_tokens))
 
     async def render(
@@ -104,15 +105,15 @@ class PromptReader:
                 validate_prompt_ids(ids, vocab_size)
             return self._encoder().decode(ids, skip_special_tokens)
 
-        return await self._away(self._long if len(ids) > _LONG_IDS else self._short, work)
+        return await self._away(self._lane(len(ids), _LONG_IDS), work)
 
     async def names_of(self, ids: list[int], texts: TokenTexts) -> list[str]:
         """The text of each token alone."""
-        lane = self._long if len(ids) > _LONG_IDS else self._short
+        lane = self._lane(len(ids), _LONG_IDS)
         return await self._away(lane, lambda: [texts.text_of(token) for token in ids])
 
-    def _lane(self, characters: int) -> Lane:
-        return self._long if characters > _LONG_TEXT else self._short
+    def _lane(self, size: int, most: int) -> Lane:
+        return self._long if size > most else self._short
 
     def _least(self, item: str | list[int]) -> int:
         """How many tokens it has at least."""

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from ...engine.structure import Structure
 from .errors import KNOWN_FORMS, ApiError
+from .unserved import check_neutral
 
 _TYPES = ["text", "json_object", "json_schema"]
 # Of vLLM's options of a form: values that change nothing, and why any other is refused.
@@ -95,13 +96,13 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
 
     def check_options(self) -> None:
         """Refuses an option that would change something. ApiError."""
-        encoded = dict(zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True))
-        for name, neutral in _NEUTRAL.items():
-            value = getattr(self, name)
-            if not any(value is each for each in neutral):
-                param = f"structured_outputs.{encoded[name]}"
-                message = f"{param} is not supported by this server: {_WHY[name]}"
-                raise ApiError(400, message, param, "unsupported_parameter")
+        encoded = zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True)
+        params = {name: f"structured_outputs.{own}" for name, own in encoded}
+        why = {
+            name: f"{params[name]} is not supported by this server: {reason}"
+            for name, reason in _WHY.items()
+        }
+        check_neutral(self, _NEUTRAL, why, params)
 
     def structure(self) -> Structure:
         """What it means for the sampler. ApiError, RequestError."""

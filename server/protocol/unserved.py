@@ -18,16 +18,22 @@ Neutral = Mapping[str, tuple[Any, ...]]  # by field: the values that change noth
 GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
-def check_neutral(fields: Any, table: Neutral, why: Mapping[str, str] | None = None) -> None:
+def check_neutral(
+    fields: Any,
+    table: Neutral,
+    why: Mapping[str, str] | None = None,
+    params: Mapping[str, str] | None = None,
+) -> None:
     """Refuses a field of the table that would change something. ApiError.
 
-    why: by field, a message that says more.
+    why: by field, a message that says more; params: what clients call it, if not so.
     """
     for name, neutral in table.items():
         value = getattr(fields, name)
         if not any(type(value) is type(each) and value == each for each in neutral):
-            message = (why or {}).get(name, f"{name} is not supported by this server")
-            raise ApiError(400, message, name, "unsupported_parameter")
+            param = (params or {}).get(name, name)
+            message = (why or {}).get(name, f"{param} is not supported by this server")
+            raise ApiError(400, message, param, "unsupported_parameter")
 
 
 # Fields of OpenAI's /v1/responses that need a store or features that are not here.
