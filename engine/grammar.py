@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import llguidance
 import numpy as np
 
+from .bounded_work import BoundedWork
 from .checks import shown
 from .errors import RequestError
 from .gbnf import as_lark
@@ -36,7 +37,6 @@ _AT_ONCE = 2
 # llguidance follows names from rule to rule on the stack: the usual 8 MB overflow, and end the
 # process, behind 3000 of them in a row. Of this, memory is only what is used.
 _STACK = 256 << 20
-_STARTING = threading.Lock()
 
 
 class GrammarCompiler:
@@ -60,7 +60,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._vocabulary: llguidance.LLTokenizer | None = None
         self._cache: OrderedDict[Structure, GrammarState] = OrderedDict()
-        self._slots = threading.BoundedSemaphore(_AT_ONCE)
+        self._work = BoundedWork[llguidance.LLMatcher]("compile-grammar", _AT_ONCE, _STACK)
 
     def warm_up(self) -> None:
         """Reads the vocabulary now. RequestError where structures cannot work with it."""
@@ -86,34 +86,11 @@ class GrammarCompiler:
         return state
 
     def _within_deadline(self, structure: Structure) -> llguidance.LLMatcher:
-        late = _refusal(structure, f"it takes longer than {self._seconds:g} seconds")
-        end = time.monotonic() + self._seconds
-        if not self._slots.acquire(timeout=self._seconds):
-            raise late
-        box: list[llguidance.LLMatcher | Exception] = []
-
-        def work() -> None:
-            try:
-                box.append(self._build(structure))
-            except Exception as error:  # noqa: BLE001 - it is raised again where it is awaited
-                box.append(error)
-            finally:
-                self._slots.release()
-
-        # A daemon: one that is stuck must not keep the process from ending.
-        thread = threading.Thread(target=work, name="compile-grammar", daemon=True)
-        with _STARTING:
-            usual = threading.stack_size(_STACK)
-            try:
-                thread.start()
-            finally:
-                threading.stack_size(usual)
-        thread.join(max(0.0, end - time.monotonic()))
-        if not box:
-            raise late
-        if isinstance(box[0], Exception):
-            raise box[0]
-        return box[0]
+        try:
+            return self._work.run(partial(self._build, structure), self._seconds)
+        except TimeoutError:
+            reason = f"it takes longer than {self._seconds:g} seconds"
+            raise _refusal(structure, reason) from None
 
     def _build(self, structure: Structure) -> llguidance.LLMatcher:
         if structure.after:  # the free text in front would hide that nothing satisfies the form

@@ -185,12 +185,12 @@ def test_costly_structures_cost_little(structure: Structure) -> None:
     assert time.monotonic() - start < 4
     slowest = 0.0
     for letter in "aabab" * 8 if state is not None else "":
-        start = time.monotonic()
+        start = time.thread_time()  # others may hold the processor for longer than this takes
         try:
             follows(state, BYTES, BYTES.encode_plain(letter))
         except SaccadeError:
             break
-        slowest = max(slowest, time.monotonic() - start)
+        slowest = max(slowest, time.thread_time() - start)
     assert slowest < 0.5
 
 
