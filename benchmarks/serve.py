@@ -14,6 +14,7 @@ from . import machine, options, plots, report, serve_modes, serve_overhead
 from .goals import Goal
 from .options import check_outputs, positive, progress
 from .report import Table
+from .serve_load import PATIENCE_S
 from .serve_modes import Found
 from .serve_server import Server
 from .serve_target import KEYS, RANDOM, load_of, model_of, target_of
@@ -101,7 +102,7 @@ def started(server: Server) -> tuple[Goal, Table]:
     return goal, Table("Start of the server", columns, [times], [note])
 
 
-def milliseconds(text: str) -> float:
+def duration(text: str) -> float:
     """An argument that must be a positive time."""
     try:
         found = float(text)
@@ -158,10 +159,17 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--text", action="store_true", help="prompts of words and not of token ids")
     made.add_argument(
-        "--goodput-ttft-ms", type=milliseconds, metavar="X", help="counts as good below this"
+        "--goodput-ttft-ms", type=duration, metavar="X", help="counts as good below this"
     )
     made.add_argument(
-        "--goodput-itl-ms", type=milliseconds, metavar="X", help="the same, mean of a request"
+        "--goodput-itl-ms", type=duration, metavar="X", help="the same, mean of a request"
+    )
+    made.add_argument(
+        "--timeout",
+        type=duration,
+        default=PATIENCE_S,
+        metavar="S",
+        help="a request without an end after so long has failed (default %(default)g)",
     )
     made.add_argument("--rounds", type=positive, default=3, help="--mode overhead")
     made.add_argument("--seed", type=int, default=0)

@@ -14,7 +14,6 @@ from .http_client import Exchange, Reply, Target, read, send
 
 _WORDS = "the a of and to in is that for it with as on be at by this from or an are not".split()
 PATIENCE_S = 1800.0
-_LATE = f"no end within {PATIENCE_S:g} s"
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Load:
-    """A server, and what is asked of it."""
+    """A server, and what is asked of it. patience_s: how long a request may take in all."""
 
     target: Target
     model: str
     shape: Shape
     seed: int = 0
     max_model_len: int | None = None
+    patience_s: float = PATIENCE_S
 
     def shaped(self, input_tokens: int, output_tokens: int) -> Load:
         """The same with other lengths."""
@@ -99,13 +99,15 @@ class Load:
         """
         began = time.perf_counter()
         try:
-            exchange = await asyncio.wait_for(self.start(number), PATIENCE_S)
+            exchange = await asyncio.wait_for(self.start(number), self.patience_s)
         except OSError as error:
             return Outcome(0, began, error=f"no connection: {error}")
-        return exchange if await wait_end(exchange) else Outcome(0, exchange.sent, error=_LATE)
+        if await wait_end(exchange, self.patience_s):
+            return exchange
+        return Outcome(0, exchange.sent, error=f"no end within {self.patience_s:g} s")
 
 
-async def wait_end(exchange: Exchange, patience_s: float = PATIENCE_S) -> bool:
+async def wait_end(exchange: Exchange, patience_s: float) -> bool:
     """Waits for the end of a request; False when it does not come, and nobody waits any more."""
     try:
         await asyncio.wait_for(exchange.ended, patience_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,11 +105,12 @@ async def _beside(short: Load, big: Load, count: int) -> tuple[Run, Outcome]:
     await asyncio.sleep(0.2)  # its reading has begun
     run = await closed(short, count, 1, first=count)
     number = 2 * count
-    while not exchange.begun.done():  # and on, as long as it is read
+    late = exchange.sent + big.patience_s
+    while not exchange.begun.done() and time.perf_counter() < late:  # as long as it is read
         more = await closed(short, 4, 1, first=number)
         number += 4
         run = Run([*run.outcomes, *more.outcomes], run.duration + more.duration, 1)
-    await wait_end(exchange)
+    await wait_end(exchange, big.patience_s)
     found = outcome(exchange)
     until = exchange.sent + found.ttft_s
     return Run([each for each in run.outcomes if each.sent < until], run.duration, 1), found

@@ -16,7 +16,7 @@ from .http_client import Exchange, ask
 from .options import progress
 from .report import Table
 from .serve_figures import Figures, percentile
-from .serve_load import PATIENCE_S, Load, outcome, wait_end
+from .serve_load import Load, outcome, wait_end
 from .serve_modes import Found
 
 GOAL = 0.05
@@ -84,12 +84,12 @@ async def _served(load: Load, first: int) -> Figures:
     room for snapshots of the engine's counters, which are some hundredths of an answer old.
     """
     streams = [await load.start(first + number) for number in range(STREAMS)]
-    await _reached(streams, 0.15 * load.shape.output_tokens)
+    await _reached(load, streams, 0.15)
     before, began = await _engine(load), time.perf_counter()
-    await _reached(streams, 0.9 * load.shape.output_tokens)
+    await _reached(load, streams, 0.9)
     ended, after = time.perf_counter(), await _engine(load)
     for each in streams:
-        await wait_end(each)
+        await wait_end(each, load.patience_s)
     gaps = []
     for each in streams:
         found = outcome(each)
@@ -110,13 +110,17 @@ async def _served(load: Load, first: int) -> Figures:
     }
 
 
-async def _reached(streams: Sequence[Exchange], events: float) -> None:
-    """Until all have sent so many tokens, or one has ended. TimeoutError when neither comes."""
-    async with asyncio.timeout(PATIENCE_S):
-        while min(each.events for each in streams) < events:
-            if any(each.ended.done() for each in streams):
-                break
-            await asyncio.sleep(0.01)
+async def _reached(load: Load, streams: Sequence[Exchange], part: float) -> None:
+    """Until all have sent this part of their tokens, or one has ended. RuntimeError when neither
+    comes in time.
+    """
+    events, late = part * load.shape.output_tokens, time.perf_counter() + load.patience_s
+    while min(each.events for each in streams) < events:
+        if any(each.ended.done() for each in streams):
+            break
+        if time.perf_counter() > late:
+            raise RuntimeError(f"no stream got that far within {load.patience_s:g} s")
+        await asyncio.sleep(0.01)
 
 
 async def _engine(load: Load) -> dict[str, float]:

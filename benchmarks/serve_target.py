@@ -74,7 +74,8 @@ async def load_of(args: argparse.Namespace, target: Target) -> Load:
     if name not in models:
         raise RequestError(f"the server has {', '.join(models)}, not {name}", "served_model_name")
     shape = Shape(args.input_tokens, args.output_tokens, args.text)
-    return Load(target, name, shape, args.seed, models[name].get("max_model_len"))
+    most = models[name].get("max_model_len")
+    return Load(target, name, shape, args.seed, most, args.timeout)
 
 
 async def models_of(target: Target) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,8 @@ class Cors(CORSMiddleware):
     our shape.
 
     Any header may be sent, for the origin decides and not the headers' names: OpenAI's own client
-    has a dozen of its own. Cookies mean nothing here, and are not asked for.
+    has a dozen of its own. Cookies mean nothing here, and are not asked for. A page of an origin
+    that was named may reach this machine though it came from the internet, which Chrome asks too.
     """
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
@@ -32,6 +33,7 @@ class Cors(CORSMiddleware):
             allow_headers=["*"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
+        self.allow_private_network = True  # older releases of starlette take no such argument
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""

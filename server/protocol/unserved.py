@@ -87,9 +87,16 @@ _OTHERS: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (None,),
     "bad_words": (None, []),
     "use_beam_search": (None, False),
+    "length_penalty": (None, 1, 1.0),
+    "logits_processors": (None, []),
+    "kv_transfer_params": (None,),
+    "mm_processor_kwargs": (None,),
+    "structural_tag": (None,),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "chat_template": (None,),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
 }
 
 
@@ -142,9 +149,16 @@ class UnservedFields(msgspec.Struct, kw_only=True):
     allowed_token_ids: Any = None
     bad_words: Any = None
     use_beam_search: Any = None
+    length_penalty: Any = None
+    logits_processors: Any = None
+    kv_transfer_params: Any = None
+    mm_processor_kwargs: Any = None
+    structural_tag: Any = None
     functions: Any = None
     function_call: Any = None
     chat_template: Any = None
+    modalities: Any = None
+    audio: Any = None
 
     def check_unserved(self) -> None:
         """ApiError for the first that is not."""

@@ -110,6 +110,7 @@ class Odd(BaseHTTPRequestHandler):
     good = 10**6
     models = b'{"data": [{"id": "odd"}]}'
     most = here = 0
+    silent_s = 0.0  # after so long a completion's reply begins
 
     def do_GET(self) -> None:
         self.answer(self.models)
@@ -123,7 +124,7 @@ class Odd(BaseHTTPRequestHandler):
             self.server.socket.close()
             self.close_connection = True
             return
-        time.sleep(0.01)
+        time.sleep(0.01 + self.silent_s)
         self.answer(b'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]\n\n')
         kind.here -= 1
 
@@ -194,6 +195,14 @@ def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
             return await serve_load.wait_end(exchange, 0.05)
 
         assert asyncio.run(late()) is False
+
+
+def test_a_request_is_not_awaited_for_ever(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    with odd(silent_s=0.8) as (url, _):
+        argv = ["--url", url, "--timeout", "0.1", "--requests", "2", "--json", str(file)]
+        assert serve.main(argv) == 1
+    assert json.loads(file.read_text())["errors"] == ["no end within 0.1 s"]
 
 
 def test_what_comes_is_judged() -> None:

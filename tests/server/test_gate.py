@@ -122,7 +122,10 @@ def test_other_pages_may_ask_only_if_told_so(server: Running, serve: Serve) -> N
     reply = told.http.options("/v1/completions", headers=ask)
     assert reply.status_code == 200
     assert reply.headers["access-control-allow-origin"] == "https://app.example"
-    evil = told.http.options("/v1/completions", headers={**ask, "origin": "https://evil.example"})
+    near = {**ask, "access-control-request-private-network": "true"}
+    reply = told.http.options("/v1/completions", headers=near)
+    assert reply.headers["access-control-allow-private-network"] == "true"
+    evil = told.http.options("/v1/completions", headers={**near, "origin": "https://evil.example"})
     assert "access-control-allow-origin" not in evil.headers
     assert evil.status_code == 400 and evil.json()["error"]["code"] == "cors_refused"
     assert evil.headers["x-request-id"]

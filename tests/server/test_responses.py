@@ -237,6 +237,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"guided_choice": ["a"]}, "guided_choice", "use text.format"),
     ({"stop": "x"}, "stop", "stop is not supported on this route"),
     ({"n": 2}, "n", "n is not supported on this route"),
+    ({"modalities": ["audio"]}, "modalities", "modalities is not supported on this route"),
+    ({"logits_processors": ["x"]}, "logits_processors", "not supported on this route"),
     ({"logit_bias": {"5": 1}}, "logit_bias", "not supported on this route"),
     ({"presence_penalty": 0.5}, "presence_penalty", "not supported on this route"),
     ({"frequency_penalty": -1}, "frequency_penalty", "not supported on this route"),
