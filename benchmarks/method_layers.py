@@ -22,7 +22,7 @@ from ..engine.attention.parse import parse_method
 from ..engine.attention.protocols import LatentMethod, is_planned
 from ..engine.branches import BranchShape, Turns
 from ..engine.layers.up_projection import UpProjection
-from ..kernels.store import PageLayout, write_pages
+from ..kernels.store import PageLayout, write_pages, zeroed
 
 HEADS, KV_HEADS, DIM = 8, 2, 128
 # A step that happens to complete a block has more to do than most: decode stops short of one.
@@ -55,8 +55,9 @@ def shape_for(spec: str, method: AttentionMethod) -> LayerShape:
 def _fields(
     method: AttentionMethod, shape: LayerShape, pages: int, layout: PageLayout
 ) -> dict[str, torch.Tensor]:
+    """In memory as the engine's are (engine/cache.py)."""
     return {
-        name: torch.zeros((pages, *field.shape), dtype=field.dtype or torch.bfloat16)
+        name: zeroed((pages, *field.shape), field.dtype or torch.bfloat16)
         for name, field in method.fields(shape, layout.page_size).items()
     }
 

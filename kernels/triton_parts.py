@@ -57,6 +57,16 @@ def capped(s, softcap):
 
 
 @triton.jit
+def peak_and_shrink(top, new):
+    """(maximum, the same with 0 for none, factor of earlier sums) of a running maximum `top` of
+    exponents of 2 that a maximum of new ones joins.
+    """
+    peak = tl.maximum(top, new)
+    safe = tl.where(peak == float("-inf"), 0.0, peak)
+    return peak, safe, tl.exp2(top - safe)
+
+
+@triton.jit
 def rank_key(score, i_block):
     """int64 keys that order as (score, block id) do: equal scores, the later block first."""
     bits = (score + 0.0).to(tl.int32, bitcast=True)  # -0 becomes 0

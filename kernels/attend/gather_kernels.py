@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_parts import LN2, LOG2E, capped, product, row_tile
+from ..triton_parts import LN2, LOG2E, capped, peak_and_shrink, product, row_tile
 
 
 @triton.jit
@@ -98,15 +98,12 @@ def gather_tiles(
         if CAP:
             s = capped(s, softcap)
         s = tl.where(m_n[None, :], s, float("-inf"))
-        peak = tl.maximum(top, tl.max(s, 1))
-        safe = tl.where(peak == float("-inf"), 0.0, peak)
+        top, safe, shrink = peak_and_shrink(top, tl.max(s, 1))
         p = tl.exp2(s - safe[:, None])
-        shrink = tl.exp2(top - safe)
         total = total * shrink + tl.sum(p, 1)
         p_vt = p_v + (page * s_v_page + i_kv * s_v_head + token * DV) + o_v
         v = tl.load(p_vt, mask=m_n[:, None] & m_dv[None, :], other=0.0)
         acc = acc * shrink[:, None] + product(p.to(v.dtype), v, UPCAST)
-        top = peak
         page = following
     empty = total == 0.0
     acc = acc / tl.where(empty, 1.0, total)[:, None]
@@ -116,6 +113,29 @@ def gather_tiles(
     tl.store(p_lse + o_part, lse, mask=m_m)
     p_out = p_part + o_part[:, None] * DV + o_dv[None, :]
     tl.store(p_out, acc.to(p_part.dtype.element_ty), mask=m_m[:, None] & m_dv[None, :])
+
+
+@triton.jit
+def join_parts(
+    top, total, acc, p_list, o_part, listed, p_part, p_lse, own, m_m,
+    DV: tl.constexpr, BDV: tl.constexpr,
+):  # fmt: skip
+    """Joins rows' partial results over the blocks of their lists that lie before their own."""
+    o_dv = tl.arange(0, BDV)
+    before = own * 0 - 1
+    for i in range(listed):
+        i_block = tl.load(p_list + i, mask=m_m, other=-1)
+        m_part = m_m & (i_block >= 0) & (i_block < own) & (i_block != before)
+        before = i_block
+        lse = tl.load(p_lse + o_part + i, mask=m_part, other=float("-inf"))
+        m_part = m_part & (lse != float("-inf"))
+        p_one = p_part + (o_part + i)[:, None] * DV + o_dv[None, :]
+        part = tl.load(p_one, mask=m_part[:, None] & (o_dv < DV)[None, :], other=0.0)
+        top, safe, shrink = peak_and_shrink(top, lse)
+        weight = tl.exp2(lse - safe)
+        total = total * shrink + weight
+        acc = acc * shrink[:, None] + part.to(tl.float32) * weight[:, None]
+    return top, total, acc
 
 
 @triton.jit
@@ -205,41 +225,23 @@ def combine_rows(
             s = capped(s, softcap)
         sees = (o_j[None, :] <= position[:, None]) & (o_j[None, :] // BLOCK == own[:, None])
         s = tl.where(sees & held[:, None] & m_n[None, :], s, float("-inf"))
-        peak = tl.maximum(top, tl.max(s, 1))
-        safe = tl.where(peak == float("-inf"), 0.0, peak)
+        top, safe, shrink = peak_and_shrink(top, tl.max(s, 1))
         p = tl.exp2(s - safe[:, None])
-        shrink = tl.exp2(top - safe)
         total = total * shrink + tl.sum(p, 1)
         p_vt = p_v + (page * s_v_page + i_kv * s_v_head + token * DV) + o_v
         v = tl.load(p_vt, mask=m_n[:, None] & m_dv[None, :], other=0.0)
         acc = acc * shrink[:, None] + product(p.to(v.dtype), v, UPCAST)
-        top = peak
         page = following
 
-    o_part = (o_row * heads + i_head) * listed
-    before = tl.full([BT * BG], -1, tl.int32)
-    for i in range(listed):
-        i_block = tl.load(p_ids + o_ids + i, mask=m_m, other=-1)
-        m_part = m_m & (i_block >= 0) & (i_block < own) & (i_block != before)
-        before = i_block
-        lse = tl.load(p_lse + o_part + i, mask=m_part, other=float("-inf"))
-        m_part = m_part & (lse != float("-inf"))
-        p_one = p_part + (o_part + i)[:, None] * DV + o_dv[None, :]
-        part = tl.load(p_one, mask=m_part[:, None] & m_dv[None, :], other=0.0).to(tl.float32)
-        peak = tl.maximum(top, lse)
-        safe = tl.where(peak == float("-inf"), 0.0, peak)
-        shrink, weight = tl.exp2(top - safe), tl.exp2(lse - safe)
-        total = total * shrink + weight
-        acc = acc * shrink[:, None] + part * weight[:, None]
-        top = peak
+    top, total, acc = join_parts(
+        top, total, acc, p_ids + o_ids, (o_row * heads + i_head) * listed, listed,
+        p_part, p_lse, own, m_m, DV, BDV,
+    )  # fmt: skip
     if SINKS:
         sink = tl.load(p_sinks + i_head, mask=m_m, other=float("-inf")) * LOG2E
-        peak = tl.maximum(top, sink)
-        safe = tl.where(peak == float("-inf"), 0.0, peak)
-        shrink = tl.exp2(top - safe)
+        top, safe, shrink = peak_and_shrink(top, sink)
         total = total * shrink + tl.exp2(sink - safe)
         acc = acc * shrink[:, None]
-        top = peak
     empty = total == 0.0
     acc = acc / tl.where(empty, 1.0, total)[:, None]
     lse = tl.where(empty, float("-inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)

@@ -13,8 +13,7 @@ import triton.language as tl
 
 from ..triton_parts import LN2, LOG2E
 from .kernel_parts import product, sequence_of, tanh, with_sink
-
-FAR = tl.constexpr(2**31 - 2)  # beyond every position
+from .key_tiles import FAR, listed_tiles, seen_tiles, whole_tiles
 
 
 @triton.jit
@@ -126,22 +125,6 @@ def over_keys(
     return b_acc, b_sum, b_max
 
 
-@triton.jit
-def listed_tiles(p_ids, columns, most, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr):
-    """How many tiles of keys below `most` an ascending list padded with -1 holds. The last block
-    may reach beyond, where there are neither keys nor page ids.
-    """
-    o_id = tl.arange(0, 64)
-    count, last = 0, 0
-    for i in tl.range(0, columns, 64):
-        b_id = tl.load(p_ids + i + o_id, mask=i + o_id < columns, other=-1)
-        m_held = (b_id >= 0) & (b_id < tl.cdiv(most, BLOCK))
-        count += tl.sum(m_held.to(tl.int32))
-        last = tl.maximum(last, tl.max(tl.where(m_held, b_id, 0)))
-    tiles = tl.cdiv(tl.minimum(most - last * BLOCK, BLOCK), BLOCK_N)
-    return tl.where(count == 0, 0, (count - 1) * (BLOCK // BLOCK_N) + tiles)
-
-
 # Numbers that change from step to step: no variant of a kernel for each kind of number.
 COUNTS = [
     "sequences", "pages", "table_width", "table_stride", "columns", "window", "sinks", "scale",
@@ -231,31 +214,17 @@ def attend_tiles(
             begin = tl.minimum(i_split * (SPLIT // BLOCK_N), end)
             end = tl.minimum(begin + SPLIT // BLOCK_N, end)
     else:
-        first, firsts = 0, 0
-        second, stop = least // BLOCK_N, tl.cdiv(most, BLOCK_N)
-        if WINDOW:
-            near = tl.maximum(tl.min(b_position) - window + 1, 0)
-            first = second
-            edge = tl.minimum(tl.cdiv(sinks, BLOCK_N), stop)
-            second = tl.maximum(tl.maximum(near // BLOCK_N, edge), first)
-            if SPLIT:
-                first = tl.maximum(first, i_split * (SPLIT // BLOCK_N))
-                edge = tl.minimum(edge, (i_split + 1) * (SPLIT // BLOCK_N))
-            firsts = tl.maximum(edge - first, 0)
-        if SPLIT:
-            second = tl.maximum(second, i_split * (SPLIT // BLOCK_N))
-            stop = tl.minimum(stop, (i_split + 1) * (SPLIT // BLOCK_N))
-        begin, end = 0, firsts + tl.maximum(stop - second, 0)
+        begin = 0
+        first, firsts, second, end = seen_tiles(
+            least, most, tl.min(b_position), window, sinks, i_split, BLOCK_N, WINDOW, SPLIT
+        )
     b_acc = tl.zeros((BLOCK_M, V_PAD), tl.float32)
     b_sum = tl.zeros((BLOCK_M,), tl.float32)
     b_max = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     if TRIM:  # masked tiles, then those that all rows see whole, then masked ones
-        latest = tl.max(tl.where(m_row, b_lo, 0))
-        if WINDOW:
-            latest = tl.maximum(latest, tl.max(tl.where(m_row, b_position - window + 1, 0)))
-        whole = tl.minimum(firsts + tl.maximum(tl.cdiv(latest, BLOCK_N) - second, 0), end)
-        earliest = tl.min(tl.where(m_row, b_hi, FAR)) // BLOCK_N
-        edge_begin = tl.minimum(tl.maximum(firsts + earliest - second, whole), end)
+        whole, edge_begin = whole_tiles(
+            b_lo, b_hi, b_position, m_row, window, firsts, second, end, BLOCK_N, WINDOW
+        )
         if LO or WINDOW:
             b_acc, b_sum, b_max = over_keys(
                 b_acc, b_sum, b_max, b_q, b_rest, 0, whole, first, firsts, second, p_ids, p_table,

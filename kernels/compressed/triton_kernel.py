@@ -14,7 +14,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_parts import LEAST, LN2, NO_BLOCK, block_of, keep_best, product, rank_key, row_tile
+from ..triton_parts import (
+    LEAST,
+    LN2,
+    NO_BLOCK,
+    block_of,
+    keep_best,
+    peak_and_shrink,
+    product,
+    rank_key,
+    row_tile,
+)  # fmt: skip
 
 
 @triton.jit
@@ -51,6 +61,39 @@ def scores_of(
         m_r = (o_r < D)[:, None] & m_n[None, :]
         s += product(q_rest, tl.load(p_entry[None, :] + o_r[:, None], mask=m_r, other=0.0), UPCAST)
     return s * scale
+
+
+@triton.jit
+def weights_of(
+    i_block, zero, complete, m_m, most, q, q_rest, p_own, p_pages, s_page, s_slot, max_pages, scale,
+    D: tl.constexpr, BD: tl.constexpr, REST: tl.constexpr,
+    BT: tl.constexpr, BG: tl.constexpr, BB: tl.constexpr, LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr, SLOTS: tl.constexpr,
+    HEAVIEST: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Weights [BT, BB] of blocks, of the probabilities of the entries that overlap them.
+
+    zero: [rows] the denominators, as exponents of 2; complete: entries that a row sees.
+    """
+    weight = tl.zeros([BT, BB], tl.float32)
+    for tap in range((BLOCK + LENGTH) // STRIDE - 1):
+        # Where the entry begins, from the block's first token on.
+        ahead = tap * STRIDE - (LENGTH - STRIDE)
+        i_entry = i_block * (BLOCK // STRIDE) + tap - (LENGTH // STRIDE - 1)
+        m_e = (i_entry >= 0) & (i_entry < most)
+        o_entry, m_n = entry_of(
+            i_entry, p_pages, s_page, s_slot, max_pages, m_e, LENGTH, STRIDE, PAGE, SLOTS
+        )
+        s = scores_of(q, q_rest, p_own + o_entry, m_n, scale, D, BD, REST, UPCAST)
+        seen = (i_entry[None, :] < complete[:, None]) & m_n[None, :] & m_m[:, None]
+        share = tl.where(seen, tl.exp2(s - zero[:, None]), 0.0)
+        mass = tl.sum(tl.reshape(share, [BT, BG, BB]), 1)
+        if HEAVIEST:
+            weight = tl.maximum(weight, mass, propagate_nan=tl.PropagateNan.ALL)
+        else:
+            shared = tl.minimum(ahead + LENGTH, BLOCK) - tl.maximum(ahead, 0)
+            weight += mass * (shared // STRIDE).to(tl.float32)
+    return weight
 
 
 @triton.jit
@@ -132,17 +175,14 @@ def compressed_rows(
         )
         s = scores_of(q, q_rest, p_own + o_entry, m_n, scale, D, BD, REST, UPCAST)
         s = tl.where((i_entry[None, :] < complete[:, None]) & m_n[None, :], s, float("-inf"))
-        peak = tl.maximum(top, tl.max(s, 1))
-        safe = tl.where(peak == float("-inf"), 0.0, peak)
+        top, safe, shrink = peak_and_shrink(top, tl.max(s, 1))
         p = tl.exp2(s - safe[:, None])
-        shrink = tl.exp2(top - safe)
         total = total * shrink + tl.sum(p, 1)
         if DV > 0:
             o_dv = tl.arange(0, BDV)
             p_v = (p_own + o_entry + o_value)[:, None] + o_dv[None, :]
             v = tl.load(p_v, mask=m_n[:, None] & (o_dv < DV)[None, :], other=0.0)
             acc = acc * shrink[:, None] + product(p.to(v.dtype), v, UPCAST)
-        top = peak
     empty = total == 0.0
     whole = tl.where(empty, 1.0, total)
     lse = tl.where(empty, float("-inf"), top + tl.log2(whole))
@@ -165,24 +205,11 @@ def compressed_rows(
         best = tl.full([BT, WIDTH], LEAST, tl.int64)
         for first in tl.range(0, tl.max(own, 0) + 1, BB):
             i_block = first + o_b
-            weight = tl.zeros([BT, BB], tl.float32)
-            for tap in range((BLOCK + LENGTH) // STRIDE - 1):
-                # Where the entry begins, from the block's first token on.
-                ahead = tap * STRIDE - (LENGTH - STRIDE)
-                i_entry = i_block * (BLOCK // STRIDE) + tap - (LENGTH // STRIDE - 1)
-                m_e = (i_entry >= 0) & (i_entry < most)
-                o_entry, m_n = entry_of(
-                    i_entry, p_pages, s_page, s_slot, max_pages, m_e, LENGTH, STRIDE, PAGE, SLOTS
-                )
-                s = scores_of(q, q_rest, p_own + o_entry, m_n, scale, D, BD, REST, UPCAST)
-                seen = (i_entry[None, :] < complete[:, None]) & m_n[None, :] & m_m[:, None]
-                share = tl.where(seen, tl.exp2(s - zero[:, None]), 0.0)
-                mass = tl.sum(tl.reshape(share, [BT, BG, BB]), 1)
-                if HEAVIEST:
-                    weight = tl.maximum(weight, mass, propagate_nan=tl.PropagateNan.ALL)
-                else:
-                    shared = tl.minimum(ahead + LENGTH, BLOCK) - tl.maximum(ahead, 0)
-                    weight += mass * (shared // STRIDE).to(tl.float32)
+            weight = weights_of(
+                i_block, zero, complete, m_m, most, q, q_rest, p_own, p_pages, s_page, s_slot,
+                max_pages, scale,
+                D, BD, REST, BT, BG, BB, LENGTH, STRIDE, BLOCK, PAGE, SLOTS, HEAVIEST, UPCAST,
+            )  # fmt: skip
             forced = (i_block < forced_first)[None, :] | (
                 i_block[None, :] > own[:, None] - forced_recent
             )

@@ -15,11 +15,13 @@
 namespace saccade {
 namespace SACCADE_ISA {
 
+UnitOps paged_ops(const AttendParams& p) { return unit_ops<PagedKeys>(p); }
+
 namespace {
 
 void attend_pages(const AttendParams& p, ThreadPool& pool) {
   const UnitPlan plan(p);
-  if (plan.count() > 0) run_units(p, plan, unit_ops<PagedKeys>(p), pool);
+  if (plan.count() > 0) run_units(p, plan, paged_ops(p), pool);
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ void list_item(void* context, int64_t seq, int thread) {
 }  // namespace
 
 void attend_turns(const AttendTurnsParams& p, ThreadPool& pool) {
-  TurnsJob job{&p, unit_ops<PagedKeys>(p.attend), nullptr, 0};
+  TurnsJob job{&p, paged_ops(p.attend), nullptr, 0};
   const Unit largest{0, 0, 0, 1, 0, kMaxRows, 0, 0, 0, 0};
   job.slice = (job.ops.scratch_bytes(p.attend, largest) + 4095) / 4096 * 4096;
   job.scratch = pool.scratch(job.slice);

@@ -67,5 +67,8 @@ UnitOps unit_ops(const AttendParams& p) {
 #endif
 }
 
+// The same for pages as they lie: defined once, in attend.cpp, for it is long to compile.
+UnitOps paged_ops(const AttendParams& p);
+
 }  // namespace SACCADE_ISA
 }  // namespace saccade
