@@ -15,7 +15,9 @@
 namespace saccade {
 namespace SACCADE_ISA {
 
-UnitOps paged_ops(const AttendParams& p) { return unit_ops<PagedKeys>(p); }
+UnitOps paged_ops(const AttendParams& p) {
+  return unit_ops<PagedKeys>(p);
+}
 
 namespace {
 
