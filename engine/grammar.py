@@ -22,6 +22,7 @@ from .checks import shown
 from .errors import RequestError
 from .gbnf import as_lark
 from .grammar_state import GrammarState
+from .json_schema import fitted
 from .structure import Structure
 from .token_bytes import token_bytes
 from .tokenizer import Tokenizer
@@ -138,7 +139,8 @@ class GrammarCompiler:
         if structure.kind == "json_object":
             return make.grammar_from_json_schema({"type": "object"}, _JSON)
         if structure.kind == "json_schema":
-            return make.grammar_from_json_schema(structure.text, _JSON)
+            schema = json.dumps(fitted(json.loads(structure.text)))
+            return make.grammar_from_json_schema(schema, _JSON)
         if structure.kind == "regex":
             return make.grammar_from_regex(structure.text)
         if structure.kind == "choice":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .exchange import Exchange
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 PING_S = 10.0
+Explain = Callable[[ApiError], ApiError]
 
 
 class Call:
@@ -44,6 +45,7 @@ class Call:
         self._last: dict[tuple[int, int], float] = {}  # when each completion's latest piece came
         self._place: Place | None = None
         self._names: dict[str, str] | None = None
+        self._explain: Explain | None = None
         self._sequences = sequences
         self._refused = self._aborted = self._closed = False
         service.admission.check(service.engine_info(), sequences)
@@ -77,13 +79,15 @@ class Call:
         cache_salt: str = "",
         attention: str | None = None,
         names: dict[str, str] | None = None,
+        explain: Explain | None = None,
     ) -> None:
         """Hands everything to the engine. ApiError when it cannot be taken.
 
-        names: the engine's names of fields -> what the client calls them.
+        names: the engine's names of fields -> what the client calls them. explain: says more of
+        what the engine refuses.
         """
         info = self._service.engine_info()
-        self._prompts, self._names = prompts, names
+        self._prompts, self._names, self._explain = prompts, names, explain
         if self._service.config.log_prompts:
             self.exchange.fields["prompt"] = [each.text or each.ids for each in prompts]
         self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
@@ -115,7 +119,8 @@ class Call:
                 news = await self._inbox.take(PING_S)
             except (UnavailableError, RefusedError) as error:
                 self._refused = isinstance(error, RefusedError)
-                raise from_engine(error, self._names) from None
+                found = from_engine(error, self._names)
+                raise (self._explain(found) if self._explain else found) from None
             for number, delta, at in news:
                 self._note(number, delta, at)
             yield [(number, delta) for number, delta, _ in news]
@@ -142,6 +147,12 @@ class Call:
     def cached_tokens(self) -> int:
         """Prompt tokens that the prefix cache had."""
         return sum(self._cached.values())
+
+    @property
+    def unread_tokens(self) -> int:
+        """Prompt tokens behind which no token has come."""
+        unread = (p for number, p in enumerate(self._prompts) if number not in self._begun)
+        return sum(len(prompt.ids) for prompt in unread)
 
     def usage(self) -> Usage:
         """Token counts so far."""
@@ -187,31 +198,39 @@ class Call:
 
     def _note(self, number: int, delta: Delta, at: float) -> None:
         self._cached[number] = delta.cached
+        if number not in self._begun and delta.pieces:
+            self._begun.add(number)
+            self._note_read(number, delta, at)
         for piece in delta.pieces:
-            self.completion_tokens += len(piece.tokens) if self.counts_output else 0
+            if self.counts_output and piece.tokens:
+                self.completion_tokens += len(piece.tokens)
+                self._service.metrics.generated.inc(len(piece.tokens))
             if piece.finish is not None:
                 self.finishes.append(piece.finish)
             if piece.finish == "error":
                 raise from_failure(piece, self._names)
-        self._note_times(number, delta, at)
+        self._note_gaps(number, delta, at)
         if delta.end is not None:
             self.ends.append(delta.end)
             if (read := delta.end.timings.get("prefill_s")) is not None:
                 tokens = len(self._prompts[number].ids) - delta.cached
                 self._service.admission.note_speed(tokens, read)
 
-    def _note_times(self, number: int, delta: Delta, now: float) -> None:
-        metrics = self._service.metrics
-        if number not in self._begun and delta.pieces:
-            self._begun.add(number)
-            metrics.ttft.observe(now - self.arrival)
-            self.first_token = self.first_token or now
-            if self._place is not None:
-                self._place.note_first_token(len(self._prompts[number].ids))
+    def _note_read(self, number: int, delta: Delta, now: float) -> None:
+        """A prompt has its first token."""
+        metrics, tokens = self._service.metrics, len(self._prompts[number].ids)
+        metrics.prompt_tokens.inc(tokens)
+        metrics.cached_tokens.inc(delta.cached)
+        metrics.ttft.observe(now - self.arrival)
+        self.first_token = self.first_token or now
+        if self._place is not None:
+            self._place.note_first_token(tokens)
+
+    def _note_gaps(self, number: int, delta: Delta, now: float) -> None:
         for piece in delta.pieces:
             key = (number, piece.index)
             if key in self._last:
-                metrics.gap.observe(now - self._last[key])
+                self._service.metrics.gap.observe(now - self._last[key])
             self._last[key] = now
 
 

@@ -74,6 +74,12 @@ class ChatTemplate:
         """Whether there is any template; without one `render` refuses."""
         return bool(self._compiled)
 
+    @property
+    def takes_several_calls(self) -> bool:
+        """Whether one message of an assistant may hold several calls."""
+        name = "tool_use" if "tool_use" in self._traits else "default"
+        return name not in self._traits or self._traits[name].several
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..engine.errors import RequestError
@@ -14,20 +15,21 @@ from . import reasoning
 from .call import Call
 from .exchange import Exchange
 from .formats import Formats
-from .messages import check_calls
+from .messages import check_calls, content_text
 from .prompts import Prompt, truncate
 from .protocol.chat import ChatRequest
 from .protocol.errors import ApiError, from_request_error
-from .protocol.tools import ToolUse
+from .protocol.tools import ToolUse, name_of
 from .reading import AnswerReader, News
 from .reasoning import Begins
 from .sampling import check_bias, check_lengths, sampling_params
 from .service import Service
-from .tools.choice import forced_calls, guarded_calls
+from .tools.choice import blame, forced_calls, guarded_calls
 from .wire import Piece
 
 if TYPE_CHECKING:
     from ..engine.params import SamplingParams
+    from ..engine.structure import Structure
 
 
 @dataclass
@@ -66,6 +68,8 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
     model, formats = service.model_name(body.model), service.formats
     use = body.tool_use()
     check_use(use, formats)
+    if use is not None and not formats.many:
+        use = replace(use, many=False)
     try:
         check_calls(body.messages)
     except RequestError as error:
@@ -94,7 +98,8 @@ async def begin(service: Service, exchange: Exchange, body: ChatRequest) -> Conv
         check_lengths(len(prompt.ids), body.output_limit, limit, "messages")
         limits.check_prompt_logprobs(len(prompt.ids), 1, params.prompt_logprobs)
         params = fitted(params, use, formats, begins, names)
-        call.submit([prompt], params, **(body.placing() | {"names": names}))
+        explain = partial(blamed, use=use, structure=params.structure)
+        call.submit([prompt], params, **(body.placing() | {"names": names, "explain": explain}))
         exchange.fields |= {"model": model, "stream": body.streams}
     except BaseException:
         call.close()
@@ -115,13 +120,20 @@ def check_use(use: ToolUse | None, formats: Formats) -> None:
         raise ApiError(400, message, "tools", "unsupported_parameter")
 
 
+def blamed(error: ApiError, use: ToolUse | None, structure: Structure | None) -> ApiError:
+    """A refusal of a form that holds tools, with the tool whose parameters are at fault."""
+    if use is None or structure is None:
+        return error
+    names = [name_of(tool) for tool in use.forced or use.tools]
+    message = blame(error.info.message, structure, names)
+    return error if message is None else ApiError(error.status, message, "tools", error.info.code)
+
+
 def beginning(body: ChatRequest, prompt: Prompt) -> Begins:
     """Where the answer begins, by the message that it continues, or else by the prompt."""
     last: Mapping[str, Any] = body.messages[-1] if body.messages else {}
-    content = last.get("content")
-    if body.continue_final_message and isinstance(content, str) and content.strip():
-        return reasoning.continues(content)
-    return reasoning.begins(prompt.text or "")
+    said = content_text(last.get("content")) if body.continue_final_message else ""
+    return reasoning.continues(said) if said.strip() else reasoning.begins(prompt.text or "")
 
 
 def fitted(

@@ -21,11 +21,13 @@ REASONING_PARSERS = ("auto", "none", "think", "deepseek_r1", "qwen3")
 
 @dataclass(frozen=True)
 class Formats:
-    """tools: a key of PARSERS, None where no format is known. thinks: reasoning in `<think>` comes
-    first. special: markers of either that are special tokens of the vocabulary.
+    """tools: a key of PARSERS, None where no format is known. many: an answer may hold several
+    calls, for the template takes them back. thinks: reasoning in `<think>` comes first. special:
+    markers of either that are special tokens of the vocabulary.
     """
 
     tools: str | None = None
+    many: bool = True
     thinks: bool = False
     special: frozenset[str] = frozenset()
 
@@ -51,7 +53,8 @@ class Formats:
             for marker in markers
             if tokenizer is not None and tokenizer.id_of(marker) in tokenizer.special_ids
         }
-        return cls(tools, thinks, frozenset(special))
+        many = template is None or template.takes_several_calls
+        return cls(tools, many, thinks, frozenset(special))
 
     def reader(
         self, begins: Begins, names: tuple[str, ...], many: bool, forced: bool = False

@@ -38,13 +38,15 @@ class Traits:
 
     texts, parts: content as a text, as a list of parts. none: content None of a message with tool
     calls leaves no "None" in the prompt. objects: arguments of calls as objects, not as JSON text.
-    tools: it lists the tools it is given. developer: it knows the role "developer".
+    several: a message may hold several calls. tools: it lists the tools it is given. developer: it
+    knows the role "developer".
     """
 
     texts: bool = True
     parts: bool = False
     none: bool = True
     objects: bool = True
+    several: bool = True
     tools: bool = False
     developer: bool = False
 
@@ -57,22 +59,27 @@ class Traits:
         written = probe(_call(json.dumps({_KEY: "x"}), ""))
         quoted = f'"{_KEY}"'
         objects = quoted in (called or "") or quoted not in (written or "")
-        silent = probe(_call({_KEY: "x"} if objects else json.dumps({_KEY: "x"}), None))
+        arguments = {_KEY: "x"} if objects else json.dumps({_KEY: "x"})
+        silent = probe(_call(arguments, None))
         usable = silent is not None and "None" not in silent
-        none = usable or (called is None and written is None)
+        unread = called is None and written is None
+        several = unread or probe(_call(arguments, "", count=2)) is not None
         tools = _reads(probe([_user("x")], [_tool(_WORD)]))
-        return cls(texts or not parts, parts, none, objects, tools, "developer" in source)
+        knows = "developer" in source
+        return cls(texts or not parts, parts, usable or unread, objects, several, tools, knows)
 
 
 def _user(content: Any) -> Message:
     return {"role": "user", "content": content}
 
 
-def _call(arguments: Any, content: str | None) -> list[Message]:
+def _call(arguments: Any, content: str | None, count: int = 1) -> list[Message]:
     function = {"name": "f", "arguments": arguments}
-    call = {"id": "call00000", "type": "function", "function": function}
-    assistant = {"role": "assistant", "content": content, "tool_calls": [call]}
-    return [_user("x"), assistant]
+    calls = [
+        {"id": f"call0000{number}", "type": "function", "function": function}
+        for number in range(count)
+    ]
+    return [_user("x"), {"role": "assistant", "content": content, "tool_calls": calls}]
 
 
 def _reads(rendered: str | None) -> bool:
@@ -128,10 +135,17 @@ def _read_message(where: str, message: Mapping[str, Any]) -> Message:
         got = _got(message.get("role"))
         raise RequestError(f"{where}.role must be a text, got {got}", f"{where}.role")
     read = {key: value for key, value in message.items() if value is not None or key == "content"}
+    if "function_call" in read:
+        what = "is not supported: calls are entries of tool_calls, answered by the role tool"
+        raise RequestError(f"{where}.function_call {what}", f"{where}.function_call")
+    if read.get("tool_calls") == []:  # as some servers write that there is none
+        del read["tool_calls"]
     if read.get("content") is not None:
         read["content"] = _read_content(f"{where}.content", read["content"])
     elif read["role"] != "assistant":
         raise RequestError(f"{where}.content must not be missing or null", f"{where}.content")
+    elif "tool_calls" not in read:  # it has thought and not spoken; templates would write None
+        read["content"] = ""
     if "tool_calls" in read:
         read["tool_calls"] = _read_calls(f"{where}.tool_calls", read["tool_calls"])
     reasoning = next((read[key] for key in _REASONING if key in read), None)
@@ -144,6 +158,16 @@ def _got(value: Any) -> str:
     """A value that is refused, in JSON's words."""
     words = {type(None): "nothing", dict: "an object", list: "a list"}
     return words.get(type(value)) or shown(value)
+
+
+def content_text(content: Any) -> str:
+    """The text of a message's content, which may be parts; "" for none. RequestError."""
+    read = "" if content is None else _read_content("content", content)
+    return read if isinstance(read, str) else _joined(read)
+
+
+def _joined(parts: Sequence[Message]) -> str:
+    return "\n".join(part["text"] for part in parts)
 
 
 def _read_content(where: str, content: Any) -> str | list[Message]:
@@ -209,7 +233,7 @@ def _fit_content(content: Any, traits: Traits) -> Any:
     if content is None:
         return None if traits.none else ""
     if isinstance(content, list) and not traits.parts:
-        return "\n".join(part["text"] for part in content)
+        return _joined(content)
     if isinstance(content, str) and not traits.texts:
         return [{"type": "text", "text": content}]
     return content

@@ -78,9 +78,7 @@ class Metrics:
             self.finished.labels(reason).inc()
         if not call.submitted:
             return
-        self.prompt_tokens.inc(call.prompt_tokens)
-        self.cached_tokens.inc(call.cached_tokens)
-        self.generated.inc(call.completion_tokens)
+        self.prompt_tokens.inc(call.unread_tokens)  # the others were counted when they were read
         self.total.observe(time.monotonic() - call.arrival)
         self.sizes["prompt"].observe(call.prompt_tokens)
         self.sizes["output"].observe(call.completion_tokens)

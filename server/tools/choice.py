@@ -8,11 +8,13 @@ begins a call, that call is one of these.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...engine.checks import shown
 from ...engine.errors import RequestError
+from ...engine.json_schema import fitted
 from ...engine.structure import Structure
 from . import hermes, llama3, mistral
 from .json_call import KEYS
@@ -126,6 +128,25 @@ def _arguments(schemas: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+_AT_LINE = re.compile(r"at (\d+)\(\d+\): (.*)")
+_ARGUMENTS = re.compile(r"args_(\d+): ")
+
+
+def blame(message: str, structure: Structure, names: Sequence[str]) -> str | None:
+    """What is wrong with the parameters of one tool, where the engine refuses a structure of the
+    above; None where it is no tool's fault. names: of the tools that it was made of.
+    """
+    found = _AT_LINE.search(message)
+    other = structure.otherwise
+    if found is None or (other is not None and other.kind == "grammar"):
+        return None
+    lines = structure.text.splitlines()[: int(found[1])]
+    rule = _ARGUMENTS.match(lines[-1])
+    if rule is None:
+        return None
+    return f"tools: the parameters of {shown(names[int(rule[1])])} cannot be used: {found[2]}"
+
+
 def _names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     names = []
     for index, tool in enumerate(tools):
@@ -154,7 +175,13 @@ def _schema(index: int, tool: Mapping[str, Any]) -> Mapping[str, Any]:
         whose = f"the parameters of {shown(function.get('name'))}"
         message = f"tools: {whose} must be a schema of an object, not of type {shown_type}"
         raise RequestError(message, "tools")
-    return schema if "$ref" in schema else {**schema, "type": "object"}
+    whole = schema if "$ref" in schema else {**schema, "type": "object"}
+    try:
+        return fitted(whole)
+    except RequestError as error:
+        reason = str(error).removeprefix("structure: json_schema: ")
+        where = f"tools[{index}].function.parameters"
+        raise RequestError(f"{where}: {reason}", where) from None
 
 
 def _quoted(text: str) -> str:

@@ -215,6 +215,27 @@ def test_none_never_reaches_the_prompt() -> None:
     assert "None" not in ours(template).render([USER, CALL])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_assistant_that_said_nothing_has_an_empty_turn(family: str) -> None:
+    template = ours(FAMILIES[family])
+    empty = template.render([USER, {"role": "assistant", "content": ""}, USER])
+    for silent in (
+        {"content": None},
+        {},
+        {"content": None, "tool_calls": [], "refusal": None},
+        {"content": "", "tool_calls": []},
+    ):
+        assert template.render([USER, {"role": "assistant", **silent}, USER]) == empty
+    said = {**ANSWER, "tool_calls": []}
+    assert template.render([USER, said, USER]) == template.render([USER, ANSWER, USER])
+
+
+def test_a_template_shows_whether_it_takes_several_calls() -> None:
+    assert not ours(LLAMA31).takes_several_calls
+    assert ours(QWEN3).takes_several_calls and ours(FAMILIES["mistral"]).takes_several_calls
+    assert ours(CHATML).takes_several_calls  # it reads no calls at all
+
+
 def test_developer_is_system_where_the_template_knows_none() -> None:
     chat = [{"role": "developer", "content": "Be brief."}, USER]
     assert "<|im_start|>system\nBe brief." in ours(CHATML).render(chat)
@@ -242,6 +263,7 @@ def test_kwargs_reach_the_template_and_cannot_replace_its_variables() -> None:
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": 3}], "messages[0].content"),
+        ([USER, {**ANSWER, "function_call": {"name": "f"}}], "messages[1].function_call"),
         ([USER, {"role": "user", "content": ["x"]}], "messages[1].content[0]"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),

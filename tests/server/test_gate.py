@@ -211,6 +211,20 @@ def test_prompts_are_logged_if_asked(serve: Serve) -> None:
     assert any("secret words" in str(line.get("prompt")) for line in server.events("request"))
 
 
+def test_tokens_are_counted_as_they_come(server: Running) -> None:
+    body = {"prompt": "def", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    name = "saccade_generation_tokens_total"
+    before = server.metrics()[name]
+    with server.http.stream("POST", "/v1/completions", json=body) as reply:
+        events = (line for line in reply.iter_lines() if line.startswith("data: {"))
+        for _ in range(20):
+            next(events)
+        assert 20 <= server.metrics()[name] - before < 400
+        for _ in events:
+            pass
+    assert server.metrics()[name] - before == 400
+
+
 def test_metrics(server: Running) -> None:
     before = server.metrics()
     completion(server, list(range(40, 80)), max_tokens=9, ignore_eos=True)

@@ -158,7 +158,7 @@ def test_formats_are_read_from_the_template() -> None:
 
     assert formats("qwen3") == Formats("hermes", thinks=True)
     assert formats("deepseek") == Formats(None, thinks=True)
-    assert formats("llama3.1") == Formats("llama3_json")
+    assert formats("llama3.1") == Formats("llama3_json", many=False)
     assert formats("mistral") == Formats("mistral")
     assert formats("gemma") == Formats()
     named = formats("qwen3", tool_parser="none", reasoning_parser="none")

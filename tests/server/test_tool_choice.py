@@ -111,6 +111,7 @@ def test_arguments_are_an_object_whatever_the_schema_says() -> None:
         ({"function": {"name": ""}}, "tools[1].function.name"),
         ({"function": {"name": 3}}, "tools[1].function.name"),
         (tool("f", "text"), "tools[1].function.parameters"),
+        (tool("f", {"properties": {"id": {"enum": [2**60]}}}), "tools[1].function.parameters"),
         (tool("f", {"type": "foo"}), "tools"),
         (tool("f", {"type": ["array", "null"]}), "tools"),
         (tool("f", {"type": None}), "tools"),
