@@ -10,7 +10,6 @@ import itertools
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.25
 _LOAD_SILENCE_S = 60.0  # loading may hold the interpreter for long
-_MAX_BACKOFF_S = 30.0
+_MAX_BACKOFF_S = 30.0  # between processes that die before they are ready
+_MAX_WAIT_S = 5.0  # between tries to start one at all, which cost nothing
 log = logging.getLogger("saccade.server")
 
 
@@ -82,9 +82,7 @@ class EngineClient:
         return self.state
 
     async def close(self) -> None:
-        """Ends the process; requests in flight fail. One that still loads has nothing to put in
-        order.
-        """
+        """Ends the process; requests in flight fail. One that loads has nothing to put in order."""
         loading = self.state is not State.READY
         self.state = State.STOPPED
         self._settled.set()
@@ -95,43 +93,65 @@ class EngineClient:
             await self._process.stop()
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
 
     async def _live(self) -> None:
         """One process after the other."""
         failures = 0
         while self.state not in (State.STOPPED, State.FAILED):
-            process = EngineProcess(self._start, self._take)
+            longest = _MAX_BACKOFF_S
             try:
-                await process.launch()
-                self._process = process
-                self._begun.set()
-                status = await self._watch(process)
-            finally:
-                self._begun.set()
-                process.kill()
-                await process.wait()
-                process.close()
-            failures = 0 if self.state is State.READY else failures + 1
-            self._after_death(status)
+                status = await self._life()
+            except Exception as error:  # noqa: BLE001 - no descriptor, memory or room: it may pass
+                failures, longest = failures + 1, _MAX_WAIT_S
+                self._after_no_start(error)
+            else:
+                failures = 0 if self.state is State.READY else failures + 1
+                self._after_death(status)
             if failures and self.state is State.RESTARTING:
-                await asyncio.sleep(min(2.0 ** (failures - 1), _MAX_BACKOFF_S))
+                await asyncio.sleep(min(2.0 ** min(failures - 1, 9), longest))
+
+    async def _life(self) -> int:
+        """One process, from its start to its death; its exit status."""
+        process = EngineProcess(self._start, self._take)
+        try:
+            await process.launch()
+            self._process = process
+            self._begun.set()
+            return await self._watch(process)
+        finally:
+            process.kill()
+            await process.wait()
+            process.close()
+
+    def _after_no_start(self, error: Exception) -> None:
+        """Final for the first process; later, what is missing may come back."""
+        what, why = "the engine process cannot be started", str(error) or type(error).__name__
+        fault = error if self._process is not None else None  # it ran, and the error is in here
+        if self._begun.is_set():
+            log.error(what, exc_info=fault, extra={"reason": why})
+        else:
+            self.failure = LoadFailed(f"{what}: {why}", ours=True)
+        self._after_life()
+        self._begun.set()
 
     def _after_death(self, status: int) -> None:
+        if self.state is not State.STOPPED and (self.info or not self.failure):
+            log.error("the engine process died and is restarted", extra={"status": status})
+            self.restarts += 1
+        self._after_life()
+
+    def _after_life(self) -> None:
         self._process = None
         if self.info is None and self.failure is not None:
             self.state = State.FAILED
             self._settled.set()
         elif self.state is not State.STOPPED:
-            log.error("the engine process died and is restarted", extra={"status": status})
-            self.restarts += 1
             self.state = State.RESTARTING
         self.stats = EngineStats()
         self._start = wire.Start(self._start.model, self._start.options, verbose=False)
-        self._fail_all(
-            UnavailableError("The engine stopped while it worked on this request.", self._load_s)
-        )
+        message = "The engine stopped while it worked on this request."
+        self._fail_all(UnavailableError(message, self._load_s))
 
     async def _watch(self, process: EngineProcess) -> int:
         """Until the process is dead, by itself or because it hung."""
@@ -190,7 +210,7 @@ class EngineClient:
         self.check_ready()
         id = f"r{next(self._ids)}"
         packed = wire.pack_ids(prompt)
-        self._send(Add(id, packed, given(params), priority, cache_salt, attention))
+        self._send(Add(id, packed, wire.given(params), priority, cache_salt, attention))
         inbox.open[id] = number
         self._inboxes[id] = inbox
 
@@ -265,9 +285,8 @@ class EngineClient:
         self._load_s = info.load_s + 1
         if self.state is not State.STOPPED:
             self.state = State.READY
-            log.info(
-                "the engine is ready", extra={"load_s": round(info.load_s, 3), "pid": self.pid}
-            )
+            about = {"load_s": round(info.load_s, 3), "pid": self.pid}
+            log.info("the engine is ready", extra=about)
             self._settled.set()
 
     def _fail_all(self, error: Exception) -> None:
@@ -278,11 +297,3 @@ class EngineClient:
         for answer in checks:
             if not answer.done():
                 answer.set_exception(error)
-
-
-def given(params: SamplingParams) -> dict[str, Any]:
-    """The fields of `params` that differ from their defaults."""
-    values = ((each.name, getattr(params, each.name), each.default) for each in fields(params))
-    return {
-        name: value for name, value, default in values if default is MISSING or value != default
-    }

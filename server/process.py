@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from .wire import Beat, Order, Report, Start
 _STOP_S = 3.0  # how long the process has to leave by itself
 _LAST_S = 0.05  # how long a dead process's last report may be under way in the socket's thread
 _BATCH = 256  # reports taken before the event loop gets its turn
+DESCRIPTORS = 32  # that a start takes, with something to spare
 _MAX_PATH = 100  # of a Unix socket, in bytes, with something to spare
 
 
@@ -26,7 +28,7 @@ class EngineGoneError(Exception):
 
 
 class EngineProcess:
-    """Starts the engine in a process of its own and carries wire.
+    """Starts the engine in a process of its own and carries wire. OSError where that cannot be.
 
     on_report is called on the event loop with everything but beats. `beaten` and `moved` are the
     times (monotonic) of the last sign of life, and of the last sign of progress or idleness.
@@ -37,16 +39,28 @@ class EngineProcess:
         self._start = start
         self._on_report = on_report
         self._progress = -1
-        self._folder = private_folder()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._up, self._down = (self._context.socket(kind) for kind in (zmq.PULL, zmq.PUSH))
-        self._up.set_hwm(0)
-        self._down.set_hwm(0)
-        self._up.bind(f"ipc://{self._folder}/up")
-        self._down.connect(f"ipc://{self._folder}/down")  # bound by the other side, some day
-        self._descriptor = int(self._up.get(zmq.FD))
         self._process: asyncio.subprocess.Process | None = None
         self._loop = asyncio.get_running_loop()
+        check_room()
+        self._folder = private_folder()
+        try:
+            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+            self._open_sockets()
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+
+    def _open_sockets(self) -> None:
+        try:
+            self._up, self._down = (self._context.socket(kind) for kind in (zmq.PULL, zmq.PUSH))
+            self._up.set_hwm(0)
+            self._down.set_hwm(0)
+            self._up.bind(f"ipc://{self._folder}/up")
+            self._down.connect(f"ipc://{self._folder}/down")  # bound by the other side, some day
+            self._descriptor = int(self._up.get(zmq.FD))
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
 
     async def launch(self) -> None:
         """Starts the process; the model is loaded while others run."""
@@ -127,6 +141,17 @@ class EngineProcess:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def check_room() -> None:
+    """OSError where a start would run out of descriptors: ZeroMQ ends the whole process then."""
+    held: list[int] = []
+    try:
+        for _ in range(DESCRIPTORS):
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for each in held:
+            os.close(each)
 
 
 def private_folder() -> Path:

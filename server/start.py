@@ -23,6 +23,8 @@ async def start(config: ServerConfig, listen: Listen, sock: socket.socket) -> Lo
     client.start()
     try:
         await client.launched()
+        if client.failure is not None:
+            return client.failure
         from .run import serve
         from .service import Service
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from ..engine.params import SamplingParams
 
 # (token id, natural-log probability, rank)
 LogprobEntry = tuple[int, float, int]
@@ -207,3 +211,11 @@ def unpack_ids(packed: bytes) -> list[int]:
     ids = array("i")
     ids.frombytes(packed)
     return ids.tolist()
+
+
+def given(params: SamplingParams) -> dict[str, Any]:
+    """The fields of `params` that differ from their defaults."""
+    values = ((each.name, getattr(params, each.name), each.default) for each in fields(params))
+    return {
+        name: value for name, value, default in values if default is MISSING or value != default
+    }
