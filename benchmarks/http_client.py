@@ -27,10 +27,10 @@ class Target:
     port: int
     prefix: str = ""
     tls: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str | bytes] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, url: str, headers: Mapping[str, str] | None = None) -> Target:
+    def of(cls, url: str, headers: Mapping[str, str | bytes] | None = None) -> Target:
         """Out of `http://host:port`, also with /v1 behind it. ValueError for anything else."""
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -104,7 +104,11 @@ async def send(
 ) -> Exchange:
     """Connects and sends: POST with a body as JSON, else GET. OSError when nobody listens."""
     content = b"" if body is None else json.dumps(body).encode()
-    about = {"host": f"{target.host}:{target.port}", "connection": "close", **target.headers}
+    about: dict[str, str | bytes] = {
+        "host": f"{target.host}:{target.port}",
+        "connection": "close",
+        **target.headers,
+    }
     if content:
         about |= {"content-type": "application/json", "content-length": str(len(content))}
     request = h11.Request(

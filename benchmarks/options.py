@@ -48,7 +48,7 @@ def progress(text: str) -> None:
 def check_outputs(args: argparse.Namespace) -> None:
     """Before anything is measured: RequestError when --plot cannot be served."""
     if args.plot:
-        plots.require()
+        plots.require(args.plot)
 
 
 def write_outputs(

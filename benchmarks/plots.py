@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OURS, PEER, CEILING = "#1f77b4", "#c7c7c7", "#d62728"
 OURS_DENSE = "#9ecae1"
+_KINDS = (".png", ".svg", ".pdf")
 
 
 def available() -> bool:
@@ -26,10 +27,12 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def require() -> None:
-    """RequestError without matplotlib."""
+def require(path: Path) -> None:
+    """RequestError without matplotlib, and for a file that is no picture."""
     if not available():
         raise RequestError("--plot needs matplotlib: pip install 'saccade[bench]'", "plot")
+    if path.suffix.lower() not in _KINDS:
+        raise RequestError(f"--plot: {path} must end in {', '.join(_KINDS)}", "plot")
 
 
 def figure(widths: Sequence[float], height: float, title: str) -> tuple[Any, Sequence[Any]]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..engine.errors import RequestError
 from . import machine, options, plots, report, serve_modes, serve_overhead
 from .goals import Goal
 from .options import check_outputs, positive, progress
@@ -41,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(whole_values(sys.argv[1:] if argv is None else argv))
     check_outputs(args)
+    serve_modes.arrivals(args)
+    if args.url and args.serve_args:
+        message = "--serve-args belongs to a server of our own: with --url there is none"
+        raise RequestError(message, "serve_args")
     names = list(RUN) if args.mode == ALL else [args.mode]
     with machine.using(args.isa, args.threads) as here:  # servers of our own inherit it
         found = {name: measure(args, name) for name in names}

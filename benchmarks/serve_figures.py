@@ -35,9 +35,10 @@ def summary(run: Run, ttft_ms: float | None = None, itl_ms: float | None = None)
         "completed": len(good),
         "failed": len(errors),
         "errors": sorted(set(errors))[:5],
+        "num_prompts": len(run.outcomes),
         "duration": run.duration,
         "max_concurrency": run.concurrency,
-        "request_rate": run.rate,
+        "request_rate": "inf" if run.rate is None else run.rate,
         "total_input_tokens": tokens_in,
         "total_output_tokens": tokens_out,
         "request_throughput": len(good) / run.duration,
@@ -77,7 +78,7 @@ def _spread(name: str, values: Sequence[float]) -> Figures:
 def setting(found: Figures) -> str:
     """How the requests came."""
     rate, most = found["request_rate"], found["max_concurrency"]
-    if rate is None:
+    if rate == "inf":  # nobody waits for a time to send: vLLM's name of it
         return f"{most} at once"
     return f"{rate:g} a second" + (f", at most {most} at once" if most else "")
 

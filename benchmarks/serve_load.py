@@ -133,6 +133,8 @@ def _read(exchange: Exchange, reply: Reply) -> Outcome:
         text = reply.body[:200].decode(errors="replace")
         return Outcome(reply.status, exchange.sent, error=text or f"status {reply.status}")
     times, usage, error = [], {}, "" if reply.whole else "the connection broke"
+    if not error and b"[DONE]" not in reply.body:
+        error = "the stream ended without [DONE]"
     for came, event in reply.events:
         usage = event.get("usage") or usage
         error = str(event["error"]) if "error" in event else error

@@ -48,15 +48,21 @@ def counts(text: str, option: str) -> list[int]:
     return [int(each) for each in found]
 
 
-def load(args: argparse.Namespace, load: Load, _: str | None) -> Found:
-    """A run per concurrency or rate."""
-    requests = args.requests or (16 if args.quick else 64)
-    runs: list[Run] = []
+def arrivals(args: argparse.Namespace) -> tuple[list[float], list[int]]:
+    """(rates, requests at once) that --mode load is to measure. RequestError."""
     rates = numbers(args.rate, "rate") if args.rate else []
     many = counts(args.concurrency or "8", "concurrency")
     if rates and args.concurrency and len(many) > 1:
         message = "--concurrency beside --rate is the most at once: one number"
         raise RequestError(f"{message}, not {args.concurrency!r}", "concurrency")
+    return rates, many
+
+
+def load(args: argparse.Namespace, load: Load, _: str | None) -> Found:
+    """A run per concurrency or rate."""
+    requests = args.requests or (16 if args.quick else 64)
+    runs: list[Run] = []
+    rates, many = arrivals(args)
     most = many[0] if args.concurrency else None
     asyncio.run(closed(load, 4, 2, first=10**6))  # warm
     for rate in rates:

@@ -11,7 +11,9 @@ from .plots import CEILING, OURS, Panel, bars
 def load(runs: Sequence[Mapping[str, Any]], labels: Sequence[str] = ()) -> list[Panel]:
     """Time to first token and between tokens of every run, and its throughput."""
     names = [label.replace(" prompt", "\nprompt") for label in labels] or [
-        f"{run['request_rate']:g}/s" if run["request_rate"] else f"{run['max_concurrency']} at once"
+        f"{run['max_concurrency']} at once"
+        if run["request_rate"] == "inf"
+        else f"{run['request_rate']:g}/s"
         for run in runs
     ]
     panels = []

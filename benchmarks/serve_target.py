@@ -39,7 +39,7 @@ def model_of(args: argparse.Namespace, mode: str) -> str:
 def target_of(args: argparse.Namespace, mode: str) -> Iterator[tuple[Target, Server | None]]:
     """The server to load; one of our own is ended afterwards."""
     key = args.api_key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    headers = {"authorization": bearer(key)} if key else {}
     if args.url:
         try:
             target = Target.of(args.url, headers)
@@ -51,6 +51,14 @@ def target_of(args: argparse.Namespace, mode: str) -> Iterator[tuple[Target, Ser
         progress(f"starting saccade serve {model}")
         with Server(model, [*options, *shlex.split(args.serve_args)]) as server:
             yield Target.of(server.url, headers), server
+
+
+def bearer(key: str) -> bytes:
+    """A key as a header's value, which a server reads as UTF-8. RequestError."""
+    if not key.isprintable() or key != key.strip():
+        message = f"--api-key {key!r} cannot be sent: it holds more than letters and signs"
+        raise RequestError(message, "api_key")
+    return f"Bearer {key}".encode()
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from saccade.benchmarks.http_client import Target
 from saccade.benchmarks.serve_load import Outcome, Run
 from saccade.engine.errors import RequestError
 
+from .conftest import Serve
 from .running import Running
 
 # The names that people's scripts read out of `vllm bench serve`.
 KEYS = {
-    "completed", "total_input_tokens", "total_output_tokens", "duration", "request_throughput",
-    "output_throughput", "total_token_throughput",
+    "completed", "num_prompts", "total_input_tokens", "total_output_tokens", "duration",
+    "request_throughput", "output_throughput", "total_token_throughput",
     *(f"{kind}_{name}_ms" for kind in ("mean", "median", "std", "p90", "p99")
       for name in ("ttft", "tpot", "itl", "e2el")),
 }  # fmt: skip
@@ -219,6 +220,9 @@ def test_what_comes_is_judged() -> None:
     head = b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n"
     assert of(head % (503, 0)).error == "status 503"
     assert of(b"").error == "the connection broke before a reply"
+    piece = b'data: {"choices": [{"text": "a"}]}\n\n'
+    assert of(head % (200, len(piece)) + piece).error == "the stream ended without [DONE]"
+    assert of(head % (200, len(piece) + 14) + piece + b"data: [DONE]\n\n").ok
     for odd_event in (b"data: {\n\n", b"data: 5\n\n"):
         assert "no stream of completions" in of(head % (200, len(odd_event)) + odd_event).error
 
@@ -259,6 +263,11 @@ def test_every_mode_with_servers_of_its_own(
     assert "beside a prompt of 4096 tokens" in told and "/health is 200" in told
 
 
+def test_a_key_in_any_letters(serve: Serve, tmp_path: Path) -> None:
+    server = serve("--api-key", "schlüssel")
+    assert measured(server, tmp_path, "--api-key", "schlüssel")["completed"] == 16
+
+
 def test_unusable_options(server: Running) -> None:
     for options, words in (
         (["--url", "ftp://x"], "address"),
@@ -267,6 +276,11 @@ def test_unusable_options(server: Running) -> None:
         (["--url", server.url, "--rate", "x"], "positive"),
         (["--url", server.url, "--served-model-name", "nobody"], "tiny"),
         (["--url", "http://127.0.0.1:9"], "nobody listens"),
+        (["--url", server.url, "--serve-args=--quick"], "--serve-args belongs"),
+        (["--url", server.url, "--api-key", "a\nb"], "--api-key 'a"),
+        # Before anything is asked of a server that is not there:
+        (["--url", "http://127.0.0.1:9", "--rate", "x"], "positive"),
+        (["--url", "http://127.0.0.1:9", "--plot", "found.txt"], "must end in .png"),
     ):
         with pytest.raises(RequestError, match=words):
             serve.main(options)
