@@ -32,6 +32,7 @@ OPEN = frozenset(
 )
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 _QUIET = frozenset({"/health", "/live", "/ready", "/metrics"})
+_LOGGED_PATH = 500  # characters
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_GONE = 499  # nginx's name for it; nobody is there to read it
 log = logging.getLogger("saccade.request")
@@ -110,7 +111,7 @@ class Gate:
         about: dict[str, Any] = {
             "id": exchange.id,
             "method": scope["method"],
-            "path": scope["path"],
+            "path": scope["path"][:_LOGGED_PATH],
             "status": out.status,
             "seconds": round(seconds, 4),
         }

@@ -21,6 +21,7 @@ _TYPES = {
     500: "internal_server_error",
     503: "service_unavailable",
 }
+_LONGEST = 2000  # characters of a message: what it quotes of a request may be a megabyte
 _PATH = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
 
 
@@ -54,6 +55,8 @@ class ApiError(Exception):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
         super().__init__(message)
         self.status = status
         self.info = ErrorInfo(message, _TYPES.get(status, "invalid_request_error"), param, code)

@@ -400,3 +400,18 @@ def test_nothing_of_all_this_disturbed_the_engine(server: Running) -> None:
     assert server.http.get("/health").json() == {"status": "ready", "restarts": 0}
     bad = [line for line in server.lines() if line.get("status", 200) >= 500 or "traceback" in line]
     assert not bad
+
+
+def test_what_is_quoted_of_a_request_is_not_long(server: Running) -> None:
+    body = {"prompt": "x", "attention": "x" * 16_000}
+    reply = server.http.post("/v1/completions", json=body)
+    message = reply.json()["error"]["message"]
+    assert reply.status_code == 400 and len(message) < 2100
+    assert message.startswith("attention method 'xxx") and message.endswith("mosa")
+    reply = server.http.get("/" + "y" * 9000)
+    id = reply.headers["x-request-id"]
+    until = time.monotonic() + 10
+    while not (lines := [each for each in server.events("request") if each["id"] == id]):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert len(lines[0]["path"]) == 500
