@@ -1,8 +1,9 @@
 """`saccade`: reads the command line and runs one subcommand.
 
 Only `argparse` and the (light) command modules are imported before the command is known, so that
-`saccade --help` answers at once. Errors cost one line on stderr: exit status 2 for a request that
-cannot be right, 1 for a failure while running, 130 for Ctrl-C. `--debug` shows the traceback.
+`saccade --help` answers at once; and those in `main`, where Ctrl-C is one line already. Errors cost
+one line on stderr: exit status 2 for a request that cannot be right, 1 for a failure while running,
+130 for Ctrl-C. `--debug` shows the traceback.
 """
 
 from __future__ import annotations
@@ -13,29 +14,29 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from .commands import bench, calibrate, doctor, generate, look, methods, serve
 from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError
-
-COMMANDS = (generate, look, calibrate, doctor, methods, bench, serve)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
+    from .commands import bench, calibrate, doctor, generate, look, methods, serve
+
     parser = argparse.ArgumentParser(
         prog="saccade", description="Long-context sparse-attention inference on CPUs and GPUs."
     )
     parser.add_argument("--version", action="version", version=f"saccade {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in COMMANDS:
+    for command in (generate, look, calibrate, doctor, methods, bench, serve):
         command.add_parser(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `saccade` with `argv` (default: the process's own) and return its exit status."""
-    args = build_parser().parse_args(argv)
+    args = None
     try:
+        args = build_parser().parse_args(argv)
         status: int = args.run(args)
         sys.stdout.flush()
         return status
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception as error:  # the last door: every error ends as one line
-        if args.debug:
+        if args is None or args.debug:
             raise
         print(f"saccade: {describe(error)}", file=sys.stderr)
         return EXIT_USAGE if is_usage(error) else EXIT_FAILED

@@ -14,6 +14,7 @@ from pathlib import Path
 import zmq
 
 from . import wire
+from .signals import held_back
 from .wire import Beat, Order, Report, Start
 
 _STOP_S = 3.0  # how long the process has to leave by itself
@@ -66,10 +67,11 @@ class EngineProcess:
         """Starts the process; the model is loaded while others run."""
         self._loop.add_reader(self._descriptor, self.receive)
         # -P: what lies in the working directory must not replace a module.
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", f"{__package__}.worker", str(self._folder)),
-            stdin=asyncio.subprocess.PIPE,
-        )
+        with held_back():
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", f"{__package__}.worker", str(self._folder)),
+                stdin=asyncio.subprocess.PIPE,
+            )
         self.beaten = self.moved = time.monotonic()
         packed = wire.encode(self._start)
         if self._process.stdin is not None:  # and it stays open: its end is the sign to leave

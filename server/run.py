@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import signal
 import socket
 from collections.abc import Iterator
 
@@ -17,10 +16,10 @@ from .client import State
 from .listen import Listen
 from .protocol_h11 import protocol_class
 from .service import Service
+from .signals import ending, noted
 
 _TICK_S = 0.05
 _LAST_S = 1.0  # how long the engine has to say what there is of the requests that it lets go of
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger("saccade.server")
 
 
@@ -51,8 +50,10 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """In place of uvicorn's, which would close the sockets at once."""
         loop = asyncio.get_running_loop()
-        for name in _SIGNALS:
+        for name in ending():
             loop.add_signal_handler(name, self.end)
+        if noted():
+            self.end()
         yield  # and they stay ours: what is left to do must not be cut short
 
     def end(self) -> None:

@@ -23,6 +23,7 @@ import zmq
 from . import wire
 from .engine_loop import EngineLoop, Socket
 from .logs import configure_logs
+from .signals import leave_to_parent
 from .wire import Beat, EngineInfo, LoadFailed
 
 if TYPE_CHECKING:
@@ -134,10 +135,13 @@ def run(start: wire.Start, folder: Path) -> int:
     return 0
 
 
-def read_start(source: BinaryIO) -> wire.Start:
-    """The Start message: its size in 4 bytes, then itself."""
+def read_start(source: BinaryIO) -> wire.Start | None:
+    """The Start message: its size in 4 bytes, then itself. None when the HTTP process has ended
+    before it sent it.
+    """
     size = int.from_bytes(source.read(4), "little")
-    return wire.decode_start(source.read(size))
+    packed = source.read(size)
+    return wire.decode_start(packed) if 0 < size == len(packed) else None
 
 
 def die_with_parent(source: BinaryIO) -> None:
@@ -155,12 +159,12 @@ def die_with_parent(source: BinaryIO) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The engine process."""
     folder = Path((sys.argv[1:] if argv is None else argv)[0])
-    # The HTTP process decides when to end: Ctrl-C and service managers signal both.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    leave_to_parent()
     faulthandler.enable()
     source = sys.stdin.buffer
     start = read_start(source)
+    if start is None:
+        return 0
     die_with_parent(source)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     configure_logs()

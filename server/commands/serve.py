@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import re
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -125,7 +123,22 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything cheap, take the address, then load and serve until a signal comes."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OK))  # until the server has its own
+    from .. import signals
+
+    signals.raise_early()
+    try:
+        status = serve(args)
+    except signals.Terminated:
+        status = EXIT_OK
+    signals.ignore()
+    leave_threads(status)
+    return status
+
+
+def serve(args: argparse.Namespace) -> int:
+    """As `run`; Terminated for a signal that comes before it serves."""
+    import asyncio
+
     config = server_config(args)
     from ..listen import Listen
     from ..logs import configure_logs
@@ -145,9 +158,7 @@ def run(args: argparse.Namespace) -> int:
     failure = asyncio.run(start(config, listen, sock))
     if failure is not None:
         print(f"saccade: {failure.message}", file=sys.stderr)
-    status = EXIT_OK if failure is None else EXIT_FAILED
-    leave_threads(status)
-    return status
+    return EXIT_OK if failure is None else EXIT_FAILED
 
 
 def leave_threads(status: int) -> None:

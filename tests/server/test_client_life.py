@@ -160,7 +160,7 @@ def test_a_start_that_fails_is_said_and_tried_again(
     monkeypatch.setattr(Lives, "faults", faults, raising=False)
     monkeypatch.setattr(module, "EngineProcess", Lives)
     monkeypatch.setattr(module, "_MAX_WAIT_S", 0.01)
-    monkeypatch.setattr(logging.getLogger("saccade"), "propagate", True)
+    monkeypatch.setattr(module, "log", logging.getLogger("tests.life"))
 
     async def live() -> None:
         monkeypatch.setattr(Lives, "dead", asyncio.Event(), raising=False)
