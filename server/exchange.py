@@ -75,7 +75,7 @@ def decoded(content: bytes, shape: type[T]) -> T:
     try:
         return msgspec.json.decode(content, type=shape)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise from_msgspec(error) from None
+        raise from_msgspec(error, content) from None
     finally:
         if collects:
             gc.enable()

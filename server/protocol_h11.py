@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
+from urllib.parse import unquote
 
 import h11
 from starlette.types import Receive, Scope
@@ -12,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .protocol.errors import ApiError
 
 CONNECTION = "saccade.connection"  # in a request's scope: the protocol that it came by
+_ORIGIN = re.compile(rb"https?://[^/]+", re.IGNORECASE)
 
 
 class ChunkWriter:
@@ -40,6 +43,16 @@ class ChunkWriter:
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
+def in_origin_form(scope: Scope) -> Scope:
+    """The scope (it is changed) of a request whose target may be a whole URI (RFC 9112, 3.2.2), as
+    clients of a proxy send it: whatever it calls this server, its path is what is asked for.
+    """
+    if origin := _ORIGIN.match(scope["raw_path"]):
+        raw = scope["raw_path"][origin.end() :] or b"/"
+        scope.update(raw_path=raw, path=unquote(raw.decode("ascii")))
+    return scope
+
+
 async def hang_up(scope: Scope, receive: Receive) -> None:
     """Breaks the connection of a reply that will not be finished, so that its client sees it."""
     protocol: H11Protocol | None = scope.get(CONNECTION)
@@ -66,7 +79,7 @@ class BoundedProtocol(H11Protocol):
 
         async def known(scope: Any, receive: Any, send: Any) -> None:
             scope[CONNECTION] = self
-            await app(scope, receive, send)
+            await app(in_origin_form(scope), receive, send)
 
         self.app = known
 

@@ -40,8 +40,10 @@ MAX_DOCUMENTS = 16_384
 _TEXT = {"type": "string"}
 _PART = {
     "type": "object",
-    "properties": {"type": {"const": "text"}, "text": _TEXT},
-    "required": ["type", "text"],
+    "anyOf": [
+        {"properties": {"type": {"const": kind}, kind: _TEXT}, "required": ["type", kind]}
+        for kind in ("text", "refusal")
+    ],
 }
 _CALL = {
     "type": "object",
@@ -64,7 +66,7 @@ _MESSAGES = {
     "items": {
         "type": "object",
         "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+            "role": _TEXT,  # the chat template decides which there are
             "content": {"anyOf": [_TEXT, _PARTS, {"type": "null"}]},
             "reasoning_content": {"type": ["string", "null"]},
             "tool_calls": {"type": ["array", "null"], "items": _CALL},
@@ -120,7 +122,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     def check_fields(self) -> None:
         """Refuses what no other door checks. ApiError."""
         super().check_fields()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:  # 0 asks for nothing
             raise ApiError(400, "top_logprobs needs logprobs to be true", "top_logprobs")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:

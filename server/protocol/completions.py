@@ -19,7 +19,7 @@ FinishReason = Annotated[str, Meta(extra_json_schema={"enum": _FINISHES})]
 # str | list[str] | list[int] | list[list[int]]: `server.prompts` tells them apart.
 PromptField = str | list[int | str | list[int]]
 
-_TEXT = {"type": "string", "minLength": 1}
+_TEXT = {"type": "string"}  # an empty one is as good as the tokens that begin every prompt
 _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 PROMPT_SCHEMA = {
     "anyOf": [

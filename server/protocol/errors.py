@@ -22,6 +22,7 @@ _TYPES = {
     503: "service_unavailable",
 }
 _LONGEST = 2000  # characters of a message: what it quotes of a request may be a megabyte
+_PAIR = len("\\ud83d\\ude00")
 _PATH = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
 
 
@@ -120,7 +121,7 @@ def from_failure(piece: Piece, names: dict[str, str] | None = None) -> ApiError:
     return ApiError(400, message, param, "invalid_value")
 
 
-def from_msgspec(error: Exception) -> ApiError:
+def from_msgspec(error: Exception, content: bytes) -> ApiError:
     """400 for a body that cannot be read, naming the field where there is one."""
     if isinstance(error, msgspec.ValidationError):
         found = _PATH.match(str(error))
@@ -134,4 +135,22 @@ def from_msgspec(error: Exception) -> ApiError:
         return ApiError(400, f"{where}{text[:1].lower()}{text[1:]}", path or None, "invalid_type")
     if isinstance(error, RecursionError):
         return ApiError(400, "The body is nested too deeply.", code="invalid_json")
-    return ApiError(400, f"The body is not valid JSON: {error!s:.200}", code="invalid_json")
+    why = f"{error!s:.200}"
+    if isinstance(error, UnicodeDecodeError):  # its position is one within a string
+        why = f"a string is not UTF-8 ({error.reason} 0x{error.object[error.start]:02x})"
+    elif "truncated" in why and _ends_in_surrogate(content):
+        why = "a string holds half of a utf-16 surrogate pair"
+    return ApiError(400, f"The body is not valid JSON: {why}", code="invalid_json")
+
+
+def _ends_in_surrogate(content: bytes) -> bool:
+    """Whether msgspec takes half of a surrogate pair for the end of the body: it does where less is
+    left than the other half would need.
+    """
+    if b"\\u" not in content[-_PAIR:]:
+        return False
+    try:
+        msgspec.json.decode(content + b" " * _PAIR)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return "surrogate" in str(error)
+    return False

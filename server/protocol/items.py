@@ -10,10 +10,17 @@ from .errors import ApiError
 Message = dict[str, Any]
 
 _TEXT = {"type": "string"}
+_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
+_ROLES = ("user", "assistant", "system", "developer")
 _PART = {
     "type": "object",
-    "properties": {"type": {"enum": ["input_text", "output_text"]}, "text": _TEXT},
-    "required": ["type", "text"],
+    "anyOf": [
+        {"properties": {"type": {"enum": _PARTS}, "text": _TEXT}, "required": ["type", "text"]},
+        {
+            "properties": {"type": {"const": "refusal"}, "refusal": _TEXT},
+            "required": ["type", "refusal"],
+        },
+    ],
 }
 _CONTENT = {"anyOf": [_TEXT, {"type": "array", "items": _PART, "minItems": 1}]}
 
@@ -26,7 +33,7 @@ def _item(kind: str, required: list[str], **properties: Any) -> dict[str, Any]:
     }
 
 
-_ROLE = {"enum": ["user", "assistant", "system", "developer"]}
+_ROLE = {"enum": _ROLES}
 _CALL = {"call_id": _TEXT, "name": _TEXT, "arguments": _TEXT}
 ITEMS_SCHEMA = {
     "anyOf": [
@@ -50,7 +57,6 @@ ITEMS_SCHEMA = {
         },
     ]
 }
-_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 
 
 def read_input(items: str | Sequence[Any], instructions: str | None) -> list[Message]:
@@ -91,6 +97,9 @@ def read_input(items: str | Sequence[Any], instructions: str | None) -> list[Mes
 
 def _add_message(where: str, messages: list[Message], item: Mapping[str, Any]) -> None:
     role = _text(where, item, "role")
+    if role not in _ROLES:
+        what = f"must be {', '.join(_ROLES[:-1])} or {_ROLES[-1]}"
+        raise _refusal(f"{where}.role", f"{what}: got {role[:100]!r}")
     content = _content(f"{where}.content", item.get("content"))
     last = messages[-1] if messages else {}
     if role == "assistant" and last.get("role") == "assistant" and last.get("content") is None:
@@ -154,10 +163,13 @@ def read_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-    """A choice as chats have it."""
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
-    return choice
+    """A choice as chats have it. ApiError."""
+    if not isinstance(choice, dict):
+        return choice
+    name = choice.get("name")
+    if choice.get("type") != "function" or not isinstance(name, str):
+        raise _refusal("tool_choice", "must be {'type': 'function', 'name': ...}")
+    return {"type": "function", "function": {"name": name}}
 
 
 def _refusal(param: str, message: str) -> ApiError:

@@ -98,6 +98,7 @@ class Answer:
         shown: dict[str, Any] = {"type": "text" if form is None else form.type}
         if schema is not None:
             shown |= {"name": schema.name or "response", "schema": schema.schema, "strict": True}
+        verbosity = None if body.text is None else body.text.verbosity
         self._reply = ResponseReply(
             id=f"resp_{talk.call.exchange.id}",
             created_at=int(time.time()),
@@ -114,7 +115,7 @@ class Answer:
             top_p=talk.params.top_p,
             max_output_tokens=body.max_output_tokens,
             reasoning=body.reasoning or ReasoningOptions(),
-            text={"format": shown},
+            text={"format": shown, "verbosity": verbosity},
             user=body.user,
         )
 

@@ -420,6 +420,23 @@ def test_a_stream_over_http_1_0_has_no_chunks(server: Running) -> None:
     assert events.endswith(b"data: [DONE]\n\n")
 
 
+def test_a_target_may_be_a_whole_uri(server: Running, serve: Serve) -> None:
+    """As clients of a proxy send it; keys are asked for as ever."""
+
+    def get(asked: Running, target: bytes) -> httpx.Response:
+        return asked.http.get("/", extensions={"target": target})
+
+    health = get(server, b"HTTP://somebody:8000/health?a=b")
+    assert health.json() == {"status": "ready", "restarts": 0}
+    assert get(server, b"http://somebody/v1/models/alias%2Fof-it").json()["id"] == "alias/of-it"
+    assert "<html" in get(server, b"http://somebody").text
+    assert get(server, b"http://somebody/http://somebody/health").status_code == 404
+    assert get(server, b"ftp://somebody/health").status_code == 404
+    closed = serve("--api-key", "secret", ready=False)
+    assert get(closed, b"http://somebody/v1/models").status_code == 401
+    assert get(closed, b"http://somebody/health").status_code != 401
+
+
 def test_a_head_is_bounded(server: Running) -> None:
     for path, size in (("/health", 70_000), (f"/health?{'a' * 60_000}", 10_000)):
         try:

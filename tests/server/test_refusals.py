@@ -316,6 +316,24 @@ def test_bodies_that_cannot_be_read(server: Running, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"prompt":"a","\\ud800":1}', "half of a utf-16 surrogate pair"),
+        (b'{"prompt":"\\ud83dab"}', "half of a utf-16 surrogate pair"),
+        (b'{"\xff":1,"prompt":"\\ud83d"}', "truncated"),  # one mistake at a time
+        (b'{"prompt":"\\ude00"}', "invalid utf-16 surrogate pair"),
+        (b'{"prompt":"a', "truncated"),
+        (b'{"prompt":"\\u00e4', "truncated"),
+        (b'{"prompt":"abc\xff"}', "a string is not UTF-8 (invalid start byte 0xff)"),
+    ],
+)
+def test_a_body_that_is_no_json_is_told_why(server: Running, content: bytes, words: str) -> None:
+    headers = {"content-type": "application/json"}
+    error = refused(server, 400, COMPLETIONS, None, content=content, headers=headers)
+    assert error["code"] == "invalid_json" and words in error["message"]
+
+
+@pytest.mark.parametrize(
     "kind",
     ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin1", ""],
 )

@@ -103,9 +103,9 @@ def test_parsed_output(client: openai.OpenAI) -> None:
     )
     assert reply.status == "completed"
     assert reply.output_parsed is not None and reply.output_parsed.kind in ("a", "b")
-    plain = client.responses.create(
-        model="tiny", input="hi", text={"format": {"type": "json_object"}}, max_output_tokens=5
-    )
+    text: Any = {"format": {"type": "json_object"}, "verbosity": "low"}
+    plain = client.responses.create(model="tiny", input="hi", text=text, max_output_tokens=5)
+    assert plain.text is not None and plain.text.verbosity == "low"
     assert plain.output_text.lstrip().startswith("{")
 
 
@@ -250,6 +250,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"include": ["file_search_call.results"]}, "include", "not to be had"),
     ({"input": []}, "input", "at least one item"),
     ({"input": [{"type": "computer_call"}]}, "input[0].type", "must be message"),
+    ({"input": [{"role": "tool", "content": "a"}]}, "input[0].role",
+     "must be user, assistant, system or developer: got 'tool'"),
     ({"input": [{"role": "user"}]}, "input[0].content", "text"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]",
      "text only"),
@@ -261,6 +263,10 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "function"}]}, "tools[0].name", "1 to 256"),
     ({"tool_choice": {"type": "function", "name": "x"}, "tools": [TOOL]},
      "tool_choice", "not among"),
+    ({"tool_choice": {"type": "function", "function": {"name": "weather"}}, "tools": [TOOL]},
+     "tool_choice", "{'type': 'function', 'name': ...}"),
+    ({"tool_choice": {"type": "allowed_tools"}, "tools": [TOOL]},
+     "tool_choice", "{'type': 'function', 'name': ...}"),
     ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "missing"),
     ({"text": {"format": {"type": "json_schema", "schema": {"type": "no"}}}}, "text.format", ""),
     ({"max_output_tokens": 0}, "max_output_tokens", "^max_output_tokens"),

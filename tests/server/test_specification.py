@@ -63,6 +63,35 @@ def test_replies_and_chunks_are_as_described(server: Running, document: Any) -> 
         jsonschema.validate(chunk, shape(document, "ChatChunk"))
 
 
+def test_what_is_served_is_allowed(serve: Serve, tmp_path: Path) -> None:
+    """Of a token that begins every prompt, and a template that takes any role."""
+    template = tmp_path / "any.jinja"
+    template.write_text("{% for each in messages %}{{ each.role }}: {{ each.content }}{% endfor %}")
+    options = ("--max-model-len", "64", "--chat-template", str(template))
+    server = serve(*options, model="demo")
+    document = server.http.get("/openapi.json").json()
+    refusal = [{"type": "refusal", "refusal": "no"}]
+    known = [{"type": "reasoning_text", "text": "hm"}, {"type": "text", "text": "b"}]
+    chats = [
+        {"messages": [{"role": "poet", "content": "a"}], "max_tokens": 2},
+        {"messages": [{"role": "user", "content": refusal}], "max_tokens": 2, "top_logprobs": 0},
+    ]
+    items = [{"role": "user", "content": refusal}, {"role": "assistant", "content": known}]
+    cases: dict[str, list[dict[str, Any]]] = {
+        "completions": [{"prompt": "", "max_tokens": 2}],
+        "embeddings": [{"input": ""}, {"input": ["a", ""]}],
+        "chat/completions": chats,
+        "responses": [{"input": each, "max_output_tokens": 2} for each in ("", items)],
+    }
+    for path, bodies in cases.items():
+        content = document["paths"][f"/v1/{path}"]["post"]["requestBody"]["content"]
+        schema = {**content["application/json"]["schema"], "components": document["components"]}
+        for body in bodies:
+            jsonschema.validate(body, schema)
+            reply = server.http.post(f"/v1/{path}", json=body)
+            assert reply.status_code == 200, reply.text
+
+
 def test_every_route_is_in_it_and_answers(server: Running, document: Any) -> None:
     paths = document["paths"]
     assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/metrics"} <= set(paths)
