@@ -59,69 +59,114 @@ ITEMS_SCHEMA = {
 }
 
 
-def read_input(items: str | Sequence[Any], instructions: str | None) -> list[Message]:
-    """The messages that a chat template reads. ApiError naming the item at fault.
-
-    What an assistant thought, said and called in a row is one message.
-    """
-    messages: list[Message] = []
+def read_input(items: str | Sequence[Any], instructions: str | None) -> Input:
+    """The messages that a chat template reads. ApiError naming the item at fault."""
+    found = Input()
     if instructions is not None:
-        messages.append({"role": "system", "content": instructions})
+        found.add("instructions", {"role": "system", "content": instructions}, content="")
     if isinstance(items, str):
-        return [*messages, {"role": "user", "content": items}]
+        found.add("input", {"role": "user", "content": items}, content="")
+        return found
     if not items:
         raise _refusal("input", "must hold at least one item")
-    first, known = len(messages), set[str]()
     for index, item in enumerate(items):
-        where = f"input[{index}]"
+        found.read(f"input[{index}]", item)
+    return found
+
+
+class Input:
+    """What a conversation holds. What an assistant thought, said and called in a row is one of its
+    `messages`. places: of a message, or a part of it -> where the client has it, the end of which
+    is the same for both.
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.places: dict[str, str] = {}
+        self._calls: set[str] = set()
+
+    def add(self, where: str, message: Message, **own: str) -> None:
+        """A message from there; own: of its fields, what follows `where` in the client's name."""
+        self.messages.append(message)
+        self._note("", where)
+        for name, rest in own.items():
+            self._note(f".{name}", where + rest)
+
+    def read(self, where: str, item: Any) -> None:
+        """Adds an item. ApiError."""
         if not isinstance(item, Mapping):
             raise _refusal(where, "must be an object")
         kind = item.get("type", "message")
-        if kind == "message":
-            _add_message(where, messages, item)
-        elif kind in ("function_call", "reasoning"):
-            _add_to_assistant(where, messages, item, kind, first)
-            known |= {str(item.get("call_id"))}
-        elif kind == "function_call_output":
-            content = _content(f"{where}.output", item.get("output"))
-            id = _text(where, item, "call_id")
-            if id not in known:
-                message = f"must be the id of a call in an item before it, got {id[:100]!r}"
-                raise _refusal(f"{where}.call_id", message)
-            messages.append({"role": "tool", "tool_call_id": id, "content": content})
-        else:
+        readers = {
+            "message": self._read_message,
+            "reasoning": self._read_reasoning,
+            "function_call": self._read_call,
+            "function_call_output": self._read_output,
+        }
+        if not isinstance(kind, str) or kind not in readers:
             what = "message, function_call, function_call_output or reasoning"
             raise _refusal(f"{where}.type", f"must be {what}: got {str(kind)[:100]!r}")
-    return messages
+        readers[kind](where, item)
+
+    @property
+    def _last(self) -> Message | None:
+        """The assistant's message if it is its turn."""
+        last = self.messages[-1] if self.messages else {}
+        return last if last.get("role") == "assistant" else None
+
+    def _note(self, part: str, where: str) -> None:
+        self.places[f"messages[{len(self.messages) - 1}]{part}"] = where
+
+    def _read_message(self, where: str, item: Mapping[str, Any]) -> None:
+        role = _text(where, item, "role")
+        if role not in _ROLES:
+            what = f"must be {', '.join(_ROLES[:-1])} or {_ROLES[-1]}"
+            raise _refusal(f"{where}.role", f"{what}: got {role[:100]!r}")
+        content = _content(f"{where}.content", item.get("content"))
+        last = self._last
+        if role == "assistant" and last is not None and last.get("content") is None:
+            last["content"] = content  # it has thought or called before it spoke
+            self._note(".content", f"{where}.content")
+        else:
+            self.add(where, {"role": role, "content": content})
+
+    def _read_reasoning(self, where: str, item: Mapping[str, Any]) -> None:
+        name = "content" if item.get("content") else "summary"
+        parts = item.get(name) or []
+        text = "" if not parts else _joined(_content(f"{where}.{name}", parts))
+        message = {"role": "assistant", "content": None, "reasoning_content": text}
+        self.add(where, message, reasoning_content=f".{name}")
+
+    def _read_call(self, where: str, item: Mapping[str, Any]) -> None:
+        function = {name: _text(where, item, name) for name in ("name", "arguments")}
+        id = _text(where, item, "call_id")
+        last = self._last
+        if last is None:
+            last = {"role": "assistant", "content": None}
+            self.add(where, last)
+        calls = last.setdefault("tool_calls", [])
+        call = f".tool_calls[{len(calls)}]"
+        for part, own in (("", ""), (".function", ""), (".id", ".call_id")):
+            self._note(call + part, where + own)
+        calls.append({"id": id, "type": "function", "function": function})
+        self._calls.add(id)
+
+    def _read_output(self, where: str, item: Mapping[str, Any]) -> None:
+        content = _content(f"{where}.output", item.get("output"))
+        id = _text(where, item, "call_id")
+        if id not in self._calls:
+            message = f"must be the id of a call in an item before it, got {id[:100]!r}"
+            raise _refusal(f"{where}.call_id", message)
+        answer = {"role": "tool", "tool_call_id": id, "content": content}
+        self.add(where, answer, content=".output", tool_call_id=".call_id")
 
 
-def _add_message(where: str, messages: list[Message], item: Mapping[str, Any]) -> None:
-    role = _text(where, item, "role")
-    if role not in _ROLES:
-        what = f"must be {', '.join(_ROLES[:-1])} or {_ROLES[-1]}"
-        raise _refusal(f"{where}.role", f"{what}: got {role[:100]!r}")
-    content = _content(f"{where}.content", item.get("content"))
-    last = messages[-1] if messages else {}
-    if role == "assistant" and last.get("role") == "assistant" and last.get("content") is None:
-        last["content"] = content  # it has thought or called before it spoke
-    else:
-        messages.append({"role": role, "content": content})
-
-
-def _add_to_assistant(
-    where: str, messages: list[Message], item: Mapping[str, Any], kind: str, first: int
-) -> None:
-    goes_on = len(messages) > first and messages[-1]["role"] == "assistant"
-    if kind == "reasoning" or not goes_on:
-        messages.append({"role": "assistant", "content": None})
-    if kind == "reasoning":
-        parts = item.get("content") or item.get("summary") or []
-        text = "" if not parts else _joined(_content(f"{where}.content", parts))
-        messages[-1]["reasoning_content"] = text
-        return
-    function = {name: _text(where, item, name) for name in ("name", "arguments")}
-    call = {"id": _text(where, item, "call_id"), "type": "function", "function": function}
-    messages[-1].setdefault("tool_calls", []).append(call)
+def place(param: str, places: Mapping[str, str]) -> str:
+    """Where the client has a field of a chat; its name in chats, if `places` do not know it."""
+    part = param
+    while part and part not in places:
+        part = part[: max(part.rfind("."), part.rfind("["), 0)]
+    return places.get(part, "") + param[len(part) :]
 
 
 def _content(where: str, content: Any) -> str | list[Message]:

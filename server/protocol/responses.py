@@ -13,7 +13,7 @@ from msgspec import Meta
 from ...engine.checks import INT32_MAX
 from .chat import MAX_MESSAGES, ChatRequest, TokenLogprob
 from .errors import ApiError
-from .items import ITEMS_SCHEMA, read_input, read_tool, read_tool_choice
+from .items import ITEMS_SCHEMA, Input, read_input, read_tool, read_tool_choice
 from .replies import UNSET, Unset
 from .sampling import bounds
 from .structures import JsonSchemaFormat, ResponseFormat
@@ -90,17 +90,21 @@ class ResponsesRequest(UnservedFields, kw_only=True):
                 message = f"include: {wish[:100]!r} is not to be had from this server"
                 raise ApiError(400, message, "include", "unsupported_parameter")
 
+    def read_input(self) -> Input:
+        """The conversation. ApiError."""
+        return read_input(self.input, self.instructions)
+
     @property
     def wants_logprobs(self) -> bool:
         """Whether the tokens of the text come with their log-probabilities."""
         return bool(self.top_logprobs) or _LOGPROBS in (self.include or ())
 
-    def to_chat(self) -> ChatRequest:
-        """The same as a request of /v1/chat/completions. ApiError."""
+    def to_chat(self, messages: list[dict[str, Any]]) -> ChatRequest:
+        """The same as a request of /v1/chat/completions, with the messages of `input`. ApiError."""
         effort = None if self.reasoning is None else self.reasoning.effort
         return ChatRequest(
             model=self.model,
-            messages=read_input(self.input, self.instructions),
+            messages=messages,
             tools=None if self.tools is None else [read_tool(tool) for tool in self.tools],
             tool_choice=read_tool_choice(self.tool_choice),
             parallel_tool_calls=self.parallel_tool_calls,

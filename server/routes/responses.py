@@ -18,6 +18,7 @@ from ..exchange import EventStream, JsonReply, exchange_of, read_body, unless_go
 from ..items import ItemWriter
 from ..protocol.chat import ChatRequest, TokenLogprob
 from ..protocol.errors import ApiError
+from ..protocol.items import place
 from ..protocol.replies import Usage
 from ..protocol.responses import (
     Incomplete,
@@ -54,11 +55,12 @@ async def responses(request: Request) -> Response:
     service.check_room()
     body = await read_body(request, ResponsesRequest)
     body.check_fields()
-    chat = body.to_chat()
+    read = body.read_input()
+    chat = body.to_chat(read.messages)
     try:
         talk = await unless_gone(request, begin(service, exchange_of(request), chat))
     except ApiError as error:
-        raise in_own_words(error) from None
+        raise in_own_words(error, read.places) from None
     with talk.call if not chat.streams else nullcontext():
         answer = Answer(body, chat, talk, service.texts)
         if chat.streams:
@@ -70,17 +72,23 @@ async def responses(request: Request) -> Response:
             raise in_own_words(error) from None
 
 
-def in_own_words(error: ApiError) -> ApiError:
-    """An error with this route's names of the fields."""
+def in_own_words(error: ApiError, places: Mapping[str, str] | None = None) -> ApiError:
+    """An error with this route's names of the fields; places: of messages (see `Input`), at which
+    nobody looks any more when the engine has begun.
+    """
     param = error.info.param
     if param is None:
         return error
-    head, dot, rest = param.partition("[" if "[" in param else ".")
-    own = (_NAMES.get(head, head) + dot + rest).replace("].function", "]")
-    # "messages" is a word too: within a sentence it stays what it is.
-    place = r"(?<![\w.])" if re.search(r"[\W_]", param) else "^"
-    message = re.sub(place + re.escape(param), lambda _: own, error.info.message, count=1)
-    return ApiError(error.status, message, own, error.info.code, error.headers)
+    known = {**_NAMES, **(places or {})}
+
+    def own(name: str) -> str:
+        return place(name, known).replace("].function", "]")
+
+    # "messages" is a word too: within a sentence it stays what it is. What is named may lie deeper.
+    before, behind = (r"(?<![\w.])", r"[\w.\[\]]*") if re.search(r"[\W_]", param) else ("^", "")
+    name = before + re.escape(param) + behind
+    message = re.sub(name, lambda found: own(found[0]), error.info.message, count=1)
+    return ApiError(error.status, message, own(param), error.info.code, error.headers)
 
 
 class Answer:

@@ -15,7 +15,7 @@ import pytest
 from saccade.server.items import ItemWriter
 from saccade.server.protocol.chat import ChatRequest
 from saccade.server.protocol.errors import ApiError
-from saccade.server.protocol.items import read_input
+from saccade.server.protocol.items import place, read_input
 from saccade.server.protocol.responses import ResponsesRequest
 from saccade.server.reading import News
 from saccade.server.routes.responses import in_own_words
@@ -226,6 +226,11 @@ def test_a_strict_tool_that_cannot_be_is_refused(calling: Running) -> None:
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
 
 
+TEXT = {"role": "user", "content": "hi"}
+THOUGHT = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "t"}]}
+SAID = {"role": "assistant", "content": "b"}
+CALL = {"type": "function_call", "call_id": "call00001", "name": "f", "arguments": "{}"}
+ANSWER = {"type": "function_call_output", "call_id": "call00001", "output": "x"}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"store": True}, "store", "keeps no responses"),
     ({"previous_response_id": "resp_1"}, "previous_response_id", "whole conversation"),
@@ -259,6 +264,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
      "input[0].call_id", "must be a text"),
     ({"input": [{"type": "function_call_output", "call_id": "x", "output": "1"}]},
      "input[0].call_id", "id of a call"),
+    ({"instructions": "be", "input": [TEXT, THOUGHT, SAID, CALL, {**CALL, "call_id": ""}]},
+     "input[4].call_id", "^input[4].call_id must be a text that is not empty"),
+    ({"input": [TEXT, THOUGHT, {**ANSWER, "call_id": "None"}]}, "input[2].call_id", "id of a call"),
     ({"tools": [{"type": "web_search_preview"}]}, "tools[0].type", "no tools of its own"),
     ({"tools": [{"type": "function"}]}, "tools[0].name", "1 to 256"),
     ({"tool_choice": {"type": "function", "name": "x"}, "tools": [TOOL]},
@@ -286,6 +294,38 @@ def test_refusals(
     assert reply.status_code == (404 if "model" in more else 400), reply.text
     error = reply.json()["error"]
     assert error["param"] == param and words.lstrip("^") in error["message"], error
+    assert not words.startswith("^") or error["message"].startswith(words[1:])
+
+
+def test_places_in_messages_are_those_of_the_items() -> None:
+    read = read_input([TEXT, THOUGHT, SAID, CALL, {**CALL, "call_id": "2"}, ANSWER, SAID], "sys")
+    assert [each["role"] for each in read.messages] == (
+        ["system", "user", "assistant", "tool", "assistant"]
+    )
+    places = {
+        "messages": "messages",
+        "messages[0].content": "instructions",
+        "messages[1].content[3].text": "input[0].content[3].text",
+        "messages[2]": "input[1]",
+        "messages[2].reasoning_content": "input[1].summary",
+        "messages[2].content[0]": "input[2].content[0]",
+        "messages[2].tool_calls[0].function.name": "input[3].name",
+        "messages[2].tool_calls[1]": "input[4]",
+        "messages[2].tool_calls[1].id": "input[4].call_id",
+        "messages[3].content[1]": "input[5].output[1]",
+        "messages[3].tool_call_id": "input[5].call_id",
+        "messages[4].role": "input[6].role",
+        "tools[0].function.name": "tools[0].function.name",
+    }
+    assert {name: place(name, read.places) for name in places} == places
+    assert place("messages[0].content", read_input("hi", None).places) == "input"
+
+
+def test_arguments_that_are_no_json_are_found_in_their_item(calling: Running) -> None:
+    body = {"instructions": "be", "input": [TEXT, {**CALL, "arguments": "{"}]}
+    error = calling.http.post("/v1/responses", json=body).json()["error"]
+    assert error["message"] == "input[1].arguments must be a JSON object, as text"
+    assert error["param"].startswith("input[1]")
 
 
 def test_errors_of_chats_are_told_in_the_words_of_this_route() -> None:
@@ -325,7 +365,7 @@ def test_items_become_messages() -> None:
         {"type": "function_call_output", "call_id": "2", "output": "y"},
         {"type": "function_call", "call_id": "3", "name": "f", "arguments": "{}"},
     ]
-    found = read_input(items, "sys")
+    found = read_input(items, "sys").messages
     assert [message["role"] for message in found] == (
         ["system", "user", "assistant", "tool", "tool", "assistant"]
     )
