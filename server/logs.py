@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -39,3 +41,40 @@ def configure_logs(level: str = "info") -> None:
         logger.handlers = [handler]
         logger.setLevel(least)
         logger.propagate = False
+
+
+class _Lossy(io.FileIO):
+    """A descriptor that loses what is not taken: by a full disk, a reader or terminal that left."""
+
+    def write(self, data: Any, /) -> int:
+        """As if all of it, or what was written of it."""
+        try:
+            written: int | None = super().write(data)
+        except OSError:
+            written = None
+        return len(data) if written is None else written
+
+
+def secure_streams() -> None:
+    """What is said never ends who says it: the standard streams exist, and stderr takes anything.
+
+    Those that are closed lead nowhere: their numbers must not become those of sockets.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            _occupy(number)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        elif name == "stderr" and sys.stderr is not sys.__stderr__:
+            return  # somebody has put something else in its place
+    raw = io.BufferedWriter(_Lossy(sys.stderr.fileno(), "wb", closefd=False))
+    sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, "backslashreplace", line_buffering=True)
+
+
+def _occupy(number: int) -> None:
+    try:
+        os.fstat(number)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, number)
+        if nowhere != number:
+            os.close(nowhere)

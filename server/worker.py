@@ -22,7 +22,7 @@ import zmq
 
 from . import wire
 from .engine_loop import EngineLoop, Socket
-from .logs import configure_logs
+from .logs import configure_logs, secure_streams
 from .signals import leave_to_parent
 from .wire import Beat, EngineInfo, LoadFailed
 
@@ -160,6 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     """The engine process."""
     folder = Path((sys.argv[1:] if argv is None else argv)[0])
     leave_to_parent()
+    secure_streams()
     faulthandler.enable()
     source = sys.stdin.buffer
     start = read_start(source)

@@ -124,9 +124,11 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything cheap, take the address, then load and serve until a signal comes."""
     from .. import signals
+    from ..logs import secure_streams
 
     signals.raise_early()
     try:
+        secure_streams()
         status = serve(args)
     except signals.Terminated:
         status = EXIT_OK
