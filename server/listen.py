@@ -7,6 +7,8 @@ import ssl
 from dataclasses import dataclass
 from functools import cached_property
 
+from .listener import Listener
+
 _BACKLOG = 2048
 
 
@@ -42,12 +44,12 @@ class Listen:
             raise ValueError(f"{named}: {what} ({reason})") from error
         return context
 
-    def open(self) -> socket.socket:
+    def open(self) -> Listener:
         """A listening socket. OSError when the address cannot be had."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         # With the protocol named, asyncio turns off Nagle's algorithm, which holds a token back
         # until the client has acknowledged the one before: up to 40 ms.
-        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((self.host, self.port))

@@ -6,10 +6,14 @@ import io
 import logging
 import os
 import sys
+import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 # What `logging` itself puts into a record; everything else came by `extra`.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -32,11 +36,30 @@ class JsonLines(logging.Formatter):
         return _encode(line).decode()
 
 
+class LoopErrors:
+    """What nobody awaits goes to the log too, but one a second at most: it may come in floods."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._left_out = 0
+
+    def __call__(self, loop: AbstractEventLoop, context: dict[str, Any]) -> None:
+        """As asyncio's exception handlers are called."""
+        now = time.monotonic()
+        if now < self._next:
+            self._left_out += 1
+            return
+        error = context.get("exception")
+        more = {"left_out": self._left_out} if self._left_out else {}
+        logging.getLogger("saccade.loop").error(context["message"], exc_info=error, extra=more)
+        self._next, self._left_out = now + 1, 0
+
+
 def configure_logs(level: str = "info") -> None:
-    """Sends the loggers of Saccade and of uvicorn to stderr."""
+    """Sends the loggers of Saccade, of uvicorn and of asyncio to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, least in (("saccade", level.upper()), ("uvicorn", "WARNING")):
+    for name, least in (("saccade", level.upper()), ("uvicorn", "WARNING"), ("asyncio", "WARNING")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(least)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
@@ -113,22 +115,32 @@ class BoundedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """In place of uvicorn's plain text."""
         error = ApiError(400, msg, code="invalid_http")
-        headers = [("content-type", "application/json"), ("connection", "close")]
-        try:
-            for event in (
-                h11.Response(status_code=400, headers=headers, reason="Bad Request"),
-                h11.Data(data=error.body()),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
-        except h11.LocalProtocolError:
-            pass  # a reply is under way: all that is left is to hang up
+        # Where a reply is under way, all that is left is to hang up.
+        with contextlib.suppress(h11.LocalProtocolError):
+            self.transport.write(written(error, self.conn))
         self.transport.close()
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def written(error: ApiError, conn: h11.Connection | None = None) -> bytes:
+    """A whole reply, after which the connection is closed. conn: where nothing has been said yet;
+    None: a new one. LocalProtocolError where it does not fit.
+    """
+    conn = h11.Connection(h11.SERVER) if conn is None else conn
+    headers = [("content-type", "application/json"), ("connection", "close")]
+    headers += error.headers.items()
+    events = (
+        h11.Response(
+            status_code=error.status, headers=headers, reason=HTTPStatus(error.status).phrase
+        ),
+        h11.Data(data=error.body()),
+        h11.EndOfMessage(),
+    )
+    return b"".join(conn.send(event) or b"" for event in events)
 
 
 def protocol_class(seconds: float, send_s: float) -> type[asyncio.Protocol]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import socket
 from collections.abc import Iterator
 
 import uvicorn
@@ -14,7 +13,9 @@ import uvicorn
 from .app import build_app
 from .client import State
 from .listen import Listen
-from .protocol_h11 import protocol_class
+from .listener import Listener
+from .protocol.errors import unavailable
+from .protocol_h11 import protocol_class, written
 from .service import Service
 from .signals import ending, noted
 
@@ -84,9 +85,11 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_TICK_S)
 
 
-async def serve(service: Service, listen: Listen, sock: socket.socket) -> bool:
+async def serve(service: Service, listen: Listen, sock: Listener) -> bool:
     """Serves on `sock` until a signal comes; False when the engine could not be loaded."""
     server = Server(service, listen)
+    if listen.tls is None:  # else there is no word without a handshake
+        sock.refusal = written(unavailable("There are too many connections.", 1, "overloaded"))
     gc.freeze()  # what is there by now stays: a collection need not look at it, and takes no time
     log.info("listening", extra={"url": listen.url(sock), "models": list(service.names)})
     watcher = asyncio.create_task(_give_up(server))

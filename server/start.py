@@ -6,19 +6,22 @@ imports in the middle.
 
 from __future__ import annotations
 
-import socket
+import asyncio
 
 from .client import EngineClient
 from .config import ServerConfig
 from .listen import Listen
+from .listener import Listener
+from .logs import LoopErrors
 from .wire import LoadFailed
 
 
-async def start(config: ServerConfig, listen: Listen, sock: socket.socket) -> LoadFailed | None:
+async def start(config: ServerConfig, listen: Listen, sock: Listener) -> LoadFailed | None:
     """Serves on `sock` until a signal comes; what was wrong when the engine could not be loaded.
 
     CheckpointError for a model that is unusable.
     """
+    asyncio.get_running_loop().set_exception_handler(LoopErrors())
     client = EngineClient(config.model, config.engine, config.silence_s, config.pace_s)
     client.start()
     try:

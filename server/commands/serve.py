@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "SACCADE_API_KEY"
 _ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+"
-_THREAD_S = 0.2  # for a thread without work to see that it is no longer needed
 LEAST_CHUNK = 128  # a client must not make attention slow for everybody
 
 NETWORK: dict[str, dict[str, Any]] = {
@@ -124,6 +122,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything cheap, take the address, then load and serve until a signal comes."""
     from .. import signals
+    from ..leaving import leave_threads
     from ..logs import secure_streams
 
     signals.raise_early()
@@ -143,6 +142,7 @@ def serve(args: argparse.Namespace) -> int:
 
     config = server_config(args)
     from ..listen import Listen
+    from ..listener import raise_limit
     from ..logs import configure_logs
     from ..start import start
 
@@ -152,6 +152,7 @@ def serve(args: argparse.Namespace) -> int:
         _ = listen.tls
     except ValueError as error:
         raise UsageError(str(error)) from error
+    raise_limit()
     try:
         sock = listen.open()
     except OSError as error:
@@ -161,21 +162,6 @@ def serve(args: argparse.Namespace) -> int:
     if failure is not None:
         print(f"saccade: {failure.message}", file=sys.stderr)
     return EXIT_OK if failure is None else EXIT_FAILED
-
-
-def leave_threads(status: int) -> None:
-    """Ends the process at once where a thread still works, such as on a long text that nobody waits
-    for any more. Python would wait for it, a minute perhaps, or, where it is a daemon, take the
-    interpreter away under native code that is about to return to it.
-    """
-    main = threading.main_thread()
-    others = [each for each in threading.enumerate() if each is not main]
-    for thread in others:
-        thread.join(_THREAD_S)
-    if any(thread.is_alive() for thread in others):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
 
 
 def server_config(args: argparse.Namespace) -> ServerConfig:
