@@ -210,8 +210,8 @@ def _read_call(where: str, call: Any) -> Message:
         except (ValueError, RecursionError):
             arguments = None
     if not isinstance(arguments, dict):
-        wanted = "a JSON object, as text"
-        raise RequestError(f"{where}.function.arguments must be {wanted}", where)
+        where = f"{where}.function.arguments"
+        raise RequestError(f"{where} must be a JSON object, as text", where)
     return {**call, "function": {**function, "arguments": arguments}}
 
 
