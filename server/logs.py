@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
+import select
+import stat
 import sys
 import time
 from datetime import UTC, datetime
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 # What `logging` itself puts into a record; everything else came by `extra`.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_PATIENCE_MS = 200  # with who reads stderr
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -67,15 +71,35 @@ def configure_logs(level: str = "info") -> None:
 
 
 class _Lossy(io.FileIO):
-    """A descriptor that loses what is not taken: by a full disk, a reader or terminal that left."""
+    """A descriptor that loses what is not taken: by a full disk, a reader or terminal that left, or
+    one that stopped reading.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "wb", closefd=False)
+        self._door = number
+        self._patient = True
+        if stat.S_ISFIFO(os.fstat(number).st_mode):
+            # Opened once more, for that it does not block must not be so for others who have it.
+            with contextlib.suppress(OSError):
+                self._door = os.open(f"/proc/self/fd/{number}", os.O_WRONLY | os.O_NONBLOCK)
 
     def write(self, data: Any, /) -> int:
         """As if all of it, or what was written of it."""
         try:
-            written: int | None = super().write(data)
+            if self._door != self.fileno():
+                self._patient = self._wait()
+            return os.write(self._door, data)
         except OSError:
-            written = None
-        return len(data) if written is None else written
+            return len(data)
+
+    def _wait(self) -> bool:
+        """Whether a pipe has room; a reader that had no time for it once is not waited for again
+        before it is back.
+        """
+        poll = select.poll()
+        poll.register(self._door, select.POLLOUT)
+        return bool(poll.poll(_PATIENCE_MS if self._patient else 0))
 
 
 def secure_streams() -> None:
@@ -89,7 +113,7 @@ def secure_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
         elif name == "stderr" and sys.stderr is not sys.__stderr__:
             return  # somebody has put something else in its place
-    raw = io.BufferedWriter(_Lossy(sys.stderr.fileno(), "wb", closefd=False))
+    raw = io.BufferedWriter(_Lossy(sys.stderr.fileno()))
     sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, "backslashreplace", line_buffering=True)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import json
+import os
+import select
 import shlex
 import socket
 import subprocess
@@ -40,6 +44,32 @@ def test_it_serves_whatever_becomes_of_its_words(tiny: Path, redirection: str) -
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_reader_that_stops_does_not_stop_it(tiny: Path) -> None:
+    argv = [*COMMAND, str(tiny), "--port", "0", *SMALL]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr is not None
+            fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+            lines = (json.loads(line) for line in process.stderr if line.startswith(b"{"))
+            url = next(line["url"] for line in lines if line["event"] == "listening")
+            began = time.monotonic()
+            with httpx.Client(base_url=url, timeout=10) as http:
+                for _ in range(60):  # of some 200 bytes each
+                    assert http.get("/version").status_code == 200
+                assert time.monotonic() - began < 10
+                assert ready(url, process) == {"status": "ready", "restarts": 0}
+                os.read(process.stderr.fileno(), 65_536)
+                http.get("/version", headers={"x-request-id": "heard-again"})
+                heard = b""
+                while b"heard-again" not in heard:
+                    assert select.select([process.stderr], [], [], 10)[0], heard
+                    heard = os.read(process.stderr.fileno(), 65_536)
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 def ready(url: str, process: subprocess.Popen[bytes]) -> object:
