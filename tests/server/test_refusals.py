@@ -315,6 +315,15 @@ def test_bodies_that_cannot_be_read(server: Running, content: bytes) -> None:
         refused(server, 400, path, None, content=content, headers=headers)
 
 
+def test_numbers_beyond_every_type_hear_the_range_too(server: Running) -> None:
+    for number in (b'"temperature": 1e999', b'"max_tokens": ' + b"9" * 5000):
+        content = b'{"prompt": "x", ' + number + b"}"
+        headers = {"content-type": "application/json"}
+        error = refused(server, 400, COMPLETIONS, None, content=content, headers=headers)
+        name = error["param"]
+        assert error["message"].startswith(f"{name} must be a") and " to " in error["message"]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
