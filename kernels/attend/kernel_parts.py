@@ -48,3 +48,30 @@ def with_sink(b_out, b_lse, b_sink):
     b_all = b_own + tl.exp2((b_sink - b_base) * LOG2E)
     b_out = tl.where(b_all[:, None] == 0.0, 0.0, b_out * b_own[:, None] / b_all[:, None])
     return b_out, b_base + tl.log2(b_all) * LN2
+
+
+@triton.jit
+def write_rows(
+    out, lse, sink_logits, b_acc, b_sum, b_max, o_row, o_head, i_sequence, i_split, splits, m_m,
+    HEADS: tl.constexpr, V_DIM: tl.constexpr, V_PAD: tl.constexpr, SINKS: tl.constexpr,
+    SPLIT: tl.constexpr, BY_TILE: tl.constexpr,
+):  # fmt: skip
+    """Divides rows by their sums and stores them: whole ones with their sinks, or split ones by row
+    (BY_TILE) or sequence.
+    """
+    b_acc = tl.where(b_sum[:, None] == 0.0, 0.0, b_acc / b_sum[:, None])
+    b_lse = (b_max + tl.log2(b_sum)) * LN2
+    o_out = o_row.to(tl.int64) * HEADS + o_head
+    if SPLIT:
+        if not BY_TILE:
+            o_out = i_sequence.to(tl.int64) * HEADS + o_head
+        o_out = o_out * splits + i_split
+    elif SINKS:
+        b_sink = tl.load(sink_logits + o_head)
+        b_acc, b_lse = with_sink(b_acc, b_lse, b_sink)
+    o_v = tl.arange(0, V_PAD)
+    m_out = m_m[:, None] & (o_v < V_DIM)[None, :]
+    tl.store(
+        out + o_out[:, None] * V_DIM + o_v[None, :], b_acc.to(out.dtype.element_ty), mask=m_out
+    )
+    tl.store(lse + o_out, b_lse, mask=m_m)

@@ -9,6 +9,21 @@ FAR = tl.constexpr(2**31 - 2)  # beyond every position
 
 
 @triton.jit
+def list_of(
+    ids, list_of_row, i_row, i_kv, i_head, columns,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, OWNERS: tl.constexpr, LIST_OF_ROW: tl.constexpr,
+):  # fmt: skip
+    """Where the list of a row begins: of a KV head, or of its i_head-th query head."""
+    i_list = i_row
+    if LIST_OF_ROW:
+        i_list = tl.load(list_of_row + i_row)
+    i_owner = i_kv
+    if OWNERS == HEADS:
+        i_owner = i_kv * GROUP + i_head
+    return ids + (i_list.to(tl.int64) * OWNERS + i_owner) * columns
+
+
+@triton.jit
 def listed_tiles(p_ids, columns, most, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr):
     """How many tiles of keys below `most` an ascending list padded with -1 holds. The last block
     may reach beyond, where there are neither keys nor page ids.

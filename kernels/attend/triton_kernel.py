@@ -11,9 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_parts import LN2, LOG2E
-from .kernel_parts import product, sequence_of, tanh, with_sink
-from .key_tiles import FAR, listed_tiles, seen_tiles, whole_tiles
+from ..triton_parts import LOG2E
+from .kernel_parts import product, sequence_of, tanh, write_rows
+from .key_tiles import FAR, list_of, listed_tiles, seen_tiles, whole_tiles
 
 
 @triton.jit
@@ -200,14 +200,10 @@ def attend_tiles(
             p_q + o_rest[None, :], mask=m_m[:, None] & (o_rest < DIM)[None, :], other=0.0
         )
     if LISTS:
-        i_row = row_begin + tile_begin
-        i_list = i_row
-        if LIST_OF_ROW:
-            i_list = tl.load(list_of_row + i_row)
-        i_owner = i_kv
-        if OWNERS == HEADS:
-            i_owner = i_kv * GROUP + i_part % parts
-        p_ids = ids + (i_list.to(tl.int64) * OWNERS + i_owner) * columns
+        p_ids = list_of(
+            ids, list_of_row, row_begin + tile_begin, i_kv, i_part % parts, columns,
+            HEADS, GROUP, OWNERS, LIST_OF_ROW,
+        )  # fmt: skip
         first, firsts, second = 0, 0, 0
         begin, end = 0, listed_tiles(p_ids, columns, most, BLOCK_N, BLOCK)
         if SPLIT:
@@ -251,19 +247,7 @@ def attend_tiles(
         BLOCK_N, BLOCK, PAGE, DIM, MAIN, REST, V_DIM, V_PAD, VALUES_IN_KEYS,
         LISTS, WINDOW, SOFTCAP, True, BOXES, UPCAST,
     )  # fmt: skip
-    b_acc = tl.where(b_sum[:, None] == 0.0, 0.0, b_acc / b_sum[:, None])
-    b_lse = (b_max + tl.log2(b_sum)) * LN2
-    o_out = o_row.to(tl.int64) * HEADS + o_head
-    if SPLIT:
-        if not BY_TILE:
-            o_out = i_sequence.to(tl.int64) * HEADS + o_head
-        o_out = o_out * splits + i_split
-    elif SINKS:
-        b_sink = tl.load(sink_logits + o_head)
-        b_acc, b_lse = with_sink(b_acc, b_lse, b_sink)
-    o_v = tl.arange(0, V_PAD)
-    m_out = m_m[:, None] & (o_v < V_DIM)[None, :]
-    tl.store(
-        out + o_out[:, None] * V_DIM + o_v[None, :], b_acc.to(out.dtype.element_ty), mask=m_out
-    )
-    tl.store(lse + o_out, b_lse, mask=m_m)
+    write_rows(
+        out, lse, sink_logits, b_acc, b_sum, b_max, o_row, o_head, i_sequence, i_split, splits, m_m,
+        HEADS, V_DIM, V_PAD, SINKS, SPLIT, BY_TILE,
+    )  # fmt: skip

@@ -24,7 +24,7 @@ from ..triton_parts import (
     product,
     rank_key,
     row_tile,
-)  # fmt: skip
+)
 
 
 @triton.jit
@@ -97,51 +97,26 @@ def weights_of(
 
 
 @triton.jit
+def write_list(p_list, best, listed, m_t, WIDTH: tl.constexpr):
+    """Stores the best blocks of rows, ascending; p_list: [rows, 1], where their lists begin."""
+    o_w = tl.arange(0, WIDTH)
+    ids = tl.where(o_w[None, :] < listed, block_of(best), NO_BLOCK)
+    ids = tl.sort(ids, dim=1)
+    m_list = m_t[:, None] & (o_w < listed)[None, :]
+    tl.store(p_list + o_w[None, :], tl.where(ids == NO_BLOCK, -1, ids), mask=m_list)
+
+
+@triton.jit
 def compressed_rows(
-    p_q,
-    p_entries,
-    p_table,
-    p_cu,
-    p_positions,
-    p_out,
-    p_lse,
-    p_ids,
-    s_q_row,
-    s_q_head,
-    s_page,
-    s_slot,
-    s_head,
-    s_table,
-    max_pages,
-    sequences,
-    heads,
-    owners,
-    listed,
-    forced_first,
-    forced_recent,
-    every,
-    scale,
-    o_value,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BD: tl.constexpr,
-    REST: tl.constexpr,
-    BDV: tl.constexpr,
-    GROUP: tl.constexpr,
-    BG: tl.constexpr,
-    BT: tl.constexpr,
-    SP: tl.constexpr,
-    LENGTH: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PAGE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    BN: tl.constexpr,
-    BB: tl.constexpr,
-    WIDTH: tl.constexpr,
-    HEAVIEST: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+    p_q, p_entries, p_table, p_cu, p_positions, p_out, p_lse, p_ids,
+    s_q_row, s_q_head, s_page, s_slot, s_head, s_table,
+    max_pages, sequences, heads, owners, listed, forced_first, forced_recent, every, scale, o_value,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, REST: tl.constexpr, BDV: tl.constexpr,
+    GROUP: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr, SP: tl.constexpr,
+    LENGTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
+    SLOTS: tl.constexpr, BN: tl.constexpr, BB: tl.constexpr, WIDTH: tl.constexpr,
+    HEAVIEST: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     """BT rows and the heads of one owner, padded to BG. DV 0: no values; WIDTH 0: no list."""
     i_kv = tl.program_id(1)
     i_seq, begin, end = row_tile(tl.program_id(0), p_cu, sequences, BT, SP)
@@ -217,9 +192,5 @@ def compressed_rows(
             fit = (i_block[None, :] <= own[:, None]) & chooses[:, None] & (weight == weight)
             keys = tl.where(fit, rank_key(weight, i_block[None, :]), LEAST)
             best = keep_best(best, keys, WIDTH)
-        o_w = tl.arange(0, WIDTH)
-        ids = tl.where(o_w[None, :] < listed, block_of(best), NO_BLOCK)
-        ids = tl.sort(ids, dim=1)
-        p_list = p_ids + ((i_token.to(tl.int64) * owners + i_kv) * listed)[:, None] + o_w[None, :]
-        m_list = m_t[:, None] & (o_w < listed)[None, :]
-        tl.store(p_list, tl.where(ids == NO_BLOCK, -1, ids), mask=m_list)
+        p_list = p_ids + ((i_token.to(tl.int64) * owners + i_kv) * listed)[:, None]
+        write_list(p_list, best, listed, m_t, WIDTH)
