@@ -46,6 +46,7 @@ RULES = (
     NumberRule("logprobs", 0, 20, optional=True),
     NumberRule("prompt_logprobs", 0, 20, optional=True),
 )
+RULE_OF = {rule.name: rule for rule in RULES}
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
 
 

@@ -162,12 +162,12 @@ def _got(value: Any) -> str:
 
 def content_text(content: Any) -> str:
     """The text of a message's content, which may be parts; "" for none. RequestError."""
-    read = "" if content is None else _read_content("content", content)
-    return read if isinstance(read, str) else _joined(read)
+    return "" if content is None else joined(_read_content("content", content))
 
 
-def _joined(parts: Sequence[Message]) -> str:
-    return "\n".join(part["text"] for part in parts)
+def joined(content: str | Sequence[Message]) -> str:
+    """The text of a content that has been read."""
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 def _read_content(where: str, content: Any) -> str | list[Message]:
@@ -233,7 +233,7 @@ def _fit_content(content: Any, traits: Traits) -> Any:
     if content is None:
         return None if traits.none else ""
     if isinstance(content, list) and not traits.parts:
-        return _joined(content)
+        return joined(content)
     if isinstance(content, str) and not traits.texts:
         return [{"type": "text", "text": content}]
     return content

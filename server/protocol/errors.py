@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ...engine.params import RULES
+from ...engine.params import RULE_OF
 from ..inbox import RefusedError, UnavailableError
 from ..wire import Piece
 
@@ -22,7 +22,6 @@ _TYPES = {
     500: "internal_server_error",
     503: "service_unavailable",
 }
-_RULES = {rule.name: rule for rule in RULES}
 _LONGEST = 2000  # characters of a message: what it quotes of a request may be a megabyte
 _PAIR = len("\\ud83d\\ude00")
 _PATH = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
@@ -131,7 +130,7 @@ def from_msgspec(error: Exception, content: bytes) -> ApiError:
         if not path:
             missing = re.search(r"missing required field `(.*)`", text)
             path = missing[1] if missing else None
-        if text.endswith("out of range") and (rule := _RULES.get(path or "")):
+        if text.endswith("out of range") and (rule := RULE_OF.get(path or "")):
             return ApiError(400, f"{path} must be {rule.allowed}", path, "invalid_value")
         if path == "structured_outputs" and "unknown field" in text:
             text = f"{text}; the forms of this server are {KNOWN_FORMS}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..messages import joined
 from .errors import ApiError
 
 Message = dict[str, Any]
@@ -133,7 +134,7 @@ class Input:
     def _read_reasoning(self, where: str, item: Mapping[str, Any]) -> None:
         name = "content" if item.get("content") else "summary"
         parts = item.get(name) or []
-        text = "" if not parts else _joined(_content(f"{where}.{name}", parts))
+        text = "" if not parts else joined(_content(f"{where}.{name}", parts))
         message = {"role": "assistant", "content": None, "reasoning_content": text}
         self.add(where, message, reasoning_content=f".{name}")
 
@@ -185,12 +186,6 @@ def _part(where: str, part: Any) -> Message:
         got = f"got {str(kind)[:100]!r}"
         raise _refusal(where, f"must be of type input_text: this model reads text only, {got}")
     return {"type": "text", "text": _text(where, part, "text")}
-
-
-def _joined(content: str | list[Message]) -> str:
-    if isinstance(content, str):
-        return content
-    return "\n".join(part["text"] for part in content)
 
 
 def _text(where: str, item: Mapping[str, Any], name: str) -> str:

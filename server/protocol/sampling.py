@@ -17,7 +17,7 @@ from ...engine.params import (
     MAX_STOP_CHARS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKENS,
-    RULES,
+    RULE_OF,
     SamplingParams,
 )
 from ...engine.structure import MAX_CHOICES, Structure
@@ -25,7 +25,6 @@ from .errors import ApiError
 from .structures import ResponseFormat, StructuredOutputs
 from .unserved import GUIDED, check_neutral
 
-_BOUNDS = {rule.name: rule for rule in RULES}
 _MAX_SALT = 256
 # Fields that OpenAI, or vLLM, knows, and their values that change nothing: any other is refused.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -43,7 +42,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 def bounds(name: str, low: float | None = None) -> Meta:
     """The range of a numeric field, for the schema; low: a lower bound other than the engine's."""
-    rule = _BOUNDS[name]
+    rule = RULE_OF[name]
     key = "exclusiveMinimum" if rule.above_low else "minimum"
     least = rule.low if low is None else low
     return Meta(extra_json_schema={key: least, "maximum": rule.high})
