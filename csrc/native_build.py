@@ -1,9 +1,10 @@
 """Compile csrc/ into the extension module with ninja: setup.py's helper, which does not ship.
 
-`csrc/bindings.cpp` and the .cpp files of `csrc/cpu` are compiled once with baseline flags. Those of
-`csrc/cpu/isa` are compiled once per instruction set of `VARIANTS`, with -DSACCADE_ISA=<name>; the
-baseline files see -DSACCADE_HAVE_<NAME>=1 for every instruction set that was compiled. Everything
-is written under `build/ninja-<abi>`, so a second build compiles only what changed.
+`csrc/bindings.cpp` and the .cpp files of `csrc/cpu` are compiled once with baseline flags; they
+see -DSACCADE_HAVE_<NAME>=1 for every instruction set that was compiled. Those of `csrc/cpu/isa`
+are compiled once per instruction set of `VARIANTS`, with -DSACCADE_ISA=<name>; of a set in `NEWER`
+only the files in which it gains, with -DSACCADE_OLDER=<the set that it takes the rest from>.
+Everything is written under `build/ninja-<abi>`, so a second build compiles only what changed.
 """
 
 import importlib.util
@@ -42,6 +43,14 @@ VARIANTS = {  # from the oldest machine to the newest; the link order depends on
 }
 # AMX with its tile instructions emulated, to test it on machines that stop at AVX-512-BF16.
 EMULATED = {"amx_emulated": [*AVX512, "-mavx512bf16", "-DSACCADE_AMX_EMULATE=1"]}
+# What adds products of bf16 alone: the set it takes all else from, and the files it gains in.
+DOTS = ("attend", "blocks", "bounds", "compressed", "linear", "pooled", "select_keys", "turns")
+TILES = ("attend", "compressed", "linear", "turns")
+NEWER = {
+    "avx512bf16": ("avx512", DOTS),
+    "amx": ("avx512bf16", TILES),
+    "amx_emulated": ("avx512bf16", TILES),
+}
 
 RULES = """ninja_required_version = 1.5
 rule compile
@@ -89,8 +98,11 @@ def wanted_variants() -> dict[str, list[str]]:
         return {"portable": []}
     emulated = os.environ.get("SACCADE_BUILD_AMX_EMULATION") == "1"
     known = VARIANTS | (EMULATED if emulated else {})
-    named = os.environ.get("SACCADE_BUILD_ISAS", "").split() or known
-    return {name: flags for name, flags in known.items() if name in named or name == "portable"}
+    named = set(os.environ.get("SACCADE_BUILD_ISAS", "").split() or known) | {"portable"}
+    for name in reversed(known):
+        if name in named and name in NEWER:
+            named.add(NEWER[name][0])
+    return {name: flags for name, flags in known.items() if name in named}
 
 
 def supported_variants(cxx: list[str], folder: Path) -> dict[str, list[str]]:
@@ -109,7 +121,7 @@ def supported_variants(cxx: list[str], folder: Path) -> dict[str, list[str]]:
         key = json.dumps([cxx, version, flags])
         if key not in known:
             known[key] = not flags or compiles(cxx, flags, "#include <immintrin.h>\n")
-        if known[key]:
+        if known[key] and (name not in NEWER or NEWER[name][0] in found):
             found[name] = flags
         else:
             print(f"saccade: {shlex.join(cxx)} cannot compile for {name}: it is left out")
@@ -158,13 +170,15 @@ def units(csrc: Path, variants: dict[str, list[str]]) -> list[tuple[Path, str, l
             found.append((source, f"{source.relative_to(csrc).with_suffix('')}.o", flags))
     for name, flags in variants.items():
         for source in sorted(isa.glob("*.cpp")):
-            found.append((source, f"{name}/{source.stem}.o", isa_flags(name, flags)))
+            if name not in NEWER or source.stem in (*NEWER[name][1], "table"):
+                found.append((source, f"{name}/{source.stem}.o", isa_flags(name, flags)))
     return found
 
 
 def isa_flags(name: str, flags: list[str]) -> list[str]:
     """The flags of an instruction set's objects, beyond those of every object."""
-    return [*flags, f"-DSACCADE_ISA={name}"]
+    older = [f"-DSACCADE_OLDER={NEWER[name][0]}"] if name in NEWER else []
+    return [*flags, f"-DSACCADE_ISA={name}", *older]
 
 
 def write_prefix(csrc: Path, folder: Path) -> Path | None:

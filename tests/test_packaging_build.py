@@ -107,7 +107,7 @@ def test_answers_of_the_compiler_are_kept(
         (
             "x86_64",
             {"SACCADE_BUILD_ISAS": "amx_emulated", "SACCADE_BUILD_AMX_EMULATION": "1"},
-            ["portable", "amx_emulated"],
+            ["portable", "avx512", "avx512bf16", "amx_emulated"],
         ),
     ],
 )

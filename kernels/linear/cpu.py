@@ -33,6 +33,7 @@ def linear(x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> tor
         weight.data.data_ptr(),
         weight.bias.data_ptr() if weight.bias is not None else 0,
         out.data_ptr(),
+        *(out.stride(0), 1, 0, 0),  # one head
     )
     return out
 
@@ -50,18 +51,19 @@ def supports_heads(x: torch.Tensor, weight: PackedHeads, out: torch.Tensor) -> s
 
 def linear_heads(x: torch.Tensor, weight: PackedHeads, out: torch.Tensor) -> None:
     """See `saccade.kernels.linear.linear_heads`."""
-    native.kernels().linear_heads(
+    native.kernels().linear(
         native.DTYPES[x.dtype],
         native.DTYPES[out.dtype],
         x.shape[0],
-        x.shape[1],
         weight.in_features,
         weight.out_features,
         x.data_ptr(),
         x.stride(0),
-        x.stride(1),
         weight.data.data_ptr(),
+        0,  # no bias
         out.data_ptr(),
         out.stride(0),
+        x.shape[1],
+        x.stride(1),
         out.stride(1),
     )

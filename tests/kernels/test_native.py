@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from math import exp, inf
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,6 +214,25 @@ def test_unsupported_tensors_go_to_the_reference():
     assert native.unsupported(torch.ones(2).double()) == "dtype torch.float64"
     assert native.unsupported(torch.ones(2, device="meta")) == "tensor on meta"
     assert native.unsupported(None, torch.ones(2)) is None
+
+
+@needs_module
+def test_arguments_of_the_compiled_kernels_are_counted():
+    """Too few, too many, and what is no number: TypeError, and nothing is computed."""
+    silu_mul = native.kernels().silu_mul
+    x, out = torch.ones((1, 4)), torch.full((1, 2), 7.0)
+    call = [native.DTYPES[x.dtype], 1, 2, x.data_ptr(), 4, 1.0, inf, 0.0, out.data_ptr()]
+    with pytest.raises(TypeError, match="silu_mul takes more than 8 arguments"):
+        silu_mul(*call[:-1])
+    with pytest.raises(TypeError, match="silu_mul takes 9 arguments, not 10"):
+        silu_mul(*call, 0)
+    with pytest.raises(TypeError):
+        silu_mul(*call[:1], "1", *call[2:])
+    with pytest.raises(OverflowError):
+        silu_mul(*call[:-1], -call[-1])
+    assert out.tolist() == [[7.0, 7.0]]
+    silu_mul(*call)
+    assert out[0, 0].item() == pytest.approx(1 / (1 + exp(-1)), rel=1e-6)
 
 
 def objects() -> list[Path]:

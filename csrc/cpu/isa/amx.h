@@ -12,9 +12,12 @@
 #define SACCADE_AMX 0
 #endif
 
-#if SACCADE_AMX
 namespace saccade {
 namespace SACCADE_ISA {
+
+constexpr bool kTiles = SACCADE_AMX;  // products by tile instructions, wherever there are any
+
+#if SACCADE_AMX
 namespace amx {
 
 #if defined(SACCADE_AMX_EMULATE)
@@ -128,6 +131,7 @@ SACCADE_INLINE void product(float* c, int64_t ldc, const uint16_t* a, int64_t ld
 }
 
 }  // namespace amx
+#endif
+
 }  // namespace SACCADE_ISA
 }  // namespace saccade
-#endif

@@ -46,15 +46,10 @@ struct Carver {
   }
 };
 
-template <bool kTiles>
 struct TileScope {
 #if SACCADE_AMX
-  TileScope() {
-    if (kTiles) amx::configure();
-  }
-  ~TileScope() {
-    if (kTiles) amx::release();
-  }
+  TileScope() { amx::configure(); }
+  ~TileScope() { amx::release(); }
 #else
   TileScope() {}
 #endif

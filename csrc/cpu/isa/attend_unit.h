@@ -58,8 +58,8 @@ struct PagedKeys {
   }
 };
 
-// What a unit does with one arithmetic S; kTiles: with tile instructions.
-template <class S, bool kTiles, class Source = PagedKeys<S>>
+// What a unit does with one arithmetic S.
+template <class S, class Source = PagedKeys<S>>
 struct UnitRun {
   using A = typename S::A;
   using B = typename S::B;
@@ -300,15 +300,13 @@ struct UnitRun {
         continue;
       }
 #if SACCADE_AMX
-      if constexpr (kTiles) {
-        score_tiles(queries, count, keys, pass.k[c], to);
-        continue;
-      }
-#endif
+      score_tiles(queries, count, keys, pass.k[c], to);
+#else
       ScoreBlock block{*this, queries, pass.k[c], pass.v[c], to};
       Span run;
       for (int64_t at = keys.begin; next_run(c, keys.end, at, run);)
         for_tiles<W, S::kRows>(block, count, run.begin, run.end);
+#endif
     }
   }
 
@@ -357,15 +355,13 @@ struct UnitRun {
 
   void values(const Active* active, int64_t count, const Span& span, float* o) {
 #if SACCADE_AMX
-    if constexpr (kTiles) {
-      value_tiles(active, count, span, o);
-      return;
-    }
-#endif
+    value_tiles(active, count, span, o);
+#else
     ValueBlock block{*this, active, span, o};
     const int64_t whole = p.v_dim / W * W;
     for_tiles<W, S::kRows>(block, count, 0, whole);
     if (whole < p.v_dim) value_rest(active, count, span, o, whole);
+#endif
   }
 
   // Channels beyond the last whole vector, one at a time.
@@ -523,7 +519,7 @@ struct UnitRun {
     score(queries(active, count), count, span);
     for (int64_t r = 0; r < count; ++r) softmax_row(active[r], r, first, span, partial);
 #if SACCADE_AMX
-    if constexpr (kTiles) pad_probabilities(count, span);
+    pad_probabilities(count, span);
 #endif
     turn_keys(first, span);
     values(active, count, span, partial);

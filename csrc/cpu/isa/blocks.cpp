@@ -250,13 +250,7 @@ void block_means(const BlockMeansParams& p, ThreadPool& pool) {
 }
 
 void select_blocks(const SelectBlocksParams& p, ThreadPool& pool) {
-  if (p.dtype == DType::kF32) return select_with<StepF32>(p, pool);
-  if (p.dtype == DType::kF16) return select_with<StepF16>(p, pool);
-#if defined(__AVX512BF16__)
-  select_with<StepBF16>(p, pool);
-#else
-  select_with<StepPairs>(p, pool);
-#endif
+  with_step(p.dtype, [&](auto step) { select_with<decltype(step)>(p, pool); });
 }
 
 }  // namespace SACCADE_ISA

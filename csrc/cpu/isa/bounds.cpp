@@ -272,13 +272,12 @@ void key_bounds(const KeyBoundsParams& p, ThreadPool& pool) {
 }
 
 void select_bounded(const SelectBoundedParams& p, ThreadPool& pool) {
-  if (p.dtype == DType::kF32) select_all<Widened<ElementF32>>(p, pool);
-  if (p.dtype == DType::kF16) select_all<Widened<ElementF16>>(p, pool);
-  if (p.dtype != DType::kBF16) return;
 #if defined(__AVX512BF16__)
   select_all<DotPairs>(p, pool);
 #else
-  select_all<Widened<ElementBF16>>(p, pool);
+  if (p.dtype == DType::kF32) select_all<Widened<ElementF32>>(p, pool);
+  if (p.dtype == DType::kF16) select_all<Widened<ElementF16>>(p, pool);
+  if (p.dtype == DType::kBF16) select_all<Widened<ElementBF16>>(p, pool);
 #endif
 }
 

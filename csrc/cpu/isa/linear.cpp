@@ -159,14 +159,10 @@ using ItemRunner = void (*)(const Job&, int64_t, int);
 
 ItemRunner runner_for(const LinearParams& p) {
 #if SACCADE_AMX
-  if (p.dtype == DType::kBF16 && p.in % 32 == 0) return run_item_amx;
-#endif
-  if (p.dtype == DType::kF32) return run_item<StepF32>;
-  if (p.dtype == DType::kF16) return run_item<StepF16>;
-#if defined(__AVX512BF16__)
-  return run_item<StepBF16>;
+  (void)p;
+  return run_item_amx;
 #else
-  return run_item<StepPairs>;
+  return with_step(p.dtype, [](auto step) -> ItemRunner { return run_item<decltype(step)>; });
 #endif
 }
 

@@ -2,6 +2,7 @@
 // broadcast. Each lane sums over k in ascending order, so a result does not depend on M, NV or the
 // vector width.
 #pragma once
+#include "saccade/params.h"
 #include "simd.h"
 
 namespace saccade {
@@ -100,6 +101,29 @@ struct StepBF16 {  // bf16 pairs * bf16 pairs by the machine's dot product
   }
 };
 #endif
+
+#if defined(__AVX512BF16__)
+using StepOfBF16 = StepBF16;
+#else
+using StepOfBF16 = StepPairs;
+#endif
+
+// Whether fp32 and fp16 are left to an older instruction set, which computes them as well.
+#if defined(SACCADE_OLDER)
+constexpr bool kBF16Alone = true;
+#else
+constexpr bool kBF16Alone = false;
+#endif
+
+// Calls fn with the arithmetic for elements of that type.
+template <class Fn>
+auto with_step(DType dtype, Fn&& fn) {
+  if constexpr (!kBF16Alone) {
+    if (dtype == DType::kF32) return fn(StepF32{});
+    if (dtype == DType::kF16) return fn(StepF16{});
+  }
+  return fn(StepOfBF16{});
+}
 
 // Memory to ask for while a product runs: `lines` cache lines per step of k, `gap` bytes apart, the
 // first of them from `at` on. Null: none. Several streams at a time let the processor's own

@@ -298,13 +298,7 @@ void select_with(const SelectKeysParams& p, ThreadPool& pool) {
 }  // namespace
 
 void select_keys(const SelectKeysParams& p, ThreadPool& pool) {
-  if (p.dtype == DType::kF32) return select_with<StepF32>(p, pool);
-  if (p.dtype == DType::kF16) return select_with<StepF16>(p, pool);
-#if defined(__AVX512BF16__)
-  select_with<StepBF16>(p, pool);
-#else
-  select_with<StepPairs>(p, pool);
-#endif
+  with_step(p.dtype, [&](auto step) { select_with<decltype(step)>(p, pool); });
 }
 
 }  // namespace SACCADE_ISA

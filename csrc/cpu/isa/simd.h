@@ -22,12 +22,6 @@ constexpr int kWidth = 8;
 constexpr int kWidth = 4;
 #endif
 
-#if defined(__AVX512BF16__)
-constexpr bool kNativeBF16 = true;
-#else
-constexpr bool kNativeBF16 = false;
-#endif
-
 template <int W>
 struct Types {
   typedef float F __attribute__((vector_size(4 * W)));

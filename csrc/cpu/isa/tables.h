@@ -3,6 +3,13 @@
 #include "saccade/kernel_table.h"
 
 namespace saccade {
+
+#if defined(SACCADE_OLDER)
+namespace SACCADE_OLDER {
+const KernelTable& table();
+}
+#endif
+
 namespace SACCADE_ISA {
 
 void attend(const AttendParams&, ThreadPool&);

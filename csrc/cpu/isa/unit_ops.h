@@ -7,7 +7,7 @@ namespace saccade {
 namespace SACCADE_ISA {
 
 // The entry points of one UnitRun as plain functions, so that the driver is compiled once.
-template <class Run, bool kTiles>
+template <class Run>
 struct Entry {
   static int64_t scratch_bytes(const AttendParams& p, const Unit& u) {
     return Run(p, u, nullptr).used;
@@ -17,7 +17,7 @@ struct Entry {
   }
   static void whole(const AttendParams& p, const Unit& u, char* scratch) {
     Run run(p, u, scratch);
-    const TileScope<kTiles> tiles;
+    const TileScope tiles;
     run.prepare();
     run.clear(run.own_total);
     for (int64_t at = u.first_segment; at < u.last_segment; ++at) {
@@ -31,7 +31,7 @@ struct Entry {
   static void segment(const AttendParams& p, const Unit& u, int64_t at, char* scratch,
                       float* partial) {
     Run run(p, u, scratch);
-    const TileScope<kTiles> tiles;
+    const TileScope tiles;
     run.prepare();
     run.attend_segment(at * kSegment, partial);
   }
@@ -51,20 +51,13 @@ struct Entry {
   }
 };
 
-// By element type and instruction set; tiles where the shapes fit them.
+// By element type.
 template <template <class> class Source>
 UnitOps unit_ops(const AttendParams& p) {
-  if (p.dtype == DType::kF32) return Entry<UnitRun<StepF32, false, Source<StepF32>>, false>::ops();
-  if (p.dtype == DType::kF16) return Entry<UnitRun<StepF16, false, Source<StepF16>>, false>::ops();
-#if SACCADE_AMX
-  if (p.dim % 32 == 0 && p.v_dim % 16 == 0 && p.page % 32 == 0)
-    return Entry<UnitRun<StepBF16, true, Source<StepBF16>>, true>::ops();
-#endif
-#if defined(__AVX512BF16__)
-  return Entry<UnitRun<StepBF16, false, Source<StepBF16>>, false>::ops();
-#else
-  return Entry<UnitRun<StepPairs, false, Source<StepPairs>>, false>::ops();
-#endif
+  return with_step(p.dtype, [](auto step) {
+    using S = decltype(step);
+    return Entry<UnitRun<S, Source<S>>>::ops();
+  });
 }
 
 // The same for pages as they lie: defined once, in attend.cpp, for it is long to compile.
