@@ -26,6 +26,16 @@ class Ranking:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """rows of a program; keys (entries, blocks) of a turn."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
 class Coarse:
     """rows of a program; keys (entries) of a turn of the first loop, blocks of the second."""
 
@@ -97,6 +107,16 @@ def coarse(
         return Coarse(32, 32, max(32, width), width, 8, 2)
     rows = 128 if widest <= 128 and capability >= (9, 0) else 64
     return Coarse(rows, 64, max(64, width), width, 8, 2)
+
+
+def pooled(dtype: torch.dtype, capability: tuple[int, int]) -> Pooled:
+    """Sizes of kernels that score entries and keep no list: 64 rows of 64 entries, one warp group
+    of a Hopper product, 32 scores for each of its threads. sm_100 spills so, and takes half of the
+    entries. fp32 is there for comparison.
+    """
+    if dtype == torch.float32:
+        return Pooled(16, 32, 4, 1)
+    return Pooled(64, 32 if capability >= (10, 0) else 64, 4, 2)
 
 
 def rows_of(width: int) -> int:

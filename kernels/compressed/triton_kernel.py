@@ -19,48 +19,14 @@ from ..triton_parts import (
     LN2,
     NO_BLOCK,
     block_of,
+    entry_of,
     keep_best,
     peak_and_shrink,
     product,
     rank_key,
     row_tile,
+    scores_of,
 )
-
-
-@triton.jit
-def entry_of(
-    i_entry,
-    p_pages,
-    s_page,
-    s_slot,
-    max_pages,
-    m_entry,
-    LENGTH: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PAGE: tl.constexpr,
-    SLOTS: tl.constexpr,
-):
-    """(offsets, mask) of entries: they lie in the page of the last of their tokens."""
-    last = i_entry * STRIDE + (LENGTH - 1)
-    m_page = m_entry & (last // PAGE < max_pages)
-    page = tl.load(p_pages + last // PAGE, mask=m_page, other=-1).to(tl.int64)
-    slot = last % PAGE // STRIDE if SLOTS > 1 else last * 0
-    return page * s_page + slot * s_slot, page >= 0
-
-
-@triton.jit
-def scores_of(
-    q, q_rest, p_entry, m_n, scale, D: tl.constexpr, BD: tl.constexpr, REST: tl.constexpr, UPCAST
-):
-    """Scores [rows, entries] of entries whose first channel is at p_entry, in powers of two."""
-    o_d = tl.arange(0, BD)
-    m_k = (o_d < D)[:, None] & m_n[None, :]
-    s = product(q, tl.load(p_entry[None, :] + o_d[:, None], mask=m_k, other=0.0), UPCAST)
-    if REST > 0:
-        o_r = BD + tl.arange(0, REST)
-        m_r = (o_r < D)[:, None] & m_n[None, :]
-        s += product(q_rest, tl.load(p_entry[None, :] + o_r[:, None], mask=m_r, other=0.0), UPCAST)
-    return s * scale
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import torch
 from ..ops import Implementation, Op
 from ..select import Candidates
 from ..summarize import slots_per_page
-from . import cpu, reference
+from . import cpu, reference, triton
 from .rule import MAX_LISTED, WEIGHTS, Entries, PooledRule
 
 __all__ = ["MAX_LISTED", "SELECT_POOLED", "WEIGHTS", "Entries", "PooledRule", "select_pooled"]
@@ -17,7 +17,10 @@ __all__ = ["MAX_LISTED", "SELECT_POOLED", "WEIGHTS", "Entries", "PooledRule", "s
 SELECT_POOLED = Op(
     "select_pooled",
     reference.select_pooled,
-    (Implementation("cpu", cpu.select_pooled, cpu.supports),),
+    (
+        Implementation("cpu", cpu.select_pooled, cpu.supports),
+        Implementation("triton", triton.select_pooled, triton.supports),
+    ),
 )
 
 
