@@ -128,6 +128,8 @@ def plan_memory(request: MemoryRequest) -> MemoryPlan:
     has_full = any(group.window is None and group.kept is None for group in request.groups)
     # Beyond the demand, pages only serve the prefix cache: worth it if the user gave the memory.
     limit = demand if request.kv_cache_memory is None or not has_full else budget
+    if _cost(request, budget + 1) <= budget:  # pages that hold nothing: heads keep it all
+        limit = demand
     length = _most(request, budget, limit)
     notes: tuple[str, ...] = ()
     max_model_len = min(request.max_model_len, length * request.page_size)

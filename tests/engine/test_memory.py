@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saccade.engine.errors import CapacityError
+from saccade.engine.kept_rule import KeptRule
 from saccade.engine.memory import (
     DEFAULT_KV_SHARE,
     GroupPages,
@@ -53,6 +54,13 @@ def test_a_window_group_never_gets_more_than_all_context() -> None:
     groups = [GroupPages(KIB), GroupPages(KIB, window=128)]
     plan = plan_memory(replace(BASE, groups=groups, max_num_seqs=500))
     assert plan.pages == (512, 512)
+
+
+def test_pages_of_all_context_that_hold_nothing_follow_the_demand() -> None:
+    """Of heads that keep a list of fixed length, and no others: any number of pages would fit."""
+    kept = GroupPages(KIB, kept=KeptRule(4, fixed=20, appends=False))
+    plan = plan_memory(replace(BASE, groups=[GroupPages(0), kept]))
+    assert plan.pages == (8 * 64, 8 * (20 + 63) // 64) and plan.max_model_len == 4096
 
 
 def test_windows_alone_stop_at_their_need() -> None:
