@@ -14,7 +14,14 @@ from ..kernels.attend import gpu_scratch_bytes
 from ..kernels.store import PageLayout
 from .attention.base import LayerShape
 from .attention.policy import AttentionPolicy, parse_policy
-from .cache import KVCache, bytes_per_page, kept_bytes_per_page, layer_groups
+from .cache import (
+    KVCache,
+    bytes_per_page,
+    kept_bytes_per_page,
+    kept_rule,
+    kept_undo_bytes,
+    layer_groups,
+)
 from .checkpoint.config_json import ModelConfig
 from .checkpoint.loader import Checkpoint
 from .config import EngineConfig
@@ -153,6 +160,7 @@ def _plan(
         for g, group in enumerate(groups)
     ]
     scratch = scratch_bytes(model, dtype, config.max_num_batched_tokens, config.max_num_seqs)
+    scratch += _undo_bytes(config, shapes, policy, dtype, length)
     if where.gpu:
         scratch += _gpu_scratch_bytes(config, model, shapes, length)
     return plan_memory(
@@ -209,6 +217,21 @@ def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int
     own = attention_kind(model).scratch_bytes(model, dtype, tokens, seqs)
     own += mlp_scratch_bytes(model, dtype, tokens) + hyper_scratch_bytes(model, dtype, tokens)
     return tokens * (row + partial) + logits + own + (32 << 20)
+
+
+def _undo_bytes(
+    config: EngineConfig,
+    shapes: list[LayerShape],
+    policy: AttentionPolicy,
+    dtype: torch.dtype,
+    length: int,
+) -> int:
+    """What a step remembers in case it breaks; before a whole text nothing was there."""
+    rule = kept_rule(shapes, policy)
+    if rule is None or policy.needs_whole_text:
+        return 0
+    rows, seqs = config.max_num_batched_tokens, config.max_num_seqs
+    return kept_undo_bytes(shapes, rule, dtype, rows, seqs, length)
 
 
 def _gpu_scratch_bytes(

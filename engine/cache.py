@@ -130,6 +130,29 @@ def kept_bytes_per_page(
     return total
 
 
+def kept_undo_bytes(
+    shapes: Sequence[LayerShape],
+    rule: KeptRule,
+    dtype: torch.dtype,
+    tokens: int,
+    seqs: int,
+    length: int,
+) -> int:
+    """What a step remembers, so that it can be run again, over all expert-choice heads whose tokens
+    are replaced (see KeptStep): per row a slot, and K and V that lay there, of no more tokens than
+    the lists have.
+
+    tokens: rows of a step at most; seqs: sequences; length: of one, at most.
+    """
+    replaced = min(tokens, seqs * rule.most(length))
+    total = 0
+    for shape in shapes:
+        if shape.experts is not None and not rule.appends:
+            pair = (shape.head_dim + shape.v_head_dim) * dtype.itemsize + torch.int64.itemsize
+            total += shape.experts.heads * (tokens * torch.int32.itemsize + replaced * pair)
+    return total
+
+
 class KVCache:
     """One LayerCache per layer. Pages are zeroed memory, committed by the system when first
     written. Layers with expert-choice heads have their pages in one more group, the last.
@@ -172,6 +195,26 @@ class KVCache:
             target = torch.tensor([copy[2] for copy in copies if copy[0] == group])
             for pages in self._tensors(group):
                 pages[target] = pages[source]
+
+    def begin_step(self) -> None:
+        """From here on kept tokens may be replaced."""
+        for kept in self._kept():
+            kept.step.begin()
+
+    def undo_step(self) -> bool:
+        """Takes back what the step changed that its rows would read; False: it cannot be.
+
+        All else that a step writes it writes again. Until `settle_step`, what runs is that step.
+        """
+        return all(kept.undo(self.layout) for kept in self._kept())
+
+    def settle_step(self) -> None:
+        """What runs next is another step."""
+        for kept in self._kept():
+            kept.step.settle()
+
+    def _kept(self) -> list[KeptCache]:
+        return [cache.kept for cache in self.layers if cache.kept is not None]
 
     def _tensors(self, group: int) -> Iterator[torch.Tensor]:
         """All that lies under the page ids of a group."""

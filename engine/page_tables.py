@@ -78,8 +78,8 @@ class PageTables:
         return chunk
 
     @property
-    def repeatable(self) -> bool:
-        """Whether a step that broke can be run again: it overwrote nothing that it had read."""
+    def only_grow(self) -> bool:
+        """Whether all that was kept at an earlier token is still there: none was replaced."""
         return all(group.kept is None or group.kept.appends for group in self.groups)
 
     def fits(self, request: Request, hit: Hit, running: Sequence[Request]) -> bool:
@@ -120,7 +120,7 @@ class PageTables:
 
     def can_fork(self, request: Request, parent: Request) -> bool:
         """Whether the parent still holds all that the request needs for its last prompt token."""
-        if not self.repeatable:
+        if not self.only_grow:
             return False  # what the prompt's last token replaced is gone
         start = self._fork_point(request)
         return parent.num_computed >= len(request.prompt) and all(

@@ -109,11 +109,24 @@ class ModelRunner:
         with torch.inference_mode(), single_threaded_torch(), self._where.scope():
             self._cache.copy_pages(copies)
 
+    def undo(self) -> bool:
+        """After a run that broke: what runs until `settle` are its chunks again, in any parts.
+
+        False: what it overwrote cannot be put back.
+        """
+        with torch.inference_mode(), single_threaded_torch(), self._where.scope():
+            return self._cache.undo_step()
+
+    def settle(self) -> None:
+        """The chunks of the run that broke are done with."""
+        self._cache.settle_step()
+
     def run(
         self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], watch: Watch | None = None
     ) -> StepResult:
         """Copies pages, then computes all rows of `chunks`, which must not be empty."""
         with torch.inference_mode(), single_threaded_torch():
+            self._cache.begin_step()
             with self._where.scope():
                 self._cache.copy_pages(copies)
             size, rope = self._cache.layout.page_size, self._model.rope

@@ -40,10 +40,9 @@ class Steps:
         """Runs a plan and commits it.
 
         An exception fails the request that caused it and no other: the plan is run again, a chunk
-        at a time. What the broken run left in the pages is written again, and rows do not depend on
-        the batch around them, so the others do not notice. An interrupt fails them all, and is
-        raised again; and where kept tokens are replaced, what they replaced is gone, and an
-        exception fails them all.
+        at a time. What the broken run left in the pages is written again, what it must not have
+        overwritten is put back, and rows do not depend on the batch around them, so the others do
+        not notice. An interrupt fails them all, and is raised again.
         """
         try:
             self._runner.copy_pages(plan.copies)
@@ -51,7 +50,7 @@ class Steps:
             try:
                 self._run(plan)
             except Exception as error:
-                if len(plan.live) < 2 or not self._scheduler.tables.repeatable:
+                if len(plan.live) < 2:
                     raise
                 self._run_apart(plan, error)
         except BaseException as error:
@@ -62,12 +61,17 @@ class Steps:
     def _run_apart(self, plan: StepPlan, error: Exception) -> None:
         if any(chunk.start != chunk.request.num_computed for chunk in plan.live):
             raise error  # some of it was committed: there is no way back
-        for chunk in plan.live:
-            part = replace(plan, chunks=[chunk])
-            try:
-                self._run(part)
-            except Exception as own:  # noqa: BLE001 - whatever it is, it is this request's
-                self._scheduler.fail(part, own)
+        try:
+            if not self._runner.undo():
+                raise error
+            for chunk in plan.live:
+                part = replace(plan, chunks=[chunk])
+                try:
+                    self._run(part)
+                except Exception as own:  # noqa: BLE001 - whatever it is, it is this request's
+                    self._scheduler.fail(part, own)
+        finally:
+            self._runner.settle()
 
     def _run(self, plan: StepPlan) -> None:
         chunks = plan.live

@@ -8,13 +8,14 @@ that a sequence has one table for all of them, as long as the longest list may b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from ...kernels.store import PageLayout, zeroed
 from ..kept_rule import KeptRule
+from ..kept_step import KeptStep, Replaced
 
 if TYPE_CHECKING:
     from .base import LayerCache, LayerShape, Step
@@ -42,6 +43,25 @@ class KeptCache:
     v: torch.Tensor
     positions: torch.Tensor  # int32 [pages, E, page size]
     scores: torch.Tensor  # float32 [pages, E, page size]
+    step: KeptStep = field(default_factory=KeptStep)  # what the step at work changes
+
+    @property
+    def single(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V as pages of one head: page `page * E + head`."""
+        k, v = (each.view(-1, 1, *each.shape[2:]) for each in (self.k, self.v))
+        return k, v
+
+    def save(self, layout: PageLayout, slots: torch.Tensor) -> None:
+        """Remembers K and V at slots int64 [N] of pages of one head, which the step overwrites."""
+        at = slots // layout.page_size, slots % layout.page_size
+        self.step.replace(Replaced(slots, *layout.gather_tokens(*self.single, *at)))
+
+    def undo(self, layout: PageLayout) -> bool:
+        """Takes back a step that broke, so that it can be run again; False: it cannot be."""
+        gone = self.step.undo()
+        for each in gone or ():
+            layout.put(*self.single, each.k, each.v, each.slots)
+        return gone is not None
 
     @staticmethod
     def allocate(

@@ -34,6 +34,14 @@ class KeptLists:
         self.cache.positions.view(-1)[slots] = self.positions[chosen.rows].int()
         self.cache.scores.view(-1)[slots] = chosen.scores
 
+    def save(self, chosen: Chosen, held: torch.Tensor) -> None:
+        """Remembers K and V that the pairs will overwrite; held: int64 [T], tokens in the row's
+        lists whose K and V may be wanted again.
+        """
+        slots = self._slots(chosen)[chosen.slots < held[chosen.rows]]
+        if len(slots):
+            self.cache.save(self.layout, slots.unique())  # type: ignore[no-untyped-call]
+
     def attend(
         self, chosen: Chosen, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
@@ -41,10 +49,9 @@ class KeptLists:
         if not len(chosen.rows):
             return torch.empty(v.shape)
         rows = (q[:, None], k[:, None], v[:, None])
-        pages = tuple(each.view(-1, 1, *each.shape[2:]) for each in (self.cache.k, self.cache.v))
         slots, keys = self._slots(chosen), self._keys(chosen)
         return attend_turns(
-            self.layout, rows, (pages[0], pages[1]), keys, slots, chosen.replaces, scale
+            self.layout, rows, self.cache.single, keys, slots, chosen.replaces, scale
         )[:, 0]
 
     def _cells(self, rows: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

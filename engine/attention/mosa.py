@@ -31,7 +31,7 @@ from typing import ClassVar
 import torch
 
 from ...kernels.attend import Keys
-from ...kernels.keep import KeptCounts, KeptState, ListRoom, keep_above, keep_best, keep_top
+from ...kernels.keep import KeptCounts, KeptState, ListRoom, keep_above, keep_top
 from ..kept_rule import KeptRule
 from .base import Aux, LayerCache, LayerShape, PageField, Step, per_sequence
 from .experts import Chosen, ExpertShape, KeptCache
@@ -54,6 +54,9 @@ class MosaPlan:
     keys: Keys  # of the dense heads
     room: ListRoom
     sequence: torch.Tensor  # int64 [T]: of each row
+    # int64 [T]: tokens in the row's lists before the step whose K and V a step that broke must
+    # have again; None: there are none. (See KeptStep.)
+    held: torch.Tensor | None
     reads: Reads = field(default_factory=Reads)
 
 
@@ -134,11 +137,12 @@ class Mosa:
             self._most(shape, step.positions + 1),
             _experts(shape).include_first,
         )
-        return MosaPlan(
-            Keys(step.cu_rows, step.positions, step.page_table),
-            room,
-            torch.repeat_interleave(torch.arange(len(rows)), rows),
-        )
+        sequence = torch.repeat_interleave(torch.arange(len(rows)), rows)
+        held = None
+        if self.mode == "stream" and bool((rows > 1).any()):
+            before = room.before[step.cu_rows[:-1].long()].long()
+            held = before.where(rows > 1, 0)[sequence]
+        return MosaPlan(Keys(step.cu_rows, step.positions, step.page_table), room, sequence, held)
 
     def _most(self, shape: LayerShape, tokens: torch.Tensor) -> torch.Tensor:
         """int32 [T]: `KeptRule.most` of tokens int64 [T]."""
@@ -182,7 +186,7 @@ class Mosa:
             slots = self._above(cache, step, plan, scores, thresholds)
         elif self.mode == "stream":
             state = KeptState(kept.scores, kept.positions, _table(step))
-            slots = keep_best(scores, state, plan.room)
+            slots = kept.step.choose(scores, state, plan.room)
         else:
             slots = keep_top(scores, plan.room)
         heads, rows = (slots.T >= 0).nonzero().unbind(1)
@@ -224,6 +228,8 @@ class Mosa:
         lists = KeptLists(cache.layout, kept, table, plan.sequence, step.positions)
         if self.mode != "stream":
             lists.note(chosen)
+        if plan.held is not None:
+            lists.save(chosen, plan.held)
         return lists.attend(chosen, q, k, v, shape.scale)
 
     def keys_read(self, shape: LayerShape, step: Step, plan: MosaPlan) -> torch.Tensor:

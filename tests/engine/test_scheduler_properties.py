@@ -199,7 +199,7 @@ def test_a_crowd_with_common_prompts_and_siblings(seed: int) -> None:
     assert all(request.output == alone(request) for request in requests)
     stats = bench.scheduler.stats()
     assert min(stats.copies, stats.evictions, stats.hit_tokens) > 0
-    assert (stats.forks > 0) == bench.scheduler.tables.repeatable
+    assert (stats.forks > 0) == bench.scheduler.tables.only_grow
     assert stats.preemptions > 0 or None not in windows
 
 
