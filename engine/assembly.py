@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.attend import gpu_scratch_bytes
 from ..kernels.store import PageLayout
 from .attention.base import LayerShape
 from .attention.policy import AttentionPolicy, parse_policy
@@ -18,19 +17,13 @@ from .cache import (
     KVCache,
     bytes_per_page,
     kept_bytes_per_page,
-    kept_rule,
-    kept_undo_bytes,
     layer_groups,
 )
 from .checkpoint.config_json import ModelConfig
 from .checkpoint.loader import Checkpoint
 from .config import EngineConfig
-from .device_sampler import scratch_bytes as sampler_scratch_bytes
 from .devices import Place, move_model, place
 from .errors import CheckpointError
-from .layers.hyper_connection import hyper_scratch_bytes
-from .layers.kinds import attention_kind
-from .layers.mlp import mlp_scratch_bytes
 from .memory import (
     DEFAULT_KV_SHARE,
     GPU_KV_SHARE,
@@ -43,6 +36,7 @@ from .models import layer_shapes, load_model, model_nbytes
 from .policies import Policies, read_specs
 from .runner import ModelRunner
 from .scheduler import Scheduler, SchedulerLimits
+from .scratch import scratch_bytes
 from .step_plan import LayerGroup
 from .tokenizer import Tokenizer
 
@@ -159,16 +153,12 @@ def _plan(
         )
         for g, group in enumerate(groups)
     ]
-    scratch = scratch_bytes(model, dtype, config.max_num_batched_tokens, config.max_num_seqs)
-    scratch += _undo_bytes(config, shapes, policy, dtype, length)
-    if where.gpu:
-        scratch += _gpu_scratch_bytes(config, model, shapes, length)
     return plan_memory(
         MemoryRequest(
             groups=pages,
             page_size=config.page_size,
             weights_bytes=model_nbytes(model, dtype, _rope_length(length, model, groups)),
-            scratch_bytes=scratch,
+            scratch_bytes=scratch_bytes(config, model, dtype, shapes, policy, length, where),
             available_bytes=where.available_memory(),
             kv_cache_memory=config.kv_cache_memory,
             max_model_len=length,
@@ -200,58 +190,6 @@ def _length(config: EngineConfig, model: ModelConfig, policy: AttentionPolicy) -
         f"{policy.text} reads a text in one step: max_num_batched_tokens must be at least "
         f"max_model_len - 1, got {config.max_num_batched_tokens} and {length}"
     )
-
-
-def scratch_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
-    """An upper bound on what one step allocates beside weights and pages; it does not depend on the
-    context.
-
-    Per row: residual, norm, update; q, k, v and the attention output (and its fp32 partial results
-    where a method merges); gate, up and their product; angles. Then the logits of all sampled rows,
-    twice, and of one piece of prompt rows; then a fixed arena per thread for the kernels.
-    """
-    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    row = (3 * model.hidden_size + heads) * dtype.itemsize
-    partial = 3 * model.num_heads * model.head_dim * 4 + 4 * model.head_dim
-    logits = (2 * seqs + 256) * model.vocab_size * 4
-    own = attention_kind(model).scratch_bytes(model, dtype, tokens, seqs)
-    own += mlp_scratch_bytes(model, dtype, tokens) + hyper_scratch_bytes(model, dtype, tokens)
-    return tokens * (row + partial) + logits + own + (32 << 20)
-
-
-def _undo_bytes(
-    config: EngineConfig,
-    shapes: list[LayerShape],
-    policy: AttentionPolicy,
-    dtype: torch.dtype,
-    length: int,
-) -> int:
-    """What a step remembers in case it breaks; before a whole text nothing was there."""
-    rule = kept_rule(shapes, policy)
-    if rule is None or policy.needs_whole_text:
-        return 0
-    rows, seqs = config.max_num_batched_tokens, config.max_num_seqs
-    return kept_undo_bytes(shapes, rule, dtype, rows, seqs, length)
-
-
-def _gpu_scratch_bytes(
-    config: EngineConfig, model: ModelConfig, shapes: list[LayerShape], length: int
-) -> int:
-    """What a GPU takes besides: its kernels, in the layer where they take most, or its sampler."""
-    rows, seqs = config.max_num_batched_tokens, config.max_num_seqs
-    layers = max(
-        gpu_scratch_bytes(
-            rows,
-            seqs,
-            shape.num_heads,
-            max(shape.num_kv_heads, 1),
-            max(shape.kept),
-            shape.v_head_dim,
-            length,
-        )
-        for shape in shapes
-    )
-    return max(layers, sampler_scratch_bytes(model.vocab_size, seqs))
 
 
 def _model_id(folder: Path, dtype: torch.dtype) -> str:

@@ -10,11 +10,12 @@ from typing import ClassVar
 import torch
 
 from ...kernels.attend import BlockLists, Keys
-from ...kernels.compressed import ListRule, compressed
+from ...kernels.compressed import ListRule, compressed, cpu_scratch_bytes
 from ...kernels.select import Candidates
 from ...kernels.summarize import CompletedBlocks, block_means, completed_blocks, slots_per_page
 from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
 from .latent_pages import WindowPages, expanded_pages, window_pages
+from .protocols import StepBounds
 
 FORMS = ("expanded", "absorbed")
 
@@ -171,6 +172,14 @@ class Asa:
         coarse, _, ids = compressed(q, means, plan.candidates, rule, scale, rank)
         lists = BlockLists(self._shared(cache, plan, ids), None, self.block)
         return coarse, self._over_latents(cache, replace(plan.keys, blocks=lists), q, scale, rank)
+
+    def kernel_scratch(self, shape: LayerShape, most: StepBounds) -> int:
+        """Global: the weights of all means for the rows at work."""
+        if shape.latent is None or shape.window is not None:
+            return 0
+        rank, dim = shape.latent.rank, shape.latent.rank + shape.latent.rope
+        owners, means = shape.num_kv_heads, most.length // self.block
+        return cpu_scratch_bytes(most.rows, shape.num_heads, owners, dim, rank, means, most.threads)
 
     def _shared(self, cache: LayerCache, plan: GlobalPlan, ids: torch.Tensor) -> torch.Tensor:
         """The list of each row: its own, or the one that the first row of its run chose.

@@ -9,8 +9,9 @@ import torch
 
 from ...kernels.attend import BlockLists, Keys
 from ...kernels.select import Candidates
-from ...kernels.select_keys import MAX_BLOCK, UNIONS, KeyRule, select_keys
+from ...kernels.select_keys import MAX_BLOCK, UNIONS, KeyRule, cpu_scratch_bytes, select_keys
 from .base import Aux, LayerCache, LayerShape, PageField, Step, per_sequence
+from .protocols import StepBounds
 
 
 @dataclass
@@ -116,6 +117,13 @@ class SelectionLayers(ABC):
                 cache.layout, q, cache.k, plan.candidates, self.rule, shape.scale, lse
             )
         return out
+
+    def kernel_scratch(self, shape: LayerShape, most: StepBounds) -> int:
+        """The scores of all blocks for the rows at work."""
+        heads = shape.num_heads
+        owners = 1 if self.rule.union == "mean_prob" else heads
+        blocks = -(-most.length // self.block)
+        return cpu_scratch_bytes(most.rows, heads, owners, shape.head_dim, blocks, most.threads)
 
     def _lists(self, ids: torch.Tensor, plan: SelectionPlan, shape: LayerShape) -> BlockLists:
         if ids.shape[1] == 1:

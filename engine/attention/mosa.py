@@ -32,10 +32,12 @@ import torch
 
 from ...kernels.attend import Keys
 from ...kernels.keep import KeptCounts, KeptState, ListRoom, keep_above, keep_top
+from ..config import PAGE_SIZES
 from ..kept_rule import KeptRule
 from .base import Aux, LayerCache, LayerShape, PageField, Step, per_sequence
 from .experts import Chosen, ExpertShape, KeptCache
 from .kept_lists import KeptLists
+from .protocols import StepBounds
 
 MODES = ("threshold", "stream", "whole")
 
@@ -231,6 +233,13 @@ class Mosa:
         if plan.held is not None:
             lists.save(chosen, plan.held)
         return lists.attend(chosen, q, k, v, shape.scale)
+
+    def kernel_scratch(self, shape: LayerShape, most: StepBounds) -> int:
+        """Where tokens are replaced, a thread has scores, positions and order of a list."""
+        rule = self.kept_rule(shape)
+        if rule is None or self.mode != "stream":
+            return 0
+        return most.threads * 3 * 4 * (rule.most(most.length) + max(PAGE_SIZES))
 
     def keys_read(self, shape: LayerShape, step: Step, plan: MosaPlan) -> torch.Tensor:
         """All keys by the dense heads, and the lists by those that chose the row."""

@@ -11,10 +11,11 @@ import torch
 
 from ...kernels.attend import BlockLists, Keys
 from ...kernels.select import Candidates
-from ...kernels.select_keys import MAX_BLOCK, KeyRule, select_keys
+from ...kernels.select_keys import MAX_BLOCK, KeyRule, cpu_scratch_bytes, select_keys
 from ...kernels.store import write_pages
 from ...kernels.summarize import slots_per_page
 from .base import Aux, IndexShape, LayerCache, LayerShape, PageField, Step, per_sequence
+from .protocols import StepBounds
 
 _FIELD = "index_keys"
 
@@ -105,6 +106,14 @@ class Msa:
             ids = ids.repeat_interleave(shape.num_heads // ids.shape[1], dim=1)
         keys = replace(plan.keys, blocks=BlockLists(ids, None, self.block))
         return cache.attend(q, keys, shape.scale, shape.softcap, aux.sink_logits)[0]
+
+    def kernel_scratch(self, shape: LayerShape, most: StepBounds) -> int:
+        """The scores of all blocks for the rows at work."""
+        index = _index_of(shape)
+        blocks = -(-most.length // self.block)
+        return cpu_scratch_bytes(
+            most.rows, index.heads, index.heads, index.dim, blocks, most.threads
+        )
 
     def keys_read(self, shape: LayerShape, step: Step, plan: MsaPlan) -> torch.Tensor:
         """The row's own block up to itself, and whole blocks before it; index keys do not count."""

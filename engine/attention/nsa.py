@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 
 from ...kernels.attend import BlockLists, Keys
-from ...kernels.compressed import ListRule, Spans, compressed
+from ...kernels.compressed import ListRule, Spans, compressed, cpu_scratch_bytes
 from ...kernels.gate import gated_sum
 from ...kernels.select import Candidates
 from ...kernels.summarize import CompletedBlocks, completed_blocks, slots_per_page, window_means
 from ..branches import PHIS, ROPES, SETS, BranchShape
 from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
+from .protocols import StepBounds
 
 MAPS = ("overlap", "identity", "maxpool")
 WORDS = {
@@ -217,6 +218,18 @@ class Nsa:
         if self.window:
             parts.append(sets[2].attend(q, plan.window, scale)[0])
         return gated_sum(parts, aux.rows["gates"][..., : len(parts)])
+
+    def kernel_scratch(self, shape: LayerShape, most: StepBounds) -> int:
+        """The weights of all entries for the rows at work."""
+        return cpu_scratch_bytes(
+            most.rows,
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            self._value_dim(shape),
+            Spans(self.length, self.stride).complete(most.length),
+            most.threads,
+        )
 
     def _sets(self, cache: LayerCache, kv_heads: int) -> Sequence[LayerCache]:
         """The pages by branch, compressed, selected, window: K and V of their own, or the same."""

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
 from .base import AttentionMethod, LayerShape, Step
+
+
+@dataclass(frozen=True)
+class StepBounds:
+    """The largest step: its rows and sequences, the tokens of the longest of these, and the threads
+    of the processor.
+    """
+
+    rows: int
+    seqs: int
+    length: int
+    threads: int
+
+
+@runtime_checkable
+class ScratchMethod(Protocol):
+    """A method whose kernels on the processor take memory that grows with the context."""
+
+    def kernel_scratch(self, shape: LayerShape, most: StepBounds) -> int:
+        """Bytes that they allocate at most in a layer of this shape."""
+        ...
 
 
 class PlannedMethod(Protocol):

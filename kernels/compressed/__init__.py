@@ -11,8 +11,17 @@ from ..select import Candidates
 from . import cpu, reference, triton
 from .call import CompressedCall
 from .lists import POOLS, ListRule, Spans
+from .scratch import cpu_scratch_bytes
 
-__all__ = ["COMPRESSED", "POOLS", "CompressedCall", "ListRule", "Spans", "compressed"]
+__all__ = [
+    "COMPRESSED",
+    "POOLS",
+    "CompressedCall",
+    "ListRule",
+    "Spans",
+    "compressed",
+    "cpu_scratch_bytes",
+]
 
 COMPRESSED = Op(
     "compressed",

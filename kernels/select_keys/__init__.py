@@ -11,8 +11,9 @@ from ..select import Candidates
 from ..store import PageLayout
 from . import cpu, reference
 from .rule import UNIONS, KeyRule
+from .scratch import cpu_scratch_bytes
 
-__all__ = ["SELECT_KEYS", "UNIONS", "KeyRule", "select_keys"]
+__all__ = ["SELECT_KEYS", "UNIONS", "KeyRule", "cpu_scratch_bytes", "select_keys"]
 
 SELECT_KEYS = Op(
     "select_keys", reference.select_keys, (Implementation("cpu", cpu.select_keys, cpu.supports),)

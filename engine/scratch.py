@@ -1,0 +1,105 @@
+"""The scratch arena of the memory plan: what a step allocates beside weights and pages."""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels import native
+from ..kernels.attend import gpu_scratch_bytes
+from .attention.base import LayerShape
+from .attention.policy import AttentionPolicy
+from .attention.protocols import ScratchMethod, StepBounds
+from .cache import kept_rule, kept_undo_bytes
+from .checkpoint.config_json import ModelConfig
+from .config import EngineConfig
+from .device_sampler import scratch_bytes as sampler_scratch_bytes
+from .devices import Place
+from .layers.hyper_connection import hyper_scratch_bytes
+from .layers.kinds import attention_kind
+from .layers.mlp import mlp_scratch_bytes
+
+
+def scratch_bytes(
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    shapes: list[LayerShape],
+    policy: AttentionPolicy,
+    length: int,
+    where: Place,
+) -> int:
+    """An upper bound on what one step allocates beside weights and pages, sequences being of
+    `length` tokens at most.
+    """
+    total = _step_bytes(model, dtype, config.max_num_batched_tokens, config.max_num_seqs)
+    total += _undo_bytes(config, shapes, policy, dtype, length)
+    if where.gpu:
+        return total + _gpu_bytes(config, model, shapes, length)
+    return total + _kernel_bytes(config, shapes, policy, length)
+
+
+def _step_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
+    """What does not depend on the context, nor on the method.
+
+    Per row: residual, norm, update; q, k, v and the attention output (and its fp32 partial results
+    where a method merges); gate, up and their product; angles. Then the logits of all sampled rows,
+    twice, and of one piece of prompt rows; then a fixed arena per thread for the kernels.
+    """
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    row = (3 * model.hidden_size + heads) * dtype.itemsize
+    partial = 3 * model.num_heads * model.head_dim * 4 + 4 * model.head_dim
+    logits = (2 * seqs + 256) * model.vocab_size * 4
+    own = attention_kind(model).scratch_bytes(model, dtype, tokens, seqs)
+    own += mlp_scratch_bytes(model, dtype, tokens) + hyper_scratch_bytes(model, dtype, tokens)
+    return tokens * (row + partial) + logits + own + (32 << 20)
+
+
+def _undo_bytes(
+    config: EngineConfig,
+    shapes: list[LayerShape],
+    policy: AttentionPolicy,
+    dtype: torch.dtype,
+    length: int,
+) -> int:
+    """What a step remembers in case it breaks; before a whole text nothing was there."""
+    rule = kept_rule(shapes, policy)
+    if rule is None or policy.needs_whole_text:
+        return 0
+    rows, seqs = config.max_num_batched_tokens, config.max_num_seqs
+    return kept_undo_bytes(shapes, rule, dtype, rows, seqs, length)
+
+
+def _kernel_bytes(
+    config: EngineConfig, shapes: list[LayerShape], policy: AttentionPolicy, length: int
+) -> int:
+    """What kernels on the processor take that grows with the context, where they take most."""
+    most = StepBounds(config.max_num_batched_tokens, config.max_num_seqs, length, native.threads())
+    return max(
+        (
+            method.kernel_scratch(shape, most)
+            for methods in (policy.prefill, policy.decode)
+            for shape, method in zip(shapes, methods, strict=True)
+            if isinstance(method, ScratchMethod) and shape.recurrent is None
+        ),
+        default=0,
+    )
+
+
+def _gpu_bytes(
+    config: EngineConfig, model: ModelConfig, shapes: list[LayerShape], length: int
+) -> int:
+    """What a GPU takes besides: its kernels, in the layer where they take most, or its sampler."""
+    rows, seqs = config.max_num_batched_tokens, config.max_num_seqs
+    layers = max(
+        gpu_scratch_bytes(
+            rows,
+            seqs,
+            shape.num_heads,
+            max(shape.num_kv_heads, 1),
+            max(shape.kept),
+            shape.v_head_dim,
+            length,
+        )
+        for shape in shapes
+    )
+    return max(layers, sampler_scratch_bytes(model.vocab_size, seqs))

@@ -1,0 +1,77 @@
+"""The declared arena follows the context and the threads where a method's kernels do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saccade.engine.attention.policy import parse_policy
+from saccade.engine.checkpoint.config_json import read_config
+from saccade.engine.config import EngineConfig
+from saccade.engine.devices import place
+from saccade.engine.models import layer_shapes
+from saccade.engine.scratch import scratch_bytes
+
+from .conftest import Checkpoints
+
+MILLION = 1 << 20
+SELECTED = "nsa(branches=selected, phi=mean, kv=shared)"
+
+
+def declared(
+    checkpoint: Checkpoints,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    spec: str,
+    length: int,
+    threads: int = 64,
+) -> int:
+    monkeypatch.setenv("SACCADE_NUM_THREADS", str(threads))
+    folder = checkpoint(family)
+    model = read_config(folder)
+    shapes = list(layer_shapes(model))
+    policy = parse_policy(spec, None, None, len(shapes))
+    return scratch_bytes(
+        EngineConfig(folder), model, torch.bfloat16, shapes, policy, length, place("cpu")
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "spec", "per_token"),
+    [
+        # At least: 64 rows of 64 threads, and a weight of 4 bytes for one token in 16 (in 32).
+        ("llama", SELECTED, 64 * 64 * 4 / 16),
+        ("asa", "asa(32, 3, 1, 1)", 64 * 64 * 4 / 32),
+        # 32 rows with scores of every head for one block in 16 tokens.
+        ("llama", "lessismore", 32 * 4 / 16),
+        ("llama", "tidal", 32 * 4 / 16),
+        # Scores, positions and order of a list, of each thread.
+        ("mosa", "mosa(mode=stream)", 64 * 3 * 4 / 4),
+    ],
+)
+def test_a_million_tokens(
+    checkpoint: Checkpoints,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    spec: str,
+    per_token: float,
+) -> None:
+    short, long = (
+        declared(checkpoint, monkeypatch, family, spec, length=length)
+        for length in (1 << 12, MILLION)
+    )
+    assert long - short > 0.99 * per_token * (MILLION - (1 << 12))
+    if "lessismore" not in spec and "tidal" not in spec:
+        few = declared(checkpoint, monkeypatch, family, spec, length=MILLION, threads=2)
+        assert few < short + (long - short) / 20
+
+
+@pytest.mark.parametrize("spec", ["dense", "moba", "quest", "infllm", "streaming"])
+def test_others_take_the_same_whatever_the_length(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    found = {
+        declared(checkpoint, monkeypatch, "llama", spec, length=length)
+        for length in (1 << 12, MILLION)
+    }
+    assert len(found) == 1
