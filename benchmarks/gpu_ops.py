@@ -13,6 +13,8 @@ import torch
 from ..engine.devices import moved
 from ..kernels import gpu
 from ..kernels.activation import SIGMOID_MUL, SILU_MUL, SWIGLU
+from ..kernels.bounds import KEY_BOUNDS, SELECT_BOUNDED
+from ..kernels.bounds import reference as bounds_reference
 from ..kernels.compressed import COMPRESSED, CompressedCall, ListRule, Spans
 from ..kernels.correct import CORRECT
 from ..kernels.gate import GATED_SUM
@@ -141,6 +143,9 @@ def _paged(tiny: bool, dtype: torch.dtype) -> list[Case]:
     known, entries = means.clone(), both.clone()
     means_reference.block_means(held.layout, held.k, known, done)
     means_reference.window_means(held.layout, held.k, held.v, entries, windows)
+    extremes = torch.stack([means, means], dim=3)
+    bounds = extremes.clone()
+    bounds_reference.key_bounds(held.layout, held.k, bounds, done)
     candidates = Candidates(keys.cu_rows, keys.positions, keys.page_table, BLOCK, page)
     spans, rule = Spans(BLOCK, BLOCK // 2), ListRule(4, 1, 1)
     new = torch.randn(2, 5, heads[1], 64).to(dtype)
@@ -148,6 +153,8 @@ def _paged(tiny: bool, dtype: torch.dtype) -> list[Case]:
     return [
         ("block_means", BLOCK_MEANS, (held.layout, held.k, means, done)),
         ("window_means", WINDOW_MEANS, (held.layout, held.k, held.v, both, windows)),
+        ("key_bounds", KEY_BOUNDS, (held.layout, held.k, extremes, done)),
+        ("select_bounded", SELECT_BOUNDED, (held.q, bounds, candidates, rule, "max")),
         ("select_blocks", SELECT_BLOCKS, (held.q, known, candidates, 3)),
         (
             "compressed",

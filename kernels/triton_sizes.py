@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 
 LOG2E = 1.4426950408889634
+RANKED = 2048  # scores that `triton_lists` takes at a time: eight of each of its threads
+HEADS = 16  # query heads of one row scored at a time: a tensor-core product has no fewer rows
+SCORES = 64 << 20  # bytes of scores that a pass over some rows may write
 
 
 @dataclass(frozen=True)
@@ -131,3 +134,19 @@ def row_warps(numbers: int) -> int:
     16 bytes are in flight twice over and registers suffice.
     """
     return min(max(power_of_two(numbers) // 512, 1), 16)
+
+
+def scored(channels: int, dtype: torch.dtype) -> int:
+    """Blocks of a program that writes their scores for one row and its heads: two tiles of them,
+    each 64 numbers of a thread at 128 channels, and short contexts still make many programs. With
+    256 channels, 64 blocks spill. fp32 is there for comparison.
+    """
+    return 32 if channels > 128 or dtype == torch.float32 else 64
+
+
+def passes(rows: int, scores: int) -> list[tuple[int, int]]:
+    """(first, rows) of passes whose scores, so many of each row, have room together: prompts of
+    many rows over long contexts must not take memory by both. Decode has one pass.
+    """
+    step = max(SCORES // (4 * max(scores, 1)), 1)
+    return [(first, min(step, rows - first)) for first in range(0, rows, step)]

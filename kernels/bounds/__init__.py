@@ -9,19 +9,27 @@ from ..ops import Implementation, Op
 from ..select import Candidates
 from ..store import PageLayout
 from ..summarize import CompletedBlocks, slots_per_page
-from . import cpu, reference
+from . import cpu, reference, triton
 
 __all__ = ["KEY_BOUNDS", "REDUCTIONS", "SELECT_BOUNDED", "key_bounds", "select_bounded"]
 
 REDUCTIONS = ("max", "sum")  # over the query heads of a KV head
 
 KEY_BOUNDS = Op(
-    "key_bounds", reference.key_bounds, (Implementation("cpu", cpu.key_bounds, cpu.supports),)
+    "key_bounds",
+    reference.key_bounds,
+    (
+        Implementation("cpu", cpu.key_bounds, cpu.supports),
+        Implementation("triton", triton.key_bounds, triton.supports),
+    ),
 )
 SELECT_BOUNDED = Op(
     "select_bounded",
     reference.select_bounded,
-    (Implementation("cpu", cpu.select_bounded, cpu.selects),),
+    (
+        Implementation("cpu", cpu.select_bounded, cpu.selects),
+        Implementation("triton", triton.select_bounded, triton.selects),
+    ),
 )
 
 

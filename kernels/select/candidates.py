@@ -16,3 +16,8 @@ class Candidates:
     page_table: torch.Tensor
     block: int
     page_size: int
+
+    @property
+    def blocks(self) -> int:
+        """The most blocks that a row may have in these pages, its own among them."""
+        return -(-self.page_table.shape[1] * self.page_size // self.block)

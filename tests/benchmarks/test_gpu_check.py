@@ -34,7 +34,8 @@ def test_dry_run(interpreted, tmp_path, capsys):
         *("decode 24 b=2", "select", "sanitizer"),
     }
     checked = {row["case"] for row in rows if row["result"].startswith("error")}
-    for name in ("lists of 2", "norm", "select_blocks", "compressed", "write_pages", "correct"):
+    paged = ("key_bounds", "select_bounded", "select_blocks", "compressed", "write_pages")
+    for name in ("lists of 2", "norm", *paged, "correct"):
         assert f"triton {name} float16" in checked
     assert any(row["result"] == "2 tokens equal" for row in rows)
     ran = {row["case"] for row in rows if row["note"] == "dry run"}
