@@ -7,6 +7,7 @@ from math import inf, log
 
 import torch
 
+from ...kernels import gpu
 from ...kernels.attend import BlockLists, Keys
 from ...kernels.bounds import key_bounds
 from ...kernels.merge import merge
@@ -179,6 +180,11 @@ class Adaptive:
         if cache.watch is not None:
             needed = self.oracle(shape, cache, plan, q, local[1])
             cache.watch.judge(Judged.of(far, needed, plan.hi > self.sinks))
+        if q.device.type != "cpu" or gpu.interpreted():
+            # Which rows there are is not known to the host: all of them, most with empty lists.
+            every = torch.arange(q.shape[0])
+            part = self.far_part(shape, cache, plan, q, every, far)
+            return merge(*local, *part)[0].to(q.dtype)
         out = local[0].to(q.dtype)
         rows = torch.nonzero(far.any(1)).flatten()
         for at in range(0, rows.shape[0], _SLAB):
@@ -246,7 +252,8 @@ class Adaptive:
     ) -> Partial:
         """Attention of some rows [n] over their far keys, in the heads far, bool [n, H]."""
         hi = plan.hi[rows]
-        entries = torch.arange(-(-int(hi.max()) // _LISTED), dtype=torch.int32)
+        length = plan.local.page_table.shape[1] * cache.layout.page_size
+        entries = torch.arange(-(-length // _LISTED), dtype=torch.int32)
         keys = Keys(
             torch.searchsorted(rows, plan.local.cu_rows.long()).int(),
             plan.local.positions[rows],

@@ -10,7 +10,7 @@ from ..ops import Implementation, Op
 from ..select import Candidates
 from ..store import PageLayout
 from ..summarize import slots_per_page
-from . import cpu, reference
+from . import cpu, reference, triton
 from .rule import KINDS, MASS_KINDS, MomentBlocks, MomentRule, moment_blocks
 
 __all__ = [
@@ -26,9 +26,21 @@ __all__ = [
 ]
 
 KEY_MOMENTS = Op(
-    "key_moments", reference.key_moments, (Implementation("cpu", cpu.key_moments, cpu.supports),)
+    "key_moments",
+    reference.key_moments,
+    (
+        Implementation("cpu", cpu.key_moments, cpu.supports),
+        Implementation("triton", triton.key_moments, triton.supports),
+    ),
 )
-FAR_MASS = Op("far_mass", reference.far_mass, (Implementation("cpu", cpu.far_mass, cpu.weighs),))
+FAR_MASS = Op(
+    "far_mass",
+    reference.far_mass,
+    (
+        Implementation("cpu", cpu.far_mass, cpu.weighs),
+        Implementation("triton", triton.far_mass, triton.weighs),
+    ),
+)
 
 
 def key_moments(
@@ -52,7 +64,7 @@ def key_moments(
             f"key_moments: moments must be float32 {want}, "
             f"got {moments.dtype} {tuple(moments.shape)}"
         )
-    if bool((done.last > done.first).any()):  # most decode steps complete none
+    if done.most:  # most decode steps complete none
         KEY_MOMENTS(layout, k_pages, moments, done, rule)
 
 

@@ -44,11 +44,14 @@ class MomentRule:
 
 @dataclass(frozen=True)
 class MomentBlocks:
-    """Blocks [first, last) of each sequence, int64 [S], end in this step; page_table: its pages."""
+    """Blocks [first, last) of each sequence, int64 [S], end in this step; page_table: its pages.
+    most: blocks of the sequence that has most of them, known to the host.
+    """
 
     page_table: torch.Tensor
     first: torch.Tensor
     last: torch.Tensor
+    most: int
 
 
 def moment_blocks(
@@ -62,4 +65,5 @@ def moment_blocks(
     first, last = torch.zeros_like(begins), torch.zeros_like(begins)
     first[filled] = positions[begins[filled]] // block
     last[filled] = (positions[ends[filled] - 1] + 1) // block
-    return MomentBlocks(page_table, first, last)
+    most = max((last - first).tolist(), default=0)
+    return MomentBlocks(page_table, first, last, most)
