@@ -3,6 +3,10 @@
 Templates differ in ways that no checkpoint declares: some want a message's content as a text, some
 as a list of parts; some want a call's arguments as an object, some as JSON text. `Traits` finds out
 by rendering small messages once.
+
+A call that max_tokens cut off has arguments that are no JSON object. In a history it stands as the
+model wrote it, in the place of the object; a template that reads the entries of the object one by
+one has no place for it, and the call is refused.
 """
 
 from __future__ import annotations
@@ -32,12 +36,23 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 _WORD, _KEY = "saccadeword", "saccadekey"
 
 
+class Verbatim:
+    """A text that stands in a prompt as it is, where a template writes JSON too."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
 @dataclass(frozen=True)
 class Traits:
     """What a template reads.
 
     texts, parts: content as a text, as a list of parts. none: content None of a message with tool
     calls leaves no "None" in the prompt. objects: arguments of calls as objects, not as JSON text.
+    cut: of calls that were cut off too, as they are.
     several: a message may hold several calls. tools: it lists the tools it is given. developer: it
     knows the role "developer".
     """
@@ -46,6 +61,7 @@ class Traits:
     parts: bool = False
     none: bool = True
     objects: bool = True
+    cut: bool = True
     several: bool = True
     tools: bool = False
     developer: bool = False
@@ -59,6 +75,9 @@ class Traits:
         written = probe(_call(json.dumps({_KEY: "x"}), ""))
         quoted = f'"{_KEY}"'
         objects = quoted in (called or "") or quoted not in (written or "")
+        shows = any(_KEY in (each or "") for each in (called, written))
+        part = f'{{"{_KEY}": "{_WORD}'
+        cut = not shows or part in (probe(_call(Verbatim(part) if objects else part, "")) or "")
         arguments = {_KEY: "x"} if objects else json.dumps({_KEY: "x"})
         silent = probe(_call(arguments, None))
         usable = silent is not None and "None" not in silent
@@ -66,7 +85,8 @@ class Traits:
         several = unread or probe(_call(arguments, "", count=2)) is not None
         tools = _reads(probe([_user("x")], [_tool(_WORD)]))
         knows = "developer" in source
-        return cls(texts or not parts, parts, usable or unread, objects, several, tools, knows)
+        none = usable or unread
+        return cls(texts or not parts, parts, none, objects, cut, several, tools, knows)
 
 
 def _user(content: Any) -> Message:
@@ -95,7 +115,8 @@ def _tool(name: str) -> Message:
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """A copy, checked: roles are texts, content is text, arguments of calls are objects.
+    """A copy, checked: roles are texts, content is text, arguments of calls are objects; Verbatim,
+    where their text holds none.
 
     Null entries besides `content` count as absent. RequestError naming the message at fault; one
     with an image or sound is refused, since the model reads text only.
@@ -205,28 +226,45 @@ def _read_call(where: str, call: Any) -> Message:
         raise RequestError(f"{where} must hold a function with a name", where)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
-            arguments = None
-    if not isinstance(arguments, dict):
+        arguments = _read_arguments(arguments)
+    elif not isinstance(arguments, dict):
         where = f"{where}.function.arguments"
-        raise RequestError(f"{where} must be a JSON object, as text", where)
+        raise RequestError(f"{where} must be a JSON object, as text, got {_got(arguments)}", where)
     return {**call, "function": {**function, "arguments": arguments}}
 
 
+def _read_arguments(text: str) -> Message | Verbatim:
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else Verbatim(text)
+
+
 def fit_messages(messages: list[Message], traits: Traits) -> list[Message]:
-    """The messages (they are changed) as a template with these traits reads them."""
-    for message in messages:
+    """The messages (they are changed) as a template with these traits reads them. RequestError for
+    a call that was cut off, where it has no place for it.
+    """
+    for index, message in enumerate(messages):
         if message["role"] == "developer" and not traits.developer:
             message["role"] = "system"
         if "content" in message:
             message["content"] = _fit_content(message["content"], traits)
-        if not traits.objects:
-            for call in message.get("tool_calls", ()):
-                arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-                call["function"]["arguments"] = arguments
+        for number, call in enumerate(message.get("tool_calls", ())):
+            where = f"messages[{index}].tool_calls[{number}].function.arguments"
+            call["function"]["arguments"] = _fit_arguments(
+                where, call["function"]["arguments"], traits
+            )
     return messages
+
+
+def _fit_arguments(where: str, arguments: Message | Verbatim, traits: Traits) -> Any:
+    if isinstance(arguments, Verbatim):
+        if not traits.cut:
+            why = "the model's chat template reads its entries"
+            raise RequestError(f"{where} must be a JSON object, as text: {why}", where)
+        return arguments if traits.objects else str(arguments)
+    return arguments if traits.objects else json.dumps(arguments, ensure_ascii=False)
 
 
 def _fit_content(content: Any, traits: Traits) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+
+from .messages import Verbatim
 
 
 class TemplateFailed(Exception):
@@ -232,13 +235,25 @@ def _to_json(
     """JSON for a prompt: jinja2's own filter would escape HTML."""
     if isinstance(indent, int):
         indent = min(indent, 64)
-    return json.dumps(
+    mark, found = secrets.token_hex(16), list[str]()  # that no text can hold
+
+    def place_of(value: Any) -> str:
+        if not isinstance(value, Verbatim):
+            raise TypeError(f"{type(value).__name__} is nothing that JSON has")
+        found.append(str(value))
+        return f"{mark}-{len(found) - 1}"
+
+    written = json.dumps(
         value,
         ensure_ascii=ensure_ascii,
         indent=indent,
         separators=separators,
         sort_keys=sort_keys,
+        default=place_of,
     )
+    for number, text in enumerate(found):
+        written = written.replace(f'"{mark}-{number}"', text)
+    return written
 
 
 class _Dict:

@@ -278,11 +278,45 @@ def test_bad_messages_are_named(messages: Any, param: str) -> None:
     assert caught.value.param == param
 
 
-@pytest.mark.parametrize("arguments", ["{", "[1]", "3", 3, None, "[" * 100_000])
-def test_arguments_must_be_an_object(arguments: Any) -> None:
-    call = {"id": "1", "function": {"name": "f", "arguments": arguments}}
-    with pytest.raises(RequestError, match="arguments must be a JSON object"):
-        ours(QWEN3).render([USER, {"role": "assistant", "tool_calls": [call]}])
+def called(arguments: Any) -> list[dict[str, Any]]:
+    call = {"id": "abcdefghi", "function": {"name": "f", "arguments": arguments}}
+    return [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+
+@pytest.mark.parametrize("arguments", [3, None, [1], True])
+def test_arguments_must_be_a_text_or_an_object(arguments: Any) -> None:
+    with pytest.raises(RequestError, match="arguments must be a JSON object, as text, got"):
+        ours(QWEN3).render(called(arguments))
+
+
+@pytest.mark.parametrize("family", [*WITH_TOOLS, "deepseek"])
+@pytest.mark.parametrize("part", ['{"city": "Z\u00fc', "{", '["\\\\', "3", "[" * 100_000])
+def test_a_call_that_was_cut_off_stands_as_it_was_written(family: str, part: str) -> None:
+    """In the place of the object, whether the template writes it as JSON or takes a text."""
+    template, tools = ours(FAMILIES[family]), [WEATHER] if family in WITH_TOOLS else None
+    whole, written = template.render(called({"zzz": 1}), tools=tools), '{"zzz": 1}'
+    assert whole.count(written) == 1
+    assert template.render(called(part), tools=tools) == whole.replace(written, part)
+
+
+def test_json_of_a_whole_message_holds_a_call_that_was_cut_off() -> None:
+    for filters in ("tojson", "tojson(indent=4)", "tojson(sort_keys=true)"):
+        template = "{% for m in messages %}{{ m.tool_calls | FILTER if m.tool_calls }}{% endfor %}"
+        written = ours(template.replace("FILTER", filters)).render(called('{"a": "b'))
+        assert '"arguments": {"a": "b' in written and written.count("arguments") == 1
+        assert json.loads(written.replace('{"a": "b', "0"))[0]["function"]["name"] == "f"
+
+
+def test_a_template_that_reads_the_entries_has_no_place_for_such_a_call() -> None:
+    xml = "{% for m in messages %}{% for c in m.tool_calls or () %}" + (
+        "{% for k, v in c.function.arguments.items() %}<{{ k }}>{{ v }}{% endfor %}"
+        "{% endfor %}{% endfor %}"
+    )
+    assert ours(xml).render(called('{"a": "b"}')) == "<a>b"
+    with pytest.raises(RequestError, match="reads its entries") as caught:
+        ours(xml).render(called('{"a": "b'))
+    assert caught.value.param == "messages[1].tool_calls[0].function.arguments"
+    assert ours(CHATML).render(called('{"a": "b')) == ours(CHATML).render(called({}))  # shows none
 
 
 def test_a_template_refuses_in_its_own_words() -> None:
