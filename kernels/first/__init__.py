@@ -7,12 +7,17 @@ from math import inf
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, reference, triton
 
 __all__ = ["SCALE_FIRST", "scale_first"]
 
 SCALE_FIRST = Op(
-    "scale_first", reference.scale_first, (Implementation("cpu", cpu.scale_first, cpu.supports),)
+    "scale_first",
+    reference.scale_first,
+    (
+        Implementation("cpu", cpu.scale_first, cpu.supports),
+        Implementation("triton", triton.scale_first, triton.supports),
+    ),
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from saccade.kernels.first import SCALE_FIRST, scale_first
+from saccade.kernels.first import triton as by_triton
 from saccade.kernels.testing import within_budget
 
 from .paged import DTYPES
@@ -91,6 +92,44 @@ def test_what_is_not_seen_or_has_gain_one_stays(isa: str, dtype: torch.dtype) ->
     none = [x[:0] if i in (0, 1, 2, 9) else x for i, x in enumerate(arguments)]
     none[5] = torch.zeros(5, dtype=torch.int32)
     assert scale_first(*none)[0].shape == (0, 6, 16)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("dtype", "dim", "v_dim", "softcap", "seen"),
+    [
+        (torch.float32, 40, 23, None, True),
+        (torch.bfloat16, 16, 16, 3.0, True),
+        (torch.float16, 128, 64, None, False),
+    ],
+    ids=str,
+)
+def test_in_triton(
+    dtype: torch.dtype, dim: int, v_dim: int, softcap: float | None, seen: bool
+) -> None:
+    """As the reference has it, by its own error; what is idle stays."""
+    arguments, truth = problem(dtype, dim, v_dim, softcap)
+    idle = ~arguments[9] | (GAINS == 1.0)
+    if not seen:
+        arguments[9], idle = None, (GAINS == 1.0).expand(9, 6)
+    assert by_triton.supports(*arguments) is None
+    out, lse = by_triton.scale_first(*arguments)
+    plain, plain_lse = SCALE_FIRST.reference(*arguments)
+    truth = truth if seen else (plain, plain_lse)
+    assert out.dtype == dtype
+    within_budget(out, plain, truth[0], factor=4.0)
+    within_budget(lse[1:], plain_lse[1:], truth[1][1:], factor=4.0, steps=4.0)
+    assert torch.allclose(lse[0], truth[1][0].float(), atol=1e-5)
+    # The interpreter cuts bf16 off where a GPU rounds.
+    rtol = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0.0
+    torch.testing.assert_close(out[idle], arguments[1].to(dtype)[idle], rtol=rtol, atol=0.0)
+    assert torch.equal(lse[idle], arguments[2][idle])
+    alone = [x[6:7] if i in (0, 1, 2, 9) and x is not None else x for i, x in enumerate(arguments)]
+    alone[3:6] = arguments[3][3:], arguments[4][3:], torch.tensor([0, 1], dtype=torch.int32)
+    assert torch.equal(by_triton.scale_first(*alone)[0], out[6:7])
+    none = [x[:0] if i in (0, 1, 2, 9) and x is not None else x for i, x in enumerate(arguments)]
+    assert by_triton.scale_first(*none)[0].shape == (0, 6, v_dim)
+    assert "not contiguous" in str(by_triton.supports(arguments[0], out.mT, *arguments[2:]))
 
 
 def test_threads_do_not_show(isa: str, use_threads: Callable[[int], None]) -> None:
