@@ -23,6 +23,7 @@ from ..kernels.norm import RMS_NORM
 from ..kernels.ops import Op
 from ..kernels.rope import APPLY_ROPE
 from ..kernels.select import SELECT_BLOCKS, Candidates
+from ..kernels.select_keys import SELECT_KEYS, KeyRule
 from ..kernels.store import WRITE_PAGES, WriteCall
 from ..kernels.summarize import BLOCK_MEANS, WINDOW_MEANS, completed_blocks, slots_per_page
 from ..kernels.summarize import reference as means_reference
@@ -147,6 +148,7 @@ def _paged(tiny: bool, dtype: torch.dtype) -> list[Case]:
     bounds = extremes.clone()
     bounds_reference.key_bounds(held.layout, held.k, bounds, done)
     candidates = Candidates(keys.cu_rows, keys.positions, keys.page_table, BLOCK, page)
+    lse = torch.zeros(held.q.shape[:2])
     spans, rule = Spans(BLOCK, BLOCK // 2), ListRule(4, 1, 1)
     new = torch.randn(2, 5, heads[1], 64).to(dtype)
     slots = torch.tensor([0, 1, 2 * page - 1, -1, page])
@@ -155,6 +157,11 @@ def _paged(tiny: bool, dtype: torch.dtype) -> list[Case]:
         ("window_means", WINDOW_MEANS, (held.layout, held.k, held.v, both, windows)),
         ("key_bounds", KEY_BOUNDS, (held.layout, held.k, extremes, done)),
         ("select_bounded", SELECT_BOUNDED, (held.q, bounds, candidates, rule, "max")),
+        (
+            "select_keys",
+            SELECT_KEYS,
+            (held.layout, held.q, held.k, candidates, KeyRule(4, 1, 1), 64**-0.5, lse),
+        ),
         ("select_blocks", SELECT_BLOCKS, (held.q, known, candidates, 3)),
         (
             "compressed",

@@ -9,14 +9,19 @@ import torch
 from ..ops import Implementation, Op
 from ..select import Candidates
 from ..store import PageLayout
-from . import cpu, reference
+from . import cpu, reference, triton
 from .rule import UNIONS, KeyRule
 from .scratch import cpu_scratch_bytes
 
 __all__ = ["SELECT_KEYS", "UNIONS", "KeyRule", "cpu_scratch_bytes", "select_keys"]
 
 SELECT_KEYS = Op(
-    "select_keys", reference.select_keys, (Implementation("cpu", cpu.select_keys, cpu.supports),)
+    "select_keys",
+    reference.select_keys,
+    (
+        Implementation("cpu", cpu.select_keys, cpu.supports),
+        Implementation("triton", triton.select_keys, triton.supports),
+    ),
 )
 MAX_BLOCK = 512
 
