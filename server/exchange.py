@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from .protocol.errors import ApiError, from_msgspec
 from .protocol_h11 import ChunkWriter
+from .whole_numbers import with_whole_numbers
 
 T = TypeVar("T")
 JSON = "application/json"
@@ -73,12 +74,22 @@ def decoded(content: bytes, shape: type[T]) -> T:
     collects = gc.isenabled()
     gc.disable()
     try:
-        return msgspec.json.decode(content, type=shape)
+        return _decoded(content, shape)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise from_msgspec(error, content) from None
     finally:
         if collects:
             gc.enable()
+
+
+def _decoded(content: bytes, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(content, type=shape)
+    except msgspec.ValidationError as error:
+        whole = with_whole_numbers(content, shape) if "got `float`" in str(error) else None
+        if whole is None:
+            raise
+    return msgspec.json.decode(whole, type=shape)
 
 
 def check_counts(body: object) -> None:

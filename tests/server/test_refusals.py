@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from saccade.server.exchange import decoded
+from saccade.server.protocol.completions import CompletionRequest
+from saccade.server.protocol.errors import ApiError
+
 from .running import Running, completion
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -313,6 +317,55 @@ def test_bodies_that_cannot_be_read(server: Running, content: bytes) -> None:
     headers = {"content-type": "application/json"}
     for path in (COMPLETIONS, CHAT):
         refused(server, 400, path, None, content=content, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (b"2.0", 2),
+        (b"20e-1", 2),
+        (b"1E2", 100),
+        (b"-0.0", 0),
+        (b"9007199254740993.0", 9007199254740993),  # no float is this number
+        (b"2.5", None),
+        (b"2e-1", None),
+        (b'"2.0"', None),
+        (b"1e30", 10**30),  # the range is another question
+        (b"true", None),
+    ],
+)
+def test_a_whole_number_may_be_written_as_a_float(given: bytes, read: int | None) -> None:
+    content = b'{"prompt": "x", "temperature": 1.0, "seed": %s, "user": "\\u00fc"}' % given
+    if read is None:
+        with pytest.raises(ApiError) as caught:
+            decoded(content, CompletionRequest)
+        assert caught.value.info.param == "seed"
+    else:
+        body = decoded(content, CompletionRequest)
+        assert (body.seed, type(body.seed), body.user) == (read, int, "\u00fc")
+
+
+def test_only_integer_fields_are_read_so() -> None:
+    """All else of the body is as it was sent: also what lies within a field that takes anything."""
+    inner = {"type": "object", "properties": {"a": {"const": 2.0}}}
+    text = json.dumps({"prompt": "x", "max_tokens": 5.0, "n": 1, "guided_json": inner})
+    body = decoded(text.encode(), CompletionRequest)
+    assert (body.max_tokens, body.n) == (5, 1)
+    assert json.dumps(body.guided_json) == json.dumps(inner)
+    for wrong in ('{"prompt": [1.0]}', '{"prompt": "x", "n": 1.0, "stop_token_ids": [3.0]}'):
+        with pytest.raises(ApiError, match="got `float`"):
+            decoded(wrong.encode(), CompletionRequest)
+
+
+def test_whole_numbers_of_clients_without_integers(server: Running) -> None:
+    body = {"prompt": "x", "max_tokens": 2.0, "n": 1.0, "top_k": 3.0, "logprobs": 1.0}
+    assert server.http.post(COMPLETIONS, json=body).status_code == 200
+    chat = {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 2.0}
+    assert server.http.post(CHAT, json=chat).status_code == 200
+    answer = {"input": "x", "max_output_tokens": 2.0}
+    assert server.http.post("/v1/responses", json=answer).status_code == 200
+    for beyond in (0.0, 1e30):
+        assert refused(server, 400, COMPLETIONS, {**body, "n": beyond})["param"] == "n"
 
 
 def test_numbers_beyond_every_type_hear_the_range_too(server: Running) -> None:
