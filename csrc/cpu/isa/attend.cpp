@@ -6,9 +6,9 @@
 // masked key adds exactly 0. So a row's bits depend on that row's keys alone: not on the chunk, the
 // batch, the tile or the number of threads.
 //
-// attend.h cuts a call into units and shares them among threads, attend_rows.h says which keys a
-// row sees, attend_unit.h computes, and unit_ops.h chooses the arithmetic. Lists of short blocks go
-// through listed.h instead: their keys are gathered.
+// units.cpp cuts a call into units and shares them among threads, attend_rows.h says which keys a
+// row sees, attend_unit.h computes, unit_ops.h chooses the arithmetic, and results.cpp adds up what
+// segments gave. Lists of short blocks go through listed.h instead: their keys are gathered.
 #include "listed.h"
 #include "tables.h"
 

@@ -4,12 +4,10 @@
 #include <math.h>
 
 #include "attend_rows.h"
+#include "results.h"
 
 namespace saccade {
 namespace SACCADE_ISA {
-
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
 
 // Relative error below 2e-7 also near 0, where 1 - 2 / (e^2x + 1) would lose every digit: a
 // polynomial fitted to tanh(x) / x for |x| < 0.65.
@@ -60,7 +58,7 @@ struct PagedKeys {
 
 // What a unit does with one arithmetic S.
 template <class S, class Source = PagedKeys<S>>
-struct UnitRun {
+struct UnitRun : Results {
   using A = typename S::A;
   using B = typename S::B;
   static constexpr int W = kWidth;
@@ -70,11 +68,8 @@ struct UnitRun {
   // their scores stay in the first-level cache.
   static constexpr int64_t kSub = 32 / S::kRows * S::kRows;
 
-  const AttendParams& p;
-  const Unit& u;
   const float to_log2;   // raw score -> log2 units
   const int64_t v_tile;  // channels of V that lie together (see value_tile); of gathered V, all
-  int64_t rows;
   Row* info;
   SegmentRows segment;
   A* q;                    // [rows][dim]
@@ -100,12 +95,10 @@ struct UnitRun {
   uint32_t listed = kAll, listed_next = kAll;
 
   UnitRun(const AttendParams& params, const Unit& unit, char* scratch)
-      : p(params),
-        u(unit),
+      : Results(params, unit),
         to_log2(params.softcap > 0 ? 1.0f : params.scale * kLog2E),
         v_tile(kGathers || params.v_pages == nullptr ? params.v_dim
                                                      : saccade::value_tile(params.v_dim)) {
-    rows = u.tokens * u.heads;
     Carver carve{scratch};
     info = carve.take<Row>(rows);
     segment.capacity = rows;
@@ -118,25 +111,11 @@ struct UnitRun {
     shrink = carve.take<float>(kSub);
     o_sub = carve.take<float>(kTiles ? kSub * p.v_dim : 0);
     turned = carve.take<B>(p.v_pages == nullptr ? kPass * p.v_dim : 0);
-    own_partial = carve.take<float>(partial_floats());
-    own_total = carve.take<float>(partial_floats());
+    own_partial = carve.take<float>(floats());
+    own_total = carve.take<float>(floats());
     source.carve(carve, p, u);
     used = carve.at - scratch;
   }
-
-  // A partial result: O [rows][v_dim], W partial sums per row, and the rows' maxima in log2 units.
-  // Where the maximum is -inf nothing was seen, and O and the sums hold nothing.
-  int64_t partial_floats() const { return rows * (p.v_dim + W + 1); }
-  float* sums(float* partial) const { return partial + rows * p.v_dim; }
-  float* tops(float* partial) const { return partial + rows * (p.v_dim + W); }
-  const float* sums(const float* partial) const { return partial + rows * p.v_dim; }
-  const float* tops(const float* partial) const { return partial + rows * (p.v_dim + W); }
-  void clear(float* partial) const {
-    for (int64_t r = 0; r < rows; ++r) tops(partial)[r] = -INFINITY;
-  }
-
-  int64_t row_of(int64_t r) const { return u.row + r / u.heads; }
-  int64_t head_of(int64_t r) const { return u.head + r % u.heads; }
 
   void prepare() {
     for (int64_t r = 0; r < rows; ++r) {
@@ -581,72 +560,6 @@ struct UnitRun {
         attend_rows(segment.of(i) + at, left < kSub ? left : kSub, begin + i * kPass, partial);
       }
     }
-  }
-
-  void merge_into(float* total, const float* partial) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      float* top = tops(total) + r;
-      const float other = tops(partial)[r];
-      if (other == -INFINITY) continue;
-      float* to = total + r * p.v_dim;
-      const float* from = partial + r * p.v_dim;
-      float* sum = sums(total) + r * W;
-      const F<W> other_sum = load<F<W>>(sums(partial) + r * W);
-      if (*top == -INFINITY) {
-        std::memcpy(to, from, static_cast<size_t>(p.v_dim) * sizeof(float));
-        store(sum, other_sum);
-        *top = other;
-        continue;
-      }
-      const float now = *top > other ? *top : other;
-      const F<W> keep = splat<W>(exp2_nonpositive<4>(splat<4>(*top - now))[0]);
-      const F<W> add = splat<W>(exp2_nonpositive<4>(splat<4>(other - now))[0]);
-      for_vectors<W>(
-          p.v_dim,
-          [&](int64_t i) {
-            store(to + i, fma<W>(load<F<W>>(from + i), add, load<F<W>>(to + i) * keep));
-          },
-          [&](int64_t i) { to[i] = from[i] * add[0] + to[i] * keep[0]; });
-      store(sum, fma<W>(other_sum, add, load<F<W>>(sum) * keep));
-      *top = now;
-    }
-  }
-
-  // ---- the result ----
-
-  template <class E>
-  void put_rows(const float* total) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t at = row_of(r) * p.heads + head_of(r);
-      typename E::T* out = static_cast<typename E::T*>(p.out) + at * p.v_dim;
-      const bool empty = tops(total)[r] == -INFINITY;
-      float top = tops(total)[r], keep = 1.0f;
-      float sum = empty ? 0.0f : sum_lanes<W>(load<F<W>>(sums(total) + r * W));
-      if (p.sink_logits != nullptr) {
-        const float sink = p.sink_logits[head_of(r)] * kLog2E, now = top > sink ? top : sink;
-        const float base = now == -INFINITY ? 0.0f : now;
-        keep = exp2f(top - base);
-        sum = sum * keep + exp2f(sink - base);
-        top = now;
-      }
-      p.lse[at] = sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;
-      if (empty) {
-        std::memset(static_cast<void*>(out), 0, static_cast<size_t>(p.v_dim) * sizeof(*out));
-        continue;
-      }
-      const float factor = keep / sum;
-      const float* o = total + r * p.v_dim;
-      for_vectors<W>(
-          p.v_dim,
-          [&](int64_t i) { E::template put<W>(out + i, load<F<W>>(o + i) * splat<W>(factor)); },
-          [&](int64_t i) { put_one<E>(out + i, o[i] * factor); });
-    }
-  }
-
-  void finish(const float* total) const {
-    if (p.out_dtype == DType::kF32) put_rows<ElementF32>(total);
-    if (p.out_dtype == DType::kBF16) put_rows<ElementBF16>(total);
-    if (p.out_dtype == DType::kF16) put_rows<ElementF16>(total);
   }
 };
 

@@ -1,19 +1,17 @@
-// Which arithmetic serves a call of attention, and its steps as plain functions for the driver of
-// attend.h.
+// Which arithmetic serves a call of attention, and its steps as plain functions for the driver in
+// units.cpp.
 #pragma once
 #include "attend_unit.h"
+#include "units.h"
 
 namespace saccade {
 namespace SACCADE_ISA {
 
-// The entry points of one UnitRun as plain functions, so that the driver is compiled once.
+// The entry points of one UnitRun.
 template <class Run>
 struct Entry {
   static int64_t scratch_bytes(const AttendParams& p, const Unit& u) {
     return Run(p, u, nullptr).used;
-  }
-  static int64_t partial_floats(const AttendParams& p, const Unit& u) {
-    return Run(p, u, nullptr).partial_floats();
   }
   static void whole(const AttendParams& p, const Unit& u, char* scratch) {
     Run run(p, u, scratch);
@@ -35,19 +33,14 @@ struct Entry {
     run.prepare();
     run.attend_segment(at * kSegment, partial);
   }
-  static void clear(const AttendParams& p, const Unit& u, float* total) {
-    Run(p, u, nullptr).clear(total);
-  }
-  static void merge(const AttendParams& p, const Unit& u, float* total, const float* partial) {
-    Run(p, u, nullptr).merge_into(total, partial);
-  }
-  static void finish(const AttendParams& p, const Unit& u, const float* total) {
-    Run run(p, u, nullptr);
-    run.finish(total);
-    if constexpr (Run::kGathers) run.source.conclude(run, total);
+  static void conclude(const AttendParams& p, const Unit& u, const float* total) {
+    if constexpr (Run::kGathers) {
+      Run run(p, u, nullptr);
+      run.source.conclude(run, total);
+    }
   }
   static UnitOps ops() {
-    return {scratch_bytes, partial_floats, whole, segment, clear, merge, finish};
+    return {scratch_bytes, whole, segment, Run::kGathers ? conclude : nullptr};
   }
 };
 

@@ -1,0 +1,172 @@
+#include "units.h"
+
+#include "results.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+
+UnitPlan::UnitPlan(const AttendParams& p) : p_(p) {
+  const int64_t group = p.heads / p.kv_heads;
+  const int64_t plain = p.unit_rows > 0 ? p.unit_rows : kMaxRows;
+  const int64_t most = p.blocks != nullptr ? kMaxListedRows : plain;
+  heads_ = group < most ? group : most;
+  splits_ = (group + heads_ - 1) / heads_;
+  tokens_ = most / heads_;
+  first_ = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
+  first_[0] = 0;
+  for (int64_t s = 0; s < p.seqs; ++s) {
+    const int64_t rows = p.end_of_rows(s) - p.cu_rows[s];
+    first_[s + 1] = first_[s] + (rows + tokens_ - 1) / tokens_ * p.kv_heads * splits_;
+  }
+}
+
+Unit UnitPlan::unit(int64_t index) const {
+  int64_t low = 0, high = p_.seqs;  // first_[low] <= index < first_[high]
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (first_[middle] <= index ? low : high) = middle;
+  }
+  const int64_t per_tile = p_.kv_heads * splits_, group = p_.heads / p_.kv_heads;
+  const int64_t tile = (index - first_[low]) / per_tile, owner = (index - first_[low]) % per_tile;
+  Unit u;
+  u.seq = low;
+  u.kv_head = owner / splits_;
+  u.head = u.kv_head * group + owner % splits_ * heads_;
+  const int64_t group_end = (u.kv_head + 1) * group;
+  u.heads = group_end - u.head < heads_ ? group_end - u.head : heads_;
+  u.row = p_.cu_rows[low] + tile * tokens_;
+  const int64_t rows_end = p_.end_of_rows(low);
+  u.tokens = rows_end - u.row < tokens_ ? rows_end - u.row : tokens_;
+  set_keys(u);
+  return u;
+}
+
+void UnitPlan::set_keys(Unit& u) const {
+  const int64_t limit = p_.table_width * p_.page;  // no key lies beyond the page table
+  int64_t lo = INT64_MAX, hi = 0, window_begin = INT64_MAX;
+  for (int64_t row = u.row; row < u.row + u.tokens; ++row) {
+    const int64_t position = p_.positions[row];
+    int64_t from = p_.lo != nullptr && p_.lo[row] > 0 ? p_.lo[row] : 0;
+    const int64_t in_window = position - p_.window + 1;
+    if (p_.window > 0 && p_.sinks == 0 && in_window > from) from = in_window;
+    const int64_t to = p_.end_of_row(row, u.kv_head);
+    if (from < lo) lo = from;
+    if (to > hi) hi = to;
+    if (in_window < window_begin) window_begin = in_window;
+  }
+  if (hi > limit) hi = limit;
+  u.window_begin = window_begin;
+  u.hi = hi;
+  u.first_segment = lo < hi ? lo / kSegment : 0;
+  u.last_segment = lo < hi ? (hi + kSegment - 1) / kSegment : 0;
+}
+
+namespace {
+
+struct UnitCall {
+  const AttendParams& p;
+  const UnitPlan& plan;
+  UnitOps ops;
+  char* scratch;
+  int64_t slice;
+  // Few units: items of one round are (unit, segment) pairs with a slot each.
+  const Unit* unit_of_item[256];
+  int64_t segment_of_item[256];
+  float* slots;
+  int64_t slot_floats;
+};
+
+// Many units: a thread takes a unit and walks its segments. Last units first: under a causal mask
+// they are longest.
+void run_whole_units(UnitCall& call, ThreadPool& pool) {
+  pool.run(
+      call.plan.count(),
+      [](void* context, int64_t item, int thread) {
+        UnitCall& c = *static_cast<UnitCall*>(context);
+        const Unit u = c.plan.unit(c.plan.count() - 1 - item);
+        c.ops.whole(c.p, u, c.scratch + thread * c.slice);
+      },
+      &call);
+}
+
+void run_round(UnitCall& call, int64_t items, ThreadPool& pool) {
+  pool.run(
+      items,
+      [](void* context, int64_t item, int thread) {
+        UnitCall& c = *static_cast<UnitCall*>(context);
+        const Unit& u = *c.unit_of_item[item];
+        c.ops.segment(c.p, u, c.segment_of_item[item], c.scratch + thread * c.slice,
+                      c.slots + item * c.slot_floats);
+      },
+      &call);
+}
+
+// Few units: threads share each unit's segments. Rounds bound the memory; merging in order fixes
+// the result.
+void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
+  const int64_t count = call.plan.count();
+  Unit* units = static_cast<Unit*>(malloc(static_cast<size_t>(count) * sizeof(Unit)));
+  float* totals = static_cast<float*>(
+      malloc(static_cast<size_t>((count + per_round) * call.slot_floats) * sizeof(float)));
+  call.slots = totals + count * call.slot_floats;
+  for (int64_t i = 0; i < count; ++i) {
+    units[i] = call.plan.unit(i);
+    Results(call.p, units[i]).clear(totals + i * call.slot_floats);
+  }
+  int64_t queued = 0;
+  const auto flush = [&] {
+    run_round(call, queued, pool);
+    for (int64_t i = 0; i < queued; ++i) {
+      const Unit& u = *call.unit_of_item[i];
+      Results(call.p, u).merge_into(totals + (&u - units) * call.slot_floats,
+                                    call.slots + i * call.slot_floats);
+    }
+    queued = 0;
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t at = units[i].first_segment; at < units[i].last_segment; ++at) {
+      if (!may_see(call.p, units[i], at)) continue;
+      call.unit_of_item[queued] = &units[i];
+      call.segment_of_item[queued] = at;
+      if (++queued == per_round) flush();
+    }
+  }
+  flush();
+  for (int64_t i = 0; i < count; ++i) {
+    const float* total = totals + i * call.slot_floats;
+    Results(call.p, units[i]).finish(total);
+    if (call.ops.conclude != nullptr) call.ops.conclude(call.p, units[i], total);
+  }
+  free(totals);
+  free(units);
+}
+
+}  // namespace
+
+bool splits_units(const UnitPlan& plan, const ThreadPool& pool) {
+  bool several = false;
+  const bool few = plan.count() < 2 * pool.size();
+  for (int64_t i = 0; few && i < plan.count(); ++i) {
+    const Unit u = plan.unit(i);
+    several |= u.last_segment - u.first_segment > 1;
+  }
+  return several;
+}
+
+void run_units(const AttendParams& p, const UnitPlan& plan, const UnitOps& ops, ThreadPool& pool) {
+  UnitCall call{p, plan, ops, nullptr, 0, {}, {}, nullptr, 0};
+  Unit largest = plan.unit(0);
+  largest.tokens = plan.largest() / largest.heads;
+  call.slice = (ops.scratch_bytes(p, largest) + 4095) / 4096 * 4096;
+  call.scratch = pool.scratch(call.slice);
+  if (!splits_units(plan, pool)) {
+    run_whole_units(call, pool);
+    return;
+  }
+  call.slot_floats = Results(p, largest).floats();
+  const int64_t per_round = 16 * pool.size() < 256 ? 16 * pool.size() : 256;
+  run_split_units(call, pool, per_round);
+}
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade

@@ -1,0 +1,45 @@
+// How the units of an attention call are found, and how threads share them.
+#pragma once
+#include "attend.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+
+// The units of a call, found by index without storing them.
+class UnitPlan {
+ public:
+  explicit UnitPlan(const AttendParams& p);
+  ~UnitPlan() { free(first_); }
+  UnitPlan(const UnitPlan&) = delete;
+  UnitPlan& operator=(const UnitPlan&) = delete;
+
+  int64_t count() const { return first_[p_.seqs]; }
+  int64_t largest() const { return tokens_ * heads_; }
+
+  Unit unit(int64_t index) const;
+
+ private:
+  void set_keys(Unit& u) const;
+
+  const AttendParams& p_;
+  int64_t heads_, splits_, tokens_;
+  int64_t* first_;
+};
+
+// How one arithmetic computes units.
+struct UnitOps {
+  int64_t (*scratch_bytes)(const AttendParams&, const Unit&);
+  void (*whole)(const AttendParams&, const Unit&, char* scratch);
+  void (*segment)(const AttendParams&, const Unit&, int64_t at, char* scratch, float* partial);
+  // What else is done when all rows are summed up, or null.
+  void (*conclude)(const AttendParams&, const Unit&, const float* total);
+};
+
+// Whether threads share the segments of each unit.
+bool splits_units(const UnitPlan& plan, const ThreadPool& pool);
+
+// Computes all units of a call; there is at least one.
+void run_units(const AttendParams& p, const UnitPlan& plan, const UnitOps& ops, ThreadPool& pool);
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade
