@@ -17,6 +17,20 @@ _TOKENS, _BLOCKS = "index_tokens", "index_blocks"
 
 
 @dataclass(frozen=True)
+class FirstTurns:
+    """The angles of each completed block's first position, looked up when the step is planned: in a
+    layer the positions lie where they would have to be asked for.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def cos_sin(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [n, r/2] each, of the blocks in their order."""
+        return self.cos, self.sin
+
+
+@dataclass(frozen=True)
 class QsaPlan:
     """What one step needs in every layer: its keys, and the blocks that it completes."""
 
@@ -25,6 +39,7 @@ class QsaPlan:
     members: torch.Tensor  # int64 [n, block]: slots of each completed block's tokens
     home: torch.Tensor  # int64 [n]: page * slots per page + slot of its index key
     first: torch.Tensor  # int64 [n]: position of its first token
+    turns: FirstTurns | None  # None: no block is complete, or the model turns nothing
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,7 @@ class Qsa:
             pages * step.page_size + at % step.page_size,
             pages[:, -1] * slots + slot,
             first,
+            FirstTurns(*step.angles.cos_sin(first)) if step.angles and len(first) else None,
         )
 
     def summarize(self, cache: LayerCache, step: Step, plan: QsaPlan, aux: Aux) -> None:
@@ -97,7 +113,7 @@ class Qsa:
             raise ValueError("qsa: the layer does not say how an index key of a block is made")
         raw = tokens[plan.members][:, :, None]
         cache.fields[_BLOCKS].flatten(0, 1)[plan.home] = aux.compress(
-            raw, raw[..., :0], plan.first, step.angles
+            raw, raw[..., :0], plan.first, plan.turns
         )
 
     def attend(

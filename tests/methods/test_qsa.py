@@ -6,6 +6,7 @@ tests/engine/test_engine_families.py compares whole models with transformers.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,43 @@ def test_a_row_reads_what_the_definition_says(block: int, topk: int, page: int, 
             keys, values = k[seen, head // 2], v[seen, head // 2]
             wanted = (q[t, head] @ keys.T * dim**-0.5).softmax(-1) @ values
             torch.testing.assert_close(found[head], wanted, rtol=1e-5, atol=1e-5)
+
+
+class HostAngles:
+    """Angles that are the positions."""
+
+    def cos_sin(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return positions.float()[:, None], positions.float()[:, None]
+
+    def turn(self, positions: torch.Tensor, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.cos_sin(positions - last)
+
+
+@pytest.mark.parametrize(("start", "stop", "blocks"), [(9, 20, [8, 12, 16]), (20, 23, [])])
+def test_angles_of_blocks_are_looked_up_in_the_plan(
+    start: int, stop: int, blocks: list[int]
+) -> None:
+    """A layer on a GPU would wait for the positions."""
+    method, page, dim = Qsa(4, 3), 16, 8
+    shape = LayerShape(4, 2, dim, dim, dim**-0.5, index=IndexShape(2, dim, pooled=True))
+    at, rows = torch.arange(start, stop), slice(0, stop - start)
+    table, cu = torch.tensor([[0, 1]], dtype=torch.int32), torch.tensor([0, stop - start]).int()
+    step = Step(cu, at, at, table, torch.tensor([stop]), rows, page, angles=HostAngles())
+    plan = method.plan(shape, step)
+    fields = {
+        name: torch.zeros((2, *field.shape)) for name, field in method.fields(shape, page).items()
+    }
+    pages = PageLayout(page).allocate(2, 2, dim, dim, torch.float32)
+    cache = LayerCache(0, PageLayout(page), *pages, fields)
+    found: list[float] = []
+
+    def turned(k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, turns: Any) -> torch.Tensor:
+        found.extend(turns.cos_sin(first)[0].flatten().tolist())
+        return k.mean(1)
+
+    aux = Aux(rows={"index_k": torch.zeros(stop - start, 1, dim)}, compress=turned)
+    method.summarize(cache, replace(step, angles=None), plan, aux)
+    assert found == blocks
 
 
 def _means(index_k: torch.Tensor, block: int) -> torch.Tensor:
