@@ -17,10 +17,14 @@ from ..kernels.bounds import KEY_BOUNDS, SELECT_BOUNDED
 from ..kernels.bounds import reference as bounds_reference
 from ..kernels.compressed import COMPRESSED, CompressedCall, ListRule, Spans
 from ..kernels.correct import CORRECT
+from ..kernels.first import SCALE_FIRST
 from ..kernels.gate import GATED_SUM
 from ..kernels.merge import MERGE
+from ..kernels.moments import FAR_MASS, KEY_MOMENTS, KINDS, MomentRule, moment_blocks
+from ..kernels.moments import reference as moments_reference
 from ..kernels.norm import RMS_NORM
 from ..kernels.ops import Op
+from ..kernels.pooled import SELECT_POOLED, Entries, PooledRule
 from ..kernels.rope import APPLY_ROPE
 from ..kernels.select import SELECT_BLOCKS, Candidates
 from ..kernels.select_keys import SELECT_KEYS, KeyRule
@@ -39,7 +43,7 @@ Case = tuple[str, Op, tuple[Any, ...]]
 def op_rows(tiny: bool) -> Iterator[Row]:
     """A row for every op, implementation and dtype."""
     for dtype, bound in dtypes().items():
-        for name, op, args in (*_rowwise(tiny, dtype), *_paged(tiny, dtype)):
+        for name, op, args in (*_rowwise(tiny, dtype), *_paged(tiny, dtype), *_far(tiny, dtype)):
             yield from _checked(f"{name} {str(dtype)[6:]}", op, args, bound)
 
 
@@ -95,11 +99,12 @@ def _error(found: torch.Tensor, truth: torch.Tensor) -> float:
         differ = (found != truth).reshape(found.shape[0], -1).any(1) if found.numel() else found
         share = float(differ.double().mean()) if differ.numel() else 0.0
         return 0.0 if share <= LISTS_BOUND else float("inf")
-    missing = found.isnan() != truth.isnan()
-    if bool(missing.any()):
+    found, truth = found.double(), truth.double()
+    alike = (found == truth) | (found.isfinite() & truth.isfinite())
+    if not bool((alike | (found.isnan() & truth.isnan())).all()):
         return float("inf")
-    known = truth.nan_to_num()
-    return error(found.nan_to_num(), known) / max(float(known.abs().max()), 1e-30)
+    known = truth.nan_to_num(0.0, 0.0, 0.0)
+    return error(found.nan_to_num(0.0, 0.0, 0.0), known) / max(float(known.abs().max()), 1e-30)
 
 
 def _rowwise(tiny: bool, dtype: torch.dtype) -> list[Case]:
@@ -126,6 +131,14 @@ def _rowwise(tiny: bool, dtype: torch.dtype) -> list[Case]:
         ("merge", MERGE, (normal(rows, heads, dim), lse[0], normal(rows, heads, dim), lse[1])),
         ("gated_sum", GATED_SUM, (halves, torch.rand(rows, heads, 3))),
         ("correct", CORRECT, (out, lse[0], table, lse[1], source, dtype)),
+        (
+            "scale_first",
+            SCALE_FIRST,
+            (
+                *(normal(rows, heads, dim), out, lse[0] + 5.0, *normal(2, 1, heads, dim)),
+                *(torch.tensor([0, rows]).int(), torch.rand(heads) + 1.0, dim**-0.5, None, None),
+            ),
+        ),
     ]
 
 
@@ -170,6 +183,33 @@ def _paged(tiny: bool, dtype: torch.dtype) -> list[Case]:
         ),
         ("write_pages", WRITE_PAGES, (WriteCall(held.layout, held.k, held.v, *new, slots),)),
     ]
+
+
+def _far(tiny: bool, dtype: torch.dtype) -> list[Case]:
+    """Ops that judge far keys by summaries: pooled weights, and moments."""
+    lengths, rows = ([140, 50], [3, 1]) if tiny else ([2048, 700, 60], [256, 1, 1])
+    held = pages(lengths, rows, (2, 1) if tiny else (16, 4), 64, dtype, torch.device("cpu"))
+    keys, page = held.keys, held.layout.page_size
+    cu = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    place = (cu, torch.cat([torch.arange(length) for length in lengths]), keys.page_table)
+    candidates = Candidates(keys.cu_rows, keys.positions, keys.page_table, BLOCK, page)
+    means = _field(held, slots_per_page(BLOCK // 2, page), 64)
+    windows = completed_blocks(*place, BLOCK, page, BLOCK // 2)
+    means_reference.block_means(held.layout, held.k, means, windows)
+    fine, pooled = Entries(means, BLOCK, BLOCK // 2), PooledRule(3, 1, 1)
+    cases: list[Case] = [
+        ("select_pooled", SELECT_POOLED, (held.q, fine, candidates, pooled, 64**-0.5, None))
+    ]
+    for kind in KINDS:
+        rule, done = MomentRule(kind, BLOCK, 5), moment_blocks(*place, BLOCK)
+        slots, vectors = slots_per_page(BLOCK, page), rule.entry_rows(64)
+        empty = torch.zeros((held.k.shape[0], slots, held.k.shape[1], vectors, 64))
+        known = empty.clone()
+        moments_reference.key_moments(held.layout, held.k, known, done, rule)
+        mass = (held.q, known, candidates, rule, kind, BLOCK, 64**-0.5)
+        cases.append((f"key_moments {kind}", KEY_MOMENTS, (held.layout, held.k, empty, done, rule)))
+        cases.append((f"far_mass {kind}", FAR_MASS, mass))
+    return cases
 
 
 def _field(held: Pages, slots: int, width: int) -> torch.Tensor:
