@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import getpass
 import socket
 import ssl
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
 from .listener import Listener
 
 _BACKLOG = 2048
+
+
+class _Password:
+    """Asks for that of a key, on the terminal or else of the input, where there is one.
+
+    asked: whether there was. EOFError where nobody answers.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.asked = False
+        self._prompt = f"Password of the key {key}: "
+
+    def __call__(self) -> str:
+        self.asked = True
+        with warnings.catch_warnings():  # input that is no terminal shows nothing anyway
+            warnings.simplefilter("ignore", getpass.GetPassWarning)
+            return getpass.getpass(self._prompt)
 
 
 @dataclass(frozen=True)
@@ -33,13 +52,20 @@ class Listen:
         named = f"--ssl-certfile {self.certificate}"
         named += f" with --ssl-keyfile {self.key}" if self.key else " without --ssl-keyfile"
         what = "no certificate with its private key in PEM form"
+        password = _Password(self.key or self.certificate)
         try:
-            context.load_cert_chain(self.certificate, self.key)
+            context.load_cert_chain(self.certificate, self.key, password)
+            password.asked = False
             if self.client_ca is not None:
                 named, what = f"--ssl-ca-certs {self.client_ca}", "no certificates in PEM form"
                 context.load_verify_locations(self.client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
+        except EOFError:
+            ask = "there is neither a terminal nor any input to ask for it"
+            raise ValueError(f"{named}: the key is behind a password, and {ask}") from None
         except OSError as error:  # an SSLError is one
+            if password.asked:
+                raise ValueError(f"{named}: the password does not open the key") from error
             reason = error if isinstance(error, ssl.SSLError) else error.strerror
             raise ValueError(f"{named}: {what} ({reason})") from error
         return context

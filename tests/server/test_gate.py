@@ -156,6 +156,29 @@ def test_a_page_with_openais_own_client_may_ask(serve: Serve) -> None:
     assert server.http.options("/v1/completions", headers=plain).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("typed", "says"), [("secret\n", "None"), ("wrong\n", "does not open"), ("", "nor any input")]
+)
+def test_a_key_behind_a_password(tmp_path: Path, typed: str, says: str) -> None:
+    """Asked of a process without a terminal."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    files = [str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")]
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=x"]
+    argv += ["-passout", "pass:secret", "-out", files[0], "-keyout", files[1]]
+    subprocess.run(argv, check=True, capture_output=True)
+    script = (
+        "import sys\nfrom saccade.server.listen import Listen\n"
+        "try:\n    Listen('', 0, *sys.argv[1:]).tls\n    print(None)\n"
+        "except ValueError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *files],
+        input=typed, capture_output=True, text=True, start_new_session=True, check=True,
+    )  # fmt: skip
+    assert says in done.stdout and done.stdout.count("\n") == 1
+
+
 def test_tls(tiny: Path, tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes the certificate, is not installed")
