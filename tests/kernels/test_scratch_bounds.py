@@ -59,6 +59,7 @@ found = found if isinstance(found, tuple) else (found,)
 print(resident("VmHWM") - before - sum(each.nbytes for each in found))
 """
 OTHERS = 4 << 20  # Python's and torch's own
+ATTEMPTS = 4  # a thread that comes when all work is taken touches none of its memory
 
 
 def grown(case: str, threads: int, *numbers: int, dtype: str) -> int:
@@ -73,6 +74,17 @@ def grown(case: str, threads: int, *numbers: int, dtype: str) -> int:
         pytest.skip("the peak of this process's memory cannot be reset here")
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
+
+
+def check(declared: int, least: float, case: str, threads: int, *numbers: int, dtype: str) -> None:
+    """A call uses no more than is declared, and once in a few times this share of it."""
+    seen = []
+    for _ in range(ATTEMPTS):
+        seen.append(grown(case, threads, *numbers, dtype=dtype))
+        assert seen[-1] <= declared + OTHERS
+        if seen[-1] > least * declared:
+            return
+    pytest.fail(f"{declared} bytes are declared and {seen} used")
 
 
 needs_kernels = pytest.mark.skipif(
@@ -95,21 +107,18 @@ def test_compressed(
     threads: int, rows: int, heads: int, owners: int, stride: int, dtype: str
 ) -> None:
     dim = 16
-    used = grown(COMPRESSED, threads, TOKENS, rows, heads, owners, dim, stride, dtype=dtype)
     declared = compressed.cpu_scratch_bytes(
         rows, heads, owners, dim, dim, TOKENS // stride, threads
     )
-    assert 12 << 20 < used <= declared + OTHERS
-    assert declared < 3 * used
+    numbers = (TOKENS, rows, heads, owners, dim, stride)
+    check(declared, 1 / 3, COMPRESSED, threads, *numbers, dtype=dtype)
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_select_keys(dtype: str) -> None:
-    used = grown(SELECT_KEYS, 4, TOKENS, 40, 24, 2, 16, 16, dtype=dtype)
     declared = select_keys.cpu_scratch_bytes(40, 24, 24, 16, TOKENS // 16, 4)
-    assert 24 << 20 < used <= declared + OTHERS
-    assert declared < 1.5 * used
+    check(declared, 2 / 3, SELECT_KEYS, 4, TOKENS, 40, 24, 2, 16, 16, dtype=dtype)
 
 
 @pytest.mark.parametrize(("unit", "chosen"), [(64, "avx512"), (128, "amx")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,23 @@ TEMPLATE = """{{ bos_token }}{% for message in messages %}\
 [{{ message.role }}]{{ message.content }}
 {% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
 SMALL = ("--page-size", "16", "--kv-cache-memory", "8MiB", "--max-num-seqs", "16")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hearing() -> Iterator[None]:
+    """Under nohup, or in the background of a script, these signals are ignored, and a server would
+    inherit that from its test.
+    """
+    deaf = [each for each in (signal.SIGHUP, signal.SIGINT) if not _heard(each)]
+    for each in deaf:
+        signal.signal(each, signal.SIG_DFL)
+    yield
+    for each in deaf:
+        signal.signal(each, signal.SIG_IGN)
+
+
+def _heard(number: int) -> bool:
+    return signal.getsignal(number) != signal.SIG_IGN
 
 
 @pytest.fixture(scope="session")
