@@ -186,16 +186,13 @@ SACCADE_INLINE void narrow_step(F<W> (&c)[M][NV], const typename S::A* low,
   }
 }
 
-enum class Asking { kNone, kOneLine, kAny };  // a step for one more line of one stream, mostly
-
-template <class S, int W, int NV, int M, Asking kAsking>
+template <class S, int W, int NV, int M, bool kAsks>
 SACCADE_INLINE void narrow_product(F<W> (&c)[M][NV], const typename S::A* a, int64_t lda,
                                    const typename S::B* b, int64_t ldb, int64_t steps,
                                    Ahead ahead) {
   const typename S::A *high = a + 3 * lda, *end = a + steps * S::kUnit;
   for (int64_t k = 0; a != end; ++k) {
-    if constexpr (kAsking == Asking::kOneLine) __builtin_prefetch(ahead.at + k * 64, 0, 1);
-    if constexpr (kAsking == Asking::kAny) ahead.ask(k);
+    if constexpr (kAsks) ahead.ask(k);
     narrow_step<S, W, NV, M>(c, a, high, lda, b);
     a += S::kUnit, high += S::kUnit, b += ldb;
     // The compiler is not to know how they move on: it would keep a pointer for each row.
@@ -208,11 +205,9 @@ SACCADE_INLINE void narrow_product(F<W> (&c)[M][NV], const typename S::A* a, int
                                    const typename S::B* b, int64_t ldb, int64_t steps,
                                    const Ahead& ahead) {
   if (ahead.lines == 0) {
-    narrow_product<S, W, NV, M, Asking::kNone>(c, a, lda, b, ldb, steps, {});
-  } else if (ahead.lines == 1 && ahead.rows == nullptr) {
-    narrow_product<S, W, NV, M, Asking::kOneLine>(c, a, lda, b, ldb, steps, ahead);
+    narrow_product<S, W, NV, M, false>(c, a, lda, b, ldb, steps, {});
   } else {
-    narrow_product<S, W, NV, M, Asking::kAny>(c, a, lda, b, ldb, steps, ahead);
+    narrow_product<S, W, NV, M, true>(c, a, lda, b, ldb, steps, ahead);
   }
 }
 
