@@ -21,6 +21,7 @@ NOT_BUILT = "saccade: the compiled kernels were not built"
 FLOORS = ("engine", "kernels", "server", "benchmarks")
 
 sys.path.insert(0, str(ROOT / "csrc"))
+import cuda_build  # noqa: E402
 import native_build  # noqa: E402
 
 sys.path.pop(0)
@@ -70,7 +71,7 @@ class BuildNative(build_ext):
     def build_cuda(self, package: Path) -> None:
         """Fat binaries of the CUDA kernels into the package; who asks for them needs them."""
         try:
-            built = native_build.build_cuda(ROOT)
+            built = cuda_build.build_cuda(ROOT)
         except native_build.NativeBuildError as error:
             raise SystemExit(f"saccade: SACCADE_CUDA=1, but {error}") from error
         folder = package / built[0].relative_to(ROOT / "build" / "ninja-cuda").parent

@@ -13,12 +13,7 @@ import torch
 from ..kernels.store import PageLayout
 from .attention.base import LayerShape
 from .attention.policy import AttentionPolicy, parse_policy
-from .cache import (
-    KVCache,
-    bytes_per_page,
-    kept_bytes_per_page,
-    layer_groups,
-)
+from .cache import KVCache, bytes_per_page, kept_bytes_per_page, layer_groups
 from .checkpoint.config_json import ModelConfig
 from .checkpoint.loader import Checkpoint
 from .config import EngineConfig

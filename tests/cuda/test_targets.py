@@ -117,7 +117,7 @@ def test_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kernels" / "cuda_sources.py").write_text(only)
     monkeypatch.setenv("NVCC", str(cuda_resources.nvcc()))
     monkeypatch.syspath_prepend(str(tmp_path / "csrc"))
-    (built,) = import_module("native_build").build_cuda(tmp_path)
+    (built,) = import_module("cuda_build").build_cuda(tmp_path)
     assert built.read_bytes()
     assert built.name == cuda_sources.compiled("write").name
     monkeypatch.setattr(cuda_sources, "COMPILED", built.parent)
