@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from .. import gpu
-from ..store import RowLayout
 from .call import AttendCall
 from .tiles import (
     DENSE_SPLIT,
@@ -25,15 +24,12 @@ INT32_MAX = 2**31 - 1  # the kernel's positions; a wider window or more sinks me
 
 def supports(call: AttendCall) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if not isinstance(call.layout, RowLayout):
-        return "pages have the CPU's layout"
+    if reason := call.layout.triton_refusal(call.k_pages, call.v_pages):
+        return reason
     if reason := call.output_refusal():
         return reason
     if call.keys.blocks is not None and call.keys.blocks.block < 16:
         return "blocks of fewer than 16 tokens"
-    for pages in (call.k_pages, call.v_pages):
-        if pages.numel() and pages.stride(2) != pages.shape[3]:
-            return "the rows of a page are not contiguous"
     if call.head_dim > 1024 or call.v_dim > 1024:
         return "more than 1024 channels"
     return gpu.triton_refusal(call.q, call.k_pages, None if call.value_dim else call.v_pages)

@@ -9,7 +9,7 @@ from .. import triton_sizes as sizes
 from ..compressed.lists import ListRule
 from ..ranked_lists import best_lists
 from ..select import Candidates
-from ..store import PageLayout, RowLayout
+from ..store import PageLayout
 from ..summarize import CompletedBlocks
 
 RUN = 32  # keys taken at a time: 128 channels of them are 32 numbers for each of 128 threads
@@ -19,12 +19,10 @@ def supports(
     layout: PageLayout, k_pages: torch.Tensor, bounds: torch.Tensor, done: CompletedBlocks
 ) -> str | None:
     """None when the kernel can write these bounds, otherwise the reason."""
-    if not isinstance(layout, RowLayout):
-        return "pages have the CPU's layout"
+    if reason := layout.triton_refusal(k_pages):
+        return reason
     if not bounds.is_contiguous():
         return "bounds are not contiguous"
-    if k_pages.stride(2) != k_pages.shape[3]:
-        return "the rows of a page are not contiguous"
     return gpu.triton_refusal(k_pages, bounds)
 
 

@@ -9,7 +9,7 @@ import torch
 from .. import gpu
 from .. import triton_sizes as sizes
 from ..select import Candidates
-from ..store import PageLayout, RowLayout
+from ..store import PageLayout
 from .rule import MomentBlocks, MomentRule
 
 RUN = 32  # keys added at a time
@@ -24,12 +24,10 @@ def supports(
     rule: MomentRule,
 ) -> str | None:
     """None when the kernel can write these moments, otherwise the reason."""
-    if not isinstance(layout, RowLayout):
-        return "pages have the CPU's layout"
+    if reason := layout.triton_refusal(k_pages):
+        return reason
     if not moments.is_contiguous():
         return "moments are not contiguous"
-    if k_pages.stride(2) != k_pages.shape[3]:
-        return "the rows of a page are not contiguous"
     if k_pages.shape[3] > 256:
         return "more than 256 channels"
     return gpu.triton_refusal(k_pages, moments)

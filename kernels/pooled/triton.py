@@ -11,9 +11,6 @@ from .. import triton_sizes as sizes
 from ..select import Candidates
 from .rule import Entries, PooledRule
 
-# Ranks that exist at a time, in bytes: a prompt's rows go through in so many passes. 128 rows of
-# two owners at 2M tokens in blocks of 64, or 256 rows of one at 128K in blocks of 4.
-RANKS = 64 << 20
 PART = 1024  # entries that one program sums: sixteen turns
 
 
@@ -39,16 +36,15 @@ def select_pooled(
     scale: float,
     coarse: Entries | None,
 ) -> torch.Tensor:
-    """See `saccade.kernels.pooled.select_pooled`."""
+    """See `saccade.kernels.pooled.select_pooled`. Rows go in passes whose ranks have room."""
     rows, owners = q.shape[0], fine.data.shape[2]
     ids = torch.empty((rows, owners, rule.listed), dtype=torch.int32, device=q.device)
     table, cu = candidates.page_table.contiguous(), candidates.cu_rows.contiguous()
     positions = candidates.positions.contiguous()
     blocks = -(-table.shape[1] * candidates.page_size // candidates.block)
-    most = max(RANKS // (owners * blocks * 8), 1)
-    for first in range(0, rows, most):
-        last = min(first + most, rows)
-        mine = cu if last - first == rows else cu.clamp(first, last) - first
+    for first, count in sizes.passes(rows, 2 * owners * blocks):  # a rank is as wide as two scores
+        last = first + count
+        mine = cu if count == rows else cu.clamp(first, last) - first
         part = Candidates(
             mine, positions[first:last], table, candidates.block, candidates.page_size
         )

@@ -8,7 +8,7 @@ from .. import gpu
 from .. import triton_sizes as sizes
 from ..ranked_lists import best_lists
 from ..select import Candidates
-from ..store import PageLayout, RowLayout
+from ..store import PageLayout
 from .rule import KeyRule
 
 BESIDE = 32  # blocks of a list that each of it is compared with at a time
@@ -24,8 +24,8 @@ def supports(
     lse: torch.Tensor,
 ) -> str | None:
     """None when the kernels can serve this call, otherwise the reason."""
-    if not isinstance(layout, RowLayout):
-        return "pages have the CPU's layout"
+    if reason := layout.triton_refusal():
+        return reason
     if q.shape[2] > 256:
         return "more than 256 channels"
     return gpu.triton_refusal(q, k_pages, lse)

@@ -46,6 +46,10 @@ class PageLayout:
         """Why the compiled CPU kernels cannot read these pages (K, or K and V); None: they can."""
         return _refusal(tuple((each.shape, each.stride()) for each in pages))
 
+    def triton_refusal(self, *pages: torch.Tensor) -> str | None:
+        """Why kernels in Triton cannot read these pages, which may be empty; None: they can."""
+        return "pages have the CPU's layout"
+
     def shapes(
         self, pages: int, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -27,6 +27,12 @@ class RowLayout(PageLayout):
         """The compiled CPU kernels read panels."""
         return "pages have the GPU's layout"
 
+    def triton_refusal(self, *pages: torch.Tensor) -> str | None:
+        """The rows of a page must lie one behind the other."""
+        if any(each.numel() and each.stride(2) != each.shape[3] for each in pages):
+            return "the rows of a page are not contiguous"
+        return None
+
     def shapes(
         self, pages: int, kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:

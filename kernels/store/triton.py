@@ -5,18 +5,15 @@ from __future__ import annotations
 from .. import gpu
 from .. import triton_sizes as sizes
 from .call import WriteCall
-from .rows import RowLayout
 
 CLEARED = 64  # rows of a program that looks for first tokens: a chunk has one in every page
 
 
 def supports(call: WriteCall) -> str | None:
     """None when the kernels can serve this call, otherwise the reason."""
-    if not isinstance(call.layout, RowLayout):
-        return "pages have the CPU's layout"
+    if reason := call.layout.triton_refusal(call.k_pages, call.v_pages):
+        return reason
     keys, values = (call.k_pages, call.k), (call.v_pages, call.v)
-    if any(pages.numel() and pages.stride(2) != pages.shape[3] for pages, _ in (keys, values)):
-        return "the rows of a page are not contiguous"
     if not call.slots.is_contiguous():
         return "slots are not contiguous"
     return gpu.triton_refusal(*keys, *(values if call.v.shape[2] else ()))

@@ -6,7 +6,7 @@ import torch
 
 from .. import gpu
 from .. import triton_sizes as sizes
-from ..store import PageLayout, RowLayout
+from ..store import PageLayout
 from .blocks import CompletedBlocks
 
 RUN = 32  # tokens added at a time: 128 channels of them are 32 numbers for each of 128 threads
@@ -31,12 +31,10 @@ def supports_windows(
 
 
 def _refusal(layout: PageLayout, means: torch.Tensor, *pages: torch.Tensor) -> str | None:
-    if not isinstance(layout, RowLayout):
-        return "pages have the CPU's layout"
+    if reason := layout.triton_refusal(*pages):
+        return reason
     if not means.is_contiguous():
         return "means are not contiguous"
-    if any(each.stride(2) != each.shape[3] for each in pages):
-        return "the rows of a page are not contiguous"
     return gpu.triton_refusal(means, *pages)
 
 

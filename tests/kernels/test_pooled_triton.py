@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from saccade.kernels import triton_sizes
 from saccade.kernels.pooled import Entries, PooledRule
 from saccade.kernels.pooled import reference as by_torch
 from saccade.kernels.pooled import triton as by_triton
@@ -126,7 +127,7 @@ def test_a_row_selects_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch) ->
     fine, coarse = windows_of(problem, 32, 16), windows_of(problem, 128, 64)
     select, rule = candidates_of(problem, 64), PooledRule(4, 1, 1)
     ids = by_triton.select_pooled(problem.q, fine, select, rule, 0.2, coarse)
-    monkeypatch.setattr(by_triton, "RANKS", 2 * select.page_table.shape[1] * 8 * 4)
+    monkeypatch.setattr(triton_sizes, "SCORES", 2 * select.page_table.shape[1] * 8 * 4)
     found = by_triton.select_pooled(problem.q, fine, select, rule, 0.2, coarse)
     assert torch.equal(found, ids)
     one = torch.tensor([0, 1], dtype=torch.int32)
