@@ -70,7 +70,7 @@ class Sampler:
         finite = logits.gather(1, best).isfinite().flatten()
         tokens, usable = best.flatten(), torch.ones_like(finite)
         drawn: list[int] = []
-        if logits.device.type != "cpu" or gpu.interpreted():
+        if gpu.serves(logits):
             drawn = [i for i, row in enumerate(rows) if row.fits_device and not row.is_plain]
         if drawn:
             at = torch.tensor(drawn, device="cpu").to(logits.device, non_blocking=True)

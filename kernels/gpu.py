@@ -23,6 +23,11 @@ def interpreted() -> bool:
     return os.environ.get(INTERPRETED) == "1"
 
 
+def serves(tensor: torch.Tensor) -> bool:
+    """Whether what is done with this tensor goes the GPU path."""
+    return tensor.device.type != "cpu" or interpreted()
+
+
 @cache
 def triton_version() -> str | None:
     """The version of triton; None: it cannot be imported."""

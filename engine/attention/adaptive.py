@@ -180,7 +180,7 @@ class Adaptive:
         if cache.watch is not None:
             needed = self.oracle(shape, cache, plan, q, local[1])
             cache.watch.judge(Judged.of(far, needed, plan.hi > self.sinks))
-        if q.device.type != "cpu" or gpu.interpreted():
+        if gpu.serves(q):
             # Which rows there are is not known to the host: all of them, most with empty lists.
             every = torch.arange(q.shape[0])
             part = self.far_part(shape, cache, plan, q, every, far)

@@ -74,7 +74,7 @@ class Keys:
 
     def _fault_of_cut(self, rows: int) -> str | None:
         """Every row belongs to one sequence (looked at where that costs nothing: in CPU memory)."""
-        if self.cu_rows.device.type != "cpu" or gpu.interpreted():
+        if gpu.serves(self.cu_rows):
             return None
         bounds = self.cu_rows.tolist()
         if bounds[0] == 0 and bounds[-1] == rows and bounds == sorted(bounds):
