@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 
+from .. import gpu
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, reference, triton
 from .room import KeptCounts, KeptState, ListRoom
 
 __all__ = [
@@ -26,13 +27,26 @@ __all__ = [
 KEEP_ABOVE = Op(
     "keep_above",
     reference.keep_above,
-    (Implementation("cpu", cpu.keep_above, cpu.supports_counts),),
+    (
+        Implementation("cpu", cpu.keep_above, cpu.supports_counts),
+        Implementation("triton", triton.keep_above, triton.supports_counts),
+    ),
 )
 KEEP_BEST = Op(
-    "keep_best", reference.keep_best, (Implementation("cpu", cpu.keep_best, cpu.supports_state),)
+    "keep_best",
+    reference.keep_best,
+    (
+        Implementation("cpu", cpu.keep_best, cpu.supports_state),
+        Implementation("triton", triton.keep_best, triton.supports_state),
+    ),
 )
 KEEP_TOP = Op(
-    "keep_top", reference.keep_top, (Implementation("cpu", cpu.keep_top, cpu.supports_scores),)
+    "keep_top",
+    reference.keep_top,
+    (
+        Implementation("cpu", cpu.keep_top, cpu.supports_scores),
+        Implementation("triton", triton.keep_top, triton.supports_scores),
+    ),
 )
 
 
@@ -109,9 +123,7 @@ def _check(scores: torch.Tensor, room: ListRoom) -> None:
         raise ValueError(f"keep: scores must be float32 [T, E], got {tuple(scores.shape)}")
     if room.cu_rows.dtype != torch.int32 or room.cu_rows.ndim != 1:
         raise ValueError("keep: cu_rows must be int32 [S + 1]")
-    bounds = room.cu_rows.tolist()
-    if bounds[0] != 0 or bounds[-1] != rows[0] or any(a >= b for a, b in room.sequences):
-        raise ValueError(f"keep: cu_rows must rise from 0 to {rows[0]}, got {bounds[:8]}")
+    _check_cut(room, rows[0])
     for name, each, dtype in (
         ("positions", room.positions, torch.int64),
         ("before", room.before, torch.int32),
@@ -119,3 +131,12 @@ def _check(scores: torch.Tensor, room: ListRoom) -> None:
     ):
         if each.shape != rows or each.dtype != dtype:
             raise ValueError(f"keep: {name} must be {dtype} [{rows[0]}], got {tuple(each.shape)}")
+
+
+def _check_cut(room: ListRoom, rows: int) -> None:
+    """Every sequence has rows (looked at where that costs nothing: in CPU memory)."""
+    if gpu.serves(room.cu_rows):
+        return
+    bounds = room.cu_rows.tolist()
+    if bounds[0] != 0 or bounds[-1] != rows or any(a >= b for a, b in room.sequences):
+        raise ValueError(f"keep: cu_rows must rise from 0 to {rows}, got {bounds[:8]}")
