@@ -6,6 +6,7 @@ import torch
 
 from ..kernels import native
 from ..kernels.attend import gpu_scratch_bytes
+from ..kernels.turns import gpu_scratch_bytes as turn_scratch_bytes
 from .attention.base import LayerShape
 from .attention.policy import AttentionPolicy
 from .attention.protocols import ScratchMethod, StepBounds
@@ -14,6 +15,7 @@ from .checkpoint.config_json import ModelConfig
 from .config import EngineConfig
 from .device_sampler import scratch_bytes as sampler_scratch_bytes
 from .devices import Place
+from .graphs import width
 from .layers.hyper_connection import hyper_scratch_bytes
 from .layers.kinds import attention_kind
 from .layers.mlp import mlp_scratch_bytes
@@ -34,7 +36,8 @@ def scratch_bytes(
     total = _step_bytes(model, dtype, config.max_num_batched_tokens, config.max_num_seqs)
     total += _undo_bytes(config, shapes, policy, dtype, length)
     if where.gpu:
-        return total + _gpu_bytes(config, model, shapes, length)
+        lists = _list_bytes(config, shapes, policy, length)
+        return total + max(_gpu_bytes(config, model, shapes, length), lists)
     return total + _kernel_bytes(config, shapes, policy, length)
 
 
@@ -103,3 +106,21 @@ def _gpu_bytes(
         for shape in shapes
     )
     return max(layers, sampler_scratch_bytes(model.vocab_size, seqs))
+
+
+def _list_bytes(
+    config: EngineConfig, shapes: list[LayerShape], policy: AttentionPolicy, length: int
+) -> int:
+    """What a GPU takes to attend to the lists of a layer's expert-choice heads."""
+    rule, most = kept_rule(shapes, policy), 0
+    for shape in shapes:
+        if rule is None or shape.experts is None:
+            continue
+        lists = config.max_num_seqs * shape.experts.heads
+        pages = width(-(-rule.most(length) // config.page_size))
+        slots, dims = pages * config.page_size, (shape.head_dim, shape.v_head_dim)
+        most = max(most, gpu_scratch_bytes(lists, lists, 1, 1, *dims, slots))
+        if not rule.appends:
+            rows = config.max_num_batched_tokens * shape.experts.heads
+            most = max(most, turn_scratch_bytes(rows, lists, slots))
+    return most

@@ -122,6 +122,14 @@ def pooled(dtype: torch.dtype, capability: tuple[int, int]) -> Pooled:
     return Pooled(64, 32 if capability >= (10, 0) else 64, 4, 2)
 
 
+def turns(channels: int, dtype: torch.dtype, capability: tuple[int, int]) -> Pooled:
+    """Sizes of attention over lists that rows change: those of `pooled`, of whose rows the output
+    of 256 channels leaves room for half.
+    """
+    size = pooled(dtype, capability)
+    return size if channels <= 128 else Pooled(min(size.rows, 32), 32, 4, size.stages)
+
+
 def rows_of(width: int) -> int:
     """Rows of a program where each takes `width` numbers: 2048 together, 16 for each thread of four
     warps, or one row.

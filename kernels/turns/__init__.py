@@ -7,14 +7,18 @@ import torch
 from ..attend import Keys, attend
 from ..ops import Implementation, Op
 from ..store import PageLayout, write_pages
-from . import cpu, reference
+from . import cpu, reference, triton
+from .triton import gpu_scratch_bytes
 
-__all__ = ["ATTEND_TURNS", "attend_turns"]
+__all__ = ["ATTEND_TURNS", "attend_turns", "gpu_scratch_bytes"]
 
 ATTEND_TURNS = Op(
     "attend_turns",
     reference.attend_turns,
-    (Implementation("cpu", cpu.attend_turns, cpu.supports),),
+    (
+        Implementation("cpu", cpu.attend_turns, cpu.supports),
+        Implementation("triton", triton.attend_turns, triton.supports),
+    ),
 )
 
 

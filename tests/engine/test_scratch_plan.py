@@ -8,7 +8,7 @@ import torch
 from saccade.engine.attention.policy import parse_policy
 from saccade.engine.checkpoint.config_json import read_config
 from saccade.engine.config import EngineConfig
-from saccade.engine.devices import place
+from saccade.engine.devices import Place
 from saccade.engine.models import layer_shapes
 from saccade.engine.scratch import scratch_bytes
 
@@ -25,15 +25,15 @@ def declared(
     spec: str,
     length: int,
     threads: int = 64,
+    gpu: bool = False,
 ) -> int:
     monkeypatch.setenv("SACCADE_NUM_THREADS", str(threads))
     folder = checkpoint(family)
     model = read_config(folder)
     shapes = list(layer_shapes(model))
     policy = parse_policy(spec, None, None, len(shapes))
-    return scratch_bytes(
-        EngineConfig(folder), model, torch.bfloat16, shapes, policy, length, place("cpu")
-    )
+    where = Place(torch.device("cpu"), gpu=gpu)
+    return scratch_bytes(EngineConfig(folder), model, torch.bfloat16, shapes, policy, length, where)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,19 @@ def test_others_take_the_same_whatever_the_length(
         for length in (1 << 12, MILLION)
     }
     assert len(found) == 1
+
+
+def test_a_gpu_takes_by_the_lists_of_heads_that_choose(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At least by which row each of their keys ends, where tokens are replaced: 4 bytes for one in
+    four tokens of three heads. Lists that only grow take less.
+    """
+    lengths = (1 << 24, 1 << 26)
+    short, long = (
+        declared(checkpoint, monkeypatch, "mosa", "mosa(mode=stream)", length, gpu=True)
+        for length in lengths
+    )
+    assert long - short > 3 * EngineConfig("demo").max_num_seqs * 4 / 4 * (lengths[1] - lengths[0])
+    grown = declared(checkpoint, monkeypatch, "mosa", "mosa(tau=0.6)", lengths[1], gpu=True)
+    assert grown < long
