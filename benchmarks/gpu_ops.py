@@ -32,6 +32,7 @@ from ..kernels.store import WRITE_PAGES, WriteCall
 from ..kernels.summarize import BLOCK_MEANS, WINDOW_MEANS, completed_blocks, slots_per_page
 from ..kernels.summarize import reference as means_reference
 from ..kernels.testing import error
+from .gpu_kept import kept_cases
 from .gpu_rows import NOT_MEASURED, Pages, Row, attempted, dtypes, pages
 
 # Of the rows of lists: scores that are nearly equal may be ranked either way.
@@ -43,7 +44,8 @@ Case = tuple[str, Op, tuple[Any, ...]]
 def op_rows(tiny: bool) -> Iterator[Row]:
     """A row for every op, implementation and dtype."""
     for dtype, bound in dtypes().items():
-        for name, op, args in (*_rowwise(tiny, dtype), *_paged(tiny, dtype), *_far(tiny, dtype)):
+        cases = (_rowwise, _paged, _far, kept_cases)
+        for name, op, args in (case for each in cases for case in each(tiny, dtype)):
             yield from _checked(f"{name} {str(dtype)[6:]}", op, args, bound)
 
 

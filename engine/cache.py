@@ -208,6 +208,11 @@ class KVCache:
         """
         return all(kept.undo(self.layout) for kept in self._kept())
 
+    @property
+    def runs_again(self) -> bool:
+        """Whether a step that broke is being run again, so that lists may have chosen before."""
+        return any(kept.step.runs_again for kept in self._kept())
+
     def settle_step(self) -> None:
         """What runs next is another step."""
         for kept in self._kept():

@@ -14,11 +14,12 @@ from ..kernels.gated_delta import gated_delta
 from ..kernels.key_conv import key_conv
 from ..kernels.store import write_pages
 from .attention.base import KEY_TAIL, Aux, LayerCache, LayerShape
-from .attention.experts import Chosen, ExpertMethod
+from .attention.experts import Chosen, EveryPair, ExpertMethod
 from .attention.watch import Watch
 from .batch import Batch
 from .cache import KVCache
 from .devices import Staging
+from .kept_step import Choice, KeptStep
 from .parts import Part, Planner
 from .snapshots import STATE, Slots, Snapshots
 from .tally import Tally
@@ -45,6 +46,8 @@ class Forward:
         # Why what this step does on the device depends on more than `sendable`; None: it does not.
         self.bound_to_host: str | None = None
         self._buffer: torch.Tensor | None = None  # once it is sent
+        # What lists whose tokens are replaced have chosen, layer by layer.
+        self.choices: list[tuple[KeptStep, Choice]] = []
         self.tokens = batch.tokens
         self.cos = cos
         self.sin = sin
@@ -94,10 +97,14 @@ class Forward:
                 self.tally.note_planned(shape, part)
                 self._on_layer()
         self.tally.share(captured.tally)
+        for kept, choice in captured.choices:
+            kept.note(choice)
 
     def forget(self) -> None:
         """What was done has not happened: the step is computed again."""
         self.tally = Tally(self._batch)
+        self.choices.clear()
+        self._cache.begin_step()
 
     # ---- what the model calls ----
 
@@ -204,21 +211,35 @@ class Forward:
 
         thresholds: float32 [E], where the checkpoint has any.
         """
-        self.bound_to_host = "expert-choice heads"
         shape, cache = self._shapes[layer], self._cache.layers[layer]
-        found = []
-        for part in self._parts[layer]:
+        parts, found = self._parts[layer], []
+        every = self._chooses_every_pair(parts)
+        if not every:
+            self.bound_to_host = "expert-choice heads"
+        for part in parts:
             rows = part.step.rows
             method, step, plan = _expert_method(part), part.step, part.plan
-            chosen = method.choose(shape, cache, step, plan, scores[rows], thresholds)
+            chosen = method.choose(shape, cache, step, plan, scores[rows], thresholds, every)
             found.append(chosen.moved(rows.start))
+        if cache.kept is not None and cache.kept.step.latest is not None:
+            self.choices.append((cache.kept.step, cache.kept.step.latest))
         return Chosen.joined(found)
+
+    def _chooses_every_pair(self, parts: Sequence[Part]) -> bool:
+        """Whether heads give all their pairs: in decode on a GPU, which need not be waited for."""
+        if self._buffer is None or self._watch is not None or len(parts) != 1:
+            return False
+        return parts[0].step.positions.shape[0] == parts[0].step.page_table.shape[0]
 
     def attend_chosen(
         self, layer: int, chosen: Chosen, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
         """Keeps k and v [N, d] of the chosen rows; their attention output, float32 [N, dv]."""
         shape, cache = self._shapes[layer], self._cache.layers[layer]
+        if isinstance(chosen, EveryPair):
+            (part,) = self._parts[layer]
+            method = _expert_method(part)
+            return method.attend_chosen(shape, cache, part.step, part.plan, chosen, q, k, v)
         out = torch.empty(v.shape)
         if self._watch is not None:
             self._watch.choose(layer, shape, self._positions, chosen, q, k)

@@ -62,6 +62,20 @@ class KeptStep:
         """A step, or a part of one that broke, begins."""
         self._choices, self._replaced, self._chooses = [], [], False
 
+    @property
+    def runs_again(self) -> bool:
+        """Whether a step that broke is being run again."""
+        return self._again is not None
+
+    @property
+    def latest(self) -> Choice | None:
+        """What the lists have chosen last in this step, if anything."""
+        return self._choices[-1] if self._choices else None
+
+    def note(self, choice: Choice) -> None:
+        """Some lists have chosen in a graph, which wrote into the tensors of this choice."""
+        self._choices.append(choice)
+
     def choose(self, scores: torch.Tensor, state: KeptState, room: ListRoom) -> torch.Tensor:
         """As `keep_best`, but lists that have chosen in a step that broke stay as they are.
 

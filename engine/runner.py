@@ -144,7 +144,7 @@ class ModelRunner:
         decode = watch is None and all(
             chunk.count == 1 and chunk.start >= len(chunk.request.prompt) for chunk in chunks
         )
-        if self.graphs is not None and decode:
+        if self.graphs is not None and decode and not self._cache.runs_again:
             return self.graphs.run(forward, self._model.forward)
         if self._staging is not None:
             forward.send(self._staging)

@@ -130,6 +130,16 @@ def turns(channels: int, dtype: torch.dtype, capability: tuple[int, int]) -> Poo
     return size if channels <= 128 else Pooled(min(size.rows, 32), 32, 4, size.stages)
 
 
+def few_rows(dtype: torch.dtype) -> Pooled:
+    """Sizes of products of few rows with weights: so many rows of weights, and numbers of each.
+
+    A weight is read once, and nothing else takes time: 32 rows, so that one head's 384 are a
+    dozen programs, of 128 numbers, 8 KiB at a time with three on the way. fp32 is there for
+    comparison.
+    """
+    return Pooled(32, 64, 4, 1) if dtype == torch.float32 else Pooled(32, 128, 4, 3)
+
+
 def rows_of(width: int) -> int:
     """Rows of a program where each takes `width` numbers: 2048 together, 16 for each thread of four
     warps, or one row.

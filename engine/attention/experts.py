@@ -114,6 +114,19 @@ class Chosen:
         return every.of_pairs((every.heads * most + every.rows).argsort())
 
 
+@dataclass(frozen=True)
+class EveryPair(Chosen):
+    """All pairs of a head and a row, sorted by both, where every row is its sequence's only one. A
+    pair that was not chosen has slot -1, length 0, score 0: the shape does not tell what was
+    chosen, so that nobody has to wait for a GPU to know it.
+    """
+
+    @property
+    def chosen(self) -> torch.Tensor:
+        """bool [N]: the head chose the row."""
+        return self.slots >= 0
+
+
 @runtime_checkable
 class ExpertMethod(Protocol):
     """A method of layers with expert-choice heads. The layer asks which rows these choose, computes
@@ -132,8 +145,11 @@ class ExpertMethod(Protocol):
         plan: Any,
         scores: torch.Tensor,
         thresholds: torch.Tensor | None,
+        every: bool = False,
     ) -> Chosen:
-        """By the router's scores float32 [T, E]; thresholds: float32 [E], of the checkpoint."""
+        """By the router's scores float32 [T, E]; thresholds: float32 [E], of the checkpoint. every:
+        all pairs, an EveryPair; each sequence has one row.
+        """
         ...
 
     def attend_chosen(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ...kernels.attend import Keys
-from ...kernels.store import PageLayout
+from ...kernels.attend import Keys, attend
+from ...kernels.store import PageLayout, write_pages
 from ...kernels.turns import attend_turns
-from .experts import Chosen, KeptCache
+from .experts import Chosen, EveryPair, KeptCache
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,17 @@ class KeptLists:
 
     def note(self, chosen: Chosen) -> None:
         """Positions and scores of chosen tokens."""
-        slots = self._slots(chosen)
-        self.cache.positions.view(-1)[slots] = self.positions[chosen.rows].int()
-        self.cache.scores.view(-1)[slots] = chosen.scores
+        slots, positions = self._slots(chosen), self.positions[chosen.rows].int()
+        known = self.cache.positions.view(-1), self.cache.scores.view(-1)
+        if not isinstance(chosen, EveryPair):
+            known[0][slots], known[1][slots] = positions, chosen.scores
+            return
+        # What was not chosen leaves its list's first slot, which no other pair has, as it is.
+        heads, size = self.cache.scores.shape[1:]
+        first = (self.table[chosen.rows, 0].long().clamp(min=0) * heads + chosen.heads) * size
+        slots = slots.where(chosen.chosen, first)
+        for each, new in zip(known, (positions, chosen.scores), strict=True):
+            each[slots] = new.where(chosen.chosen, each[slots])
 
     def save(self, chosen: Chosen, held: torch.Tensor) -> None:
         """Remembers K and V that the pairs will overwrite; held: int64 [T], tokens in the row's
@@ -50,14 +58,35 @@ class KeptLists:
             return torch.empty(v.shape)
         rows = (q[:, None], k[:, None], v[:, None])
         slots, keys = self._slots(chosen), self._keys(chosen)
+        if isinstance(chosen, EveryPair):
+            return self._attend_every(rows, keys, slots, chosen, scale)
         return attend_turns(
             self.layout, rows, self.cache.single, keys, slots, chosen.replaces, scale
         )[:, 0]
 
-    def _cells(self, rows: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _attend_every(
+        self,
+        rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        keys: Keys,
+        slots: torch.Tensor,
+        chosen: EveryPair,
+        scale: float,
+    ) -> torch.Tensor:
+        """A list has one row, so that what that row replaces nobody else reads."""
+        q, k, v = rows
+        pages = self.cache.single
+        write_pages(self.layout, *pages, k, v, slots.where(~chosen.replaces, -1))
+        write_pages(self.layout, *pages, k, v, slots.where(chosen.replaces, -1), False)
+        return attend(self.layout, q, *pages, keys, scale, out_dtype=torch.float32)[0][:, 0]
+
+    def _cells(
+        self, rows: torch.Tensor, heads: torch.Tensor, every: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The lists, head * S + sequence, that these pairs use, in the pairs' order; and how many
         pairs use each.
         """
+        if every:
+            return heads * self.table.shape[0] + rows, torch.ones_like(rows)
         counts = torch.bincount(heads * self.table.shape[0] + self.sequence[rows])
         used = counts.nonzero()[:, 0]
         return used, counts[used]
@@ -65,7 +94,7 @@ class KeptLists:
     def _keys(self, chosen: Chosen) -> Keys:
         """What the pairs see: the first keys of their list, all of them past ones."""
         seqs = self.table.shape[0]
-        cells, counts = self._cells(chosen.rows, chosen.heads)
+        cells, counts = self._cells(chosen.rows, chosen.heads, isinstance(chosen, EveryPair))
         bounds = torch.zeros(len(cells) + 1, dtype=torch.int32)
         bounds[1:] = counts.cumsum(0)
         pages = self.table[cells % seqs]
@@ -74,7 +103,8 @@ class KeptLists:
         return Keys(bounds, self.positions[chosen.rows], table.where(pages >= 0, -1), hi=hi)
 
     def _slots(self, chosen: Chosen) -> torch.Tensor:
-        """int64 [N]: where each pair's token is kept, in slots of pages of one head."""
+        """int64 [N]: where each pair's token is kept, in slots of pages of one head, or -1."""
         _, heads, size = self.cache.scores.shape
         pages = self.table[self.sequence[chosen.rows], chosen.slots // size].long()
-        return (pages * heads + chosen.heads) * size + chosen.slots % size
+        slots = (pages * heads + chosen.heads) * size + chosen.slots % size
+        return slots.where(chosen.chosen, -1) if isinstance(chosen, EveryPair) else slots

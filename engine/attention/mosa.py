@@ -14,6 +14,10 @@ it does not keep gets nothing from it. The rules:
   needed beforehand and lists are as long as in training, but pages of the past can be shared only
   where a step ended.
 
+On a GPU nobody waits for what heads choose while tokens are generated: all pairs of a head and a
+row go on (see EveryPair), and kernels leave out those that were not chosen, their weights too. The
+host has pages for as many tokens as lists may hold, and need not know how many they do.
+
 Memory. The dense heads' K and V lie in the pages of their tokens. Kept tokens lie in pages of their
 own (`LayerGroup.kept`): page i of a sequence holds the kept tokens i P .. (i + 1) P - 1 of every
 choosing head of every layer, with their K, V, positions and scores. The scheduler knows how long
@@ -35,7 +39,7 @@ from ...kernels.keep import KeptCounts, KeptState, ListRoom, keep_above, keep_to
 from ..config import PAGE_SIZES
 from ..kept_rule import KeptRule
 from .base import Aux, LayerCache, LayerShape, PageField, Step, per_sequence
-from .experts import Chosen, ExpertShape, KeptCache
+from .experts import Chosen, EveryPair, ExpertShape, KeptCache
 from .kept_lists import KeptLists
 from .protocols import StepBounds
 
@@ -181,6 +185,7 @@ class Mosa:
         plan: MosaPlan,
         scores: torch.Tensor,
         thresholds: torch.Tensor | None,
+        every: bool = False,
     ) -> Chosen:
         """By the mode's rule. The lists know their new tokens afterwards, but for K and V."""
         kept = _kept(cache)
@@ -191,12 +196,19 @@ class Mosa:
             slots = kept.step.choose(scores, state, plan.room)
         else:
             slots = keep_top(scores, plan.room)
-        heads, rows = (slots.T >= 0).nonzero().unbind(1)
+        if every:
+            heads, rows = _every_pair(*slots.shape)
+        else:
+            heads, rows = (slots.T >= 0).nonzero().unbind(1)
         taken, own = slots[rows, heads].long(), scores[rows, heads]
         lengths, replaces = taken + 1, torch.zeros(taken.shape, dtype=torch.bool)
         if self.mode == "stream":
             lengths, replaces = plan.room.after[rows].long(), taken < plan.room.before[rows]
-        return Chosen(rows, heads, own, taken, lengths, replaces)
+        if not every:
+            return Chosen(rows, heads, own, taken, lengths, replaces)
+        chosen = taken >= 0
+        own, lengths = own.where(chosen, 0.0), lengths.where(chosen, 0)
+        return EveryPair(rows, heads, own, taken, lengths, replaces & chosen)
 
     def _above(
         self,
@@ -248,6 +260,12 @@ class Mosa:
         if plan.reads.keys is not None:
             read = read + plan.reads.keys
         return per_sequence(step, read / (shape.num_heads + experts.heads))
+
+
+def _every_pair(rows: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Head and row, int64 [N] each, of all pairs."""
+    pairs = torch.arange(rows * heads)
+    return pairs // rows, pairs % rows
 
 
 def _experts(shape: LayerShape) -> ExpertShape:

@@ -36,7 +36,8 @@ def test_dry_run(interpreted, tmp_path, capsys):
     checked = {row["case"] for row in rows if row["result"].startswith("error")}
     paged = ("key_bounds", "select_bounded", "select_blocks", "compressed", "write_pages")
     far = ("select_pooled", "key_moments full", "far_mass blocks", "scale_first")
-    for name in ("lists of 2", "norm", *paged, "select_keys", "correct", *far):
+    kept = ("keep_above", "keep_best", "keep_top", "attend_turns", "project_chosen", "add_chosen")
+    for name in ("lists of 2", "norm", *paged, "select_keys", "correct", *far, *kept):
         assert f"triton {name} float16" in checked
     assert any(row["result"] == "2 tokens equal" for row in rows)
     ran = {row["case"] for row in rows if row["note"] == "dry run"}

@@ -30,6 +30,7 @@ class Tape(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # memory, and its copy
         self.done: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
         self._launching = False
 
@@ -40,6 +41,8 @@ class Tape(TorchDispatchMode):
         if self._launching:
             return func(*args, **kwargs)
         refuse_waiting(func, args, kwargs)
+        if func._schema.is_mutable:
+            self._remember((args, kwargs))
         out = func(*args, **kwargs)
         self.done.append((func, args, kwargs, out))
         return out
@@ -47,6 +50,7 @@ class Tape(TorchDispatchMode):
     def launch(self, run: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """A kernel in Triton; its interpreter's own operators are not the step's."""
         self._launching = True
+        self._remember((args, kwargs))
         try:
             run(*args, **kwargs)
         finally:
@@ -60,6 +64,20 @@ class Tape(TorchDispatchMode):
             for old, new in zip(tensors(out), tensors(again), strict=True):
                 if storage(old) != storage(new):
                     old.copy_(new)
+
+    def _remember(self, value: Any) -> None:
+        """What lies in memory that may be about to change, the first time."""
+        for each in tensors(value):
+            if each.numel() and storage(each) not in self._before:
+                size = each.untyped_storage().nbytes()
+                memory = torch.empty(0, dtype=torch.uint8).set_(each.untyped_storage(), 0, (size,))
+                self._before[storage(each)] = memory, memory.clone()
+
+    def undo(self) -> None:
+        """A capture does nothing: memory holds what it held."""
+        for memory, before in self._before.values():
+            memory.copy_(before)
+        self._before.clear()
 
     def poison(self) -> None:
         """A capture computes nothing: what it made may hold anything."""
@@ -113,5 +131,6 @@ class Emulator:
             tape,
         ):
             result = call()
+        tape.undo()
         tape.poison()
         return result, tape.replay

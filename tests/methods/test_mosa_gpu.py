@@ -7,13 +7,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from saccade import Engine
+from saccade.engine import graphs
+from saccade.engine.attention.experts import KeptCache
 from saccade.kernels import native
 from saccade.kernels.ops import Op
 
 from ..engine.conftest import Checkpoints, Engines
 from ..engine.engine_probe import greedy, some_tokens
+from ..engine.graph_emulator import Emulator
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:invalid value", "ignore:divide by zero", "ignore:Conversion of an array"
@@ -80,3 +84,75 @@ def test_every_mode_by_kernels(
     monkeypatch.setattr(native, "kernels", lambda: None)
     assert answers(make_engine(folder, device="cuda", **options), *asked) == expected
     assert used == ops
+
+
+@pytest.fixture
+def emulated(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU path in host memory, with graphs."""
+    monkeypatch.setattr(graphs, "recorder", lambda where: Emulator() if where.gpu else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "spec"), [("mosa_pure", "mosa"), ("mosa_pure", "mosa(mode=stream)")]
+)
+def test_decode_steps_are_replayed(
+    checkpoint: Checkpoints,
+    make_engine: Engines,
+    emulated: None,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    spec: str,
+) -> None:
+    """What heads choose changes from replay to replay; unchosen tokens take no slot. Lists are
+    those of the processor, token by token and score by score.
+    """
+    folder, options = checkpoint(family), OPTIONS | {"attention": spec}
+    processor = make_engine(folder, device="cpu", **options)
+    expected = answers(processor, (18, 3), 7)
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    engine = make_engine(folder, device="cuda", **options)
+    assert answers(engine, (18, 3), 7) == expected
+    made = engine._runner.graphs
+    assert made is not None and not made.refusals and made.replays >= 4
+    for ours, theirs in zip(lists_of(engine), lists_of(processor), strict=True):
+        assert torch.equal(ours.positions, theirs.positions)
+        assert torch.allclose(ours.scores, theirs.scores, atol=1e-5)
+    for phase, counts in processor.reads.as_dict().items():
+        assert engine.reads.as_dict()[phase] == pytest.approx(counts, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_replayed_step_that_breaks_is_run_again(
+    checkpoint: Checkpoints,
+    make_engine: Engines,
+    emulated: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lists that have chosen in a graph do not choose again: two that replace a token would."""
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    folder, options = checkpoint("mosa"), OPTIONS | {"attention": "mosa(mode=stream, k=3)"}
+    engines = [make_engine(folder, device="cuda", **options) for _ in range(2)]
+    runner, broken = engines[1]._runner, 0
+    run, made = runner.run, runner.graphs
+    assert made is not None
+
+    def breaks(chunks: Any, copies: Any) -> Any:
+        nonlocal broken
+        found = run(chunks, copies)
+        if len(chunks) == 2 and made.replays in (2, 4, 5):
+            broken += 1
+            raise ZeroDivisionError("this step breaks")
+        return found
+
+    runner.run = breaks  # type: ignore[method-assign]
+    whole, again = (answers(engine, (18, 3), 9) for engine in engines)
+    assert again == whole and broken >= 3
+    for ours, theirs in zip(*map(lists_of, engines), strict=True):
+        assert torch.equal(ours.positions, theirs.positions)
+        assert torch.allclose(ours.scores, theirs.scores, atol=1e-5)  # products of other batches
+
+
+def lists_of(engine: Engine) -> list[KeptCache]:
+    """Of every layer."""
+    return [cache.kept for cache in engine._runner._cache.layers if cache.kept is not None]
