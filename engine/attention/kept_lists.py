@@ -19,7 +19,7 @@ class KeptLists:
     """The lists of one layer in one step.
 
     table: int32 [S, max pages], pages of kept tokens. sequence: int64 [T], of each row. positions:
-    int64 [T].
+    int64 [T]. grow: what is in a list never moves.
     """
 
     layout: PageLayout
@@ -27,6 +27,7 @@ class KeptLists:
     table: torch.Tensor
     sequence: torch.Tensor
     positions: torch.Tensor
+    grow: bool
 
     def note(self, chosen: Chosen) -> None:
         """Positions and scores of chosen tokens."""
@@ -58,26 +59,16 @@ class KeptLists:
             return torch.empty(v.shape)
         rows = (q[:, None], k[:, None], v[:, None])
         slots, keys = self._slots(chosen), self._keys(chosen)
-        if isinstance(chosen, EveryPair):
-            return self._attend_every(rows, keys, slots, chosen, scale)
-        return attend_turns(
-            self.layout, rows, self.cache.single, keys, slots, chosen.replaces, scale
-        )[:, 0]
-
-    def _attend_every(
-        self,
-        rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        keys: Keys,
-        slots: torch.Tensor,
-        chosen: EveryPair,
-        scale: float,
-    ) -> torch.Tensor:
-        """A list has one row, so that what that row replaces nobody else reads."""
-        q, k, v = rows
-        pages = self.cache.single
-        write_pages(self.layout, *pages, k, v, slots.where(~chosen.replaces, -1))
-        write_pages(self.layout, *pages, k, v, slots.where(chosen.replaces, -1), False)
-        return attend(self.layout, q, *pages, keys, scale, out_dtype=torch.float32)[0][:, 0]
+        layout, pages = self.layout, self.cache.single
+        if not self.grow and not isinstance(chosen, EveryPair):
+            turns = attend_turns(layout, rows, pages, keys, slots, chosen.replaces, scale)
+            return turns[:, 0]
+        # No row takes the place of what another one reads.
+        appended = slots if self.grow else slots.where(~chosen.replaces, -1)
+        write_pages(layout, *pages, *rows[1:], appended)
+        if not self.grow:
+            write_pages(layout, *pages, *rows[1:], slots.where(chosen.replaces, -1), False)
+        return attend(layout, rows[0], *pages, keys, scale, out_dtype=torch.float32)[0][:, 0]
 
     def _cells(
         self, rows: torch.Tensor, heads: torch.Tensor, every: bool

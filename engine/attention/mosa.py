@@ -239,8 +239,9 @@ class Mosa:
             0, chosen.rows, chosen.lengths.double()
         )
         table, kept = _table(step), _kept(cache)
-        lists = KeptLists(cache.layout, kept, table, plan.sequence, step.positions)
-        if self.mode != "stream":
+        grow = self.mode != "stream"
+        lists = KeptLists(cache.layout, kept, table, plan.sequence, step.positions, grow)
+        if grow:
             lists.note(chosen)
         if plan.held is not None:
             lists.save(chosen, plan.held)
