@@ -31,7 +31,7 @@ from .gpu_ops import op_rows
 from .gpu_peers import LONGEST, decode_peers, prefill_peers
 from .gpu_rows import NOT_MEASURED, Row, correctness, reason_of, tokens
 from .gpu_sanitizer import sanitized
-from .gpu_times import ceilings, decode_times, prefill_times, select_times
+from .gpu_times import ceilings, decode_times, latent_times, prefill_times, select_times
 
 LIMIT_S = 570.0
 
@@ -91,6 +91,7 @@ def sections(tiny: bool, quick: bool) -> Iterator[Section]:
     for n in (24,) if tiny else (8192,) if quick else (8192, 131072):
         for b in (1, 2) if tiny else (1, 8, 64):
             yield Section(f"decode {n} b={b}", 10, partial(decode_times, n, b, tiny))
+            yield Section(f"decode {n} b={b}", 5, partial(latent_times, n, b, tiny))
             yield Section(f"decode {n} b={b}", 10, partial(method_decode, n, b, tiny))
             yield Section(f"decode {n} b={b}", 5, partial(decode_peers, n, b, tiny))
     yield Section("select", 5, lambda: select_times(tiny))

@@ -77,6 +77,14 @@ class Pages:
     v: torch.Tensor
     keys: Keys
     spans: tuple[tuple[int, int], ...]
+    value_dim: int | None = None
+
+    @property
+    def call(self) -> AttendCall:
+        """All causal keys, without options."""
+        q, scale = self.q, self.q.shape[2] ** -0.5
+        given = (self.layout, q, self.k, self.v, self.keys, scale, q.dtype)
+        return AttendCall(*given, value_dim=self.value_dim)
 
 
 def pages(
@@ -86,10 +94,14 @@ def pages(
     dim: int,
     dtype: torch.dtype,
     device: torch.device,
+    value_dim: int | None = None,
 ) -> Pages:
-    """Random K, V and q. Whatever no sequence owns holds NaN."""
+    """Random K, V and q. Whatever no sequence owns holds NaN. value_dim: the values are the first
+    of the keys' channels, and no V is kept.
+    """
     layout, counts = RowLayout(PAGE), [-(-length // PAGE) for length in lengths]
-    k, v = layout.allocate(sum(counts) + 1, heads[1], dim, dim, dtype, device)
+    own = dim if value_dim is None else 0
+    k, v = layout.allocate(sum(counts) + 1, heads[1], dim, own, dtype, device)
     k.fill_(torch.nan)
     v.fill_(torch.nan)
     order = torch.randperm(sum(counts) + 1).int()
@@ -101,7 +113,7 @@ def pages(
         at = torch.arange(length)
         slots = (table[s].long()[at // PAGE] * PAGE + at % PAGE).to(device)
         new = torch.randn((2, length, heads[1], dim), dtype=torch.float32, device=device).to(dtype)
-        write_pages(layout, k, v, new[0], new[1], slots)
+        write_pages(layout, k, v, new[0], new[1, ..., :own], slots)
     positions = torch.cat(
         [torch.arange(end - count, end) for end, count in zip(lengths, rows, strict=True)]
     )
@@ -109,7 +121,7 @@ def pages(
     q = torch.randn((sum(rows), heads[0], dim), device=device).to(dtype)
     spans = tuple((end - count, end) for end, count in zip(lengths, rows, strict=True))
     keys = Keys(cu.to(device), positions.to(device), table.to(device), spans=spans)
-    return Pages(layout, q, k, v, keys, spans)
+    return Pages(layout, q, k, v, keys, spans, value_dim)
 
 
 def correctness(interpret: bool) -> Iterator[Row]:
@@ -118,20 +130,26 @@ def correctness(interpret: bool) -> Iterator[Row]:
     """
     device = gpu.device()
     lengths, rows = ([70, 20], [3, 1]) if interpret else ([2048, 700, 1], [512, 1, 1])
+    decode, one = ([70, 20], [1, 1]) if interpret else ([3000, 700, 1], [1, 1, 1])
     for dtype, bound in dtypes().items():
         problem = pages(lengths, rows, (2, 1) if interpret else (16, 4), 64, dtype, device)
-        for name, keys, options in _masks(problem):
-            call = AttendCall(
-                problem.layout, problem.q, problem.k, problem.v, keys, 64**-0.5, dtype, *options
-            )
-            exact = _exact(call)
-            for implementation in ATTEND.implementations[1:]:  # the first is the processor's
-                case = f"{implementation.name} {name} {str(dtype)[6:]}"
-                if reason := implementation.supports(call):
-                    yield Row("correctness", case, NOT_MEASURED, reason)
-                    continue
-                compare = partial(_compared, case, implementation.run, call, exact, bound)
-                yield attempted("correctness", case, compare)
+        yield from _every_mask("", problem, bound)
+        size = ((5, 1), 48, dtype, device, 32) if interpret else ((64, 1), 576, dtype, device, 512)
+        yield from _every_mask("latents ", pages(decode, one, *size), bound)
+
+
+def _every_mask(what: str, problem: Pages, bound: float) -> Iterator[Row]:
+    """Every implementation, mask by mask."""
+    for name, keys, (softcap, sinks) in _masks(problem):
+        call = problem.call._replace(keys=keys, softcap=softcap, sink_logits=sinks)
+        exact = _exact(call)
+        for implementation in ATTEND.implementations[1:]:  # the first is the processor's
+            case = f"{implementation.name} {what}{name} {str(call.q.dtype)[6:]}"
+            if reason := implementation.supports(call):
+                yield Row("correctness", case, NOT_MEASURED, reason)
+                continue
+            compare = partial(_compared, case, implementation.run, call, exact, bound)
+            yield attempted("correctness", case, compare)
 
 
 def _compared(

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from ..kernels import gpu
-from ..kernels.attend import ATTEND, AttendCall, BlockLists, attend
+from ..kernels.attend import ATTEND, BlockLists, attend
 from ..kernels.select import Candidates, select_blocks
 from .gpu_rows import NOT_MEASURED, PAGE, Pages, Row, pages, reason_of
 
@@ -104,8 +104,7 @@ def prefill_times(length: int, dry: bool) -> Iterator[Row]:
 def dense_ways(section: str, problem: Pages, dry: bool, flops: float) -> Iterator[Row]:
     """Dense attention by whoever serves it here, `attend`'s own choice first."""
     yield timed(section, "saccade dense", lambda: _ours(problem), dry, flops=flops)
-    q, scale = problem.q, problem.q.shape[2] ** -0.5
-    call = AttendCall(problem.layout, q, problem.k, problem.v, problem.keys, scale, q.dtype)
+    call = problem.call
     for each in ATTEND.implementations:
         if each.name in ("cpu", "gather", "cuda"):
             continue
@@ -148,6 +147,29 @@ def decode_times(length: int, batch: int, dry: bool) -> Iterator[Row]:
     yield timed(section, "saccade lists 64 x 64", call, dry, read=read, cold=True)
 
 
+def latent_times(length: int, batch: int, dry: bool) -> Iterator[Row]:
+    """One layer's decode step over latents, by a captured graph: of all heads over one latent of
+    512 channels and 64 rotary ones (MLA), and of four latents over 16 blocks of 16 tokens (GLA).
+    """
+    heads, dim, values = (8, 48, 32) if dry else (128, 576, 512)
+    device, section = gpu.device(), f"decode {length} b={batch}"
+    for groups, blocks in ((1, 0), (4, 2 if dry else 16)):
+        name = f"saccade latents of {heads} heads" + (
+            f", {groups}, lists 16 x 16" if blocks else ""
+        )
+        size = batch * length * groups * dim * 2
+        if not dry and size > torch.cuda.mem_get_info(device)[0] * 0.7:
+            yield Row(section, name, NOT_MEASURED, f"{size >> 30} GiB of latents do not fit")
+            continue
+        lengths, rows = [length] * batch, [1] * batch
+        problem = pages(lengths, rows, (heads, groups), dim, torch.bfloat16, device, values)
+        if blocks:
+            problem = _listed(problem, 16, blocks)
+            size = batch * min(length, 16 * blocks) * groups * dim * 2
+        call = captured(lambda p=problem: _ours(p), dry)
+        yield timed(section, name, call, dry, read=size, cold=True)
+
+
 def select_times(dry: bool) -> Iterator[Row]:
     """The 16 best of as many blocks of 16 tokens as a text of a million has, for one row: scores
     and choice in one op, which must read every mean.
@@ -182,6 +204,6 @@ def captured(call: Callable[[], object], dry: bool) -> Callable[[], object]:
 
 
 def _ours(problem: Pages) -> object:
-    return attend(
-        problem.layout, problem.q, problem.k, problem.v, problem.keys, problem.q.shape[2] ** -0.5
-    )
+    scale, own = problem.q.shape[2] ** -0.5, problem.value_dim
+    pages_held = (problem.k, problem.v)
+    return attend(problem.layout, problem.q, *pages_held, problem.keys, scale, value_dim=own)

@@ -100,8 +100,9 @@ def _gpu_bytes(
             shape.num_heads,
             max(shape.num_kv_heads, 1),
             max(shape.kept),
-            shape.v_head_dim,
+            shape.latent.rank if shape.latent else shape.v_head_dim,
             length,
+            latent=shape.latent is not None,
         )
         for shape in shapes
     )

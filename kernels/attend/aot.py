@@ -13,6 +13,7 @@ from ..store import RowLayout
 from .call import AttendCall
 from .gather_aot import cases as gather_cases
 from .keys import BlockLists, Keys
+from .latent_aot import cases as latent_cases
 from .triton import attend
 
 Call = Callable[[], object]
@@ -41,12 +42,13 @@ def cases() -> dict[str, Call]:
         "decode_d64": partial(_attend, decode, bf16, heads=(9, 3), dim=64),
         "decode_fp32": partial(_attend, decode, fp32),
         "decode_window": partial(_attend, decode, bf16, window=2048, sinks=64),
-        "decode_latent": partial(_attend, decode, bf16, heads=(64, 1), dim=576, value_dim=512),
         "lists_kv512_quick": partial(_attend, prefill, bf16, block=512, columns=8, owners=8),
         "lists_head512": partial(_attend, prefill, bf16, block=512, columns=8, owners=32),
         "lists_kv64": partial(_attend, prefill, bf16, block=64, columns=16, owners=8),
         "lists_kv16": partial(_attend, decode, bf16, block=16, columns=128, owners=8),
-    } | gather_cases()
+        **gather_cases(),
+        **latent_cases(),
+    }
 
 
 def _attend(

@@ -76,3 +76,8 @@ class AttendCall(NamedTuple):
         if self.out_dtype in (self.q.dtype, torch.float32):
             return None
         return f"output {self.out_dtype} for input {self.q.dtype}"
+
+
+def contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """An argument of a kernel that the call may lack, its elements one behind the other."""
+    return None if tensor is None else tensor.contiguous()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from .. import cuda_native
+from .. import cuda_native, gpu
 from ..store import RowLayout
 from .call import AttendCall
 from .keys import Keys
+from .latent_rules import tensor_cores_pay
 
 THREADS, STAGES, MOST_SPLITS = 128, 2, 64  # as in csrc/cuda/decode.cu
 GROUPS = (1, 2, 4, 8, 16)  # query heads of one program
@@ -33,6 +34,8 @@ def supports(call: AttendCall) -> str | None:
         return f"values of {v_dim} channels"
     if reason := cuda_native.unsupported(q, k_pages, v_pages):
         return reason
+    if call.value_dim and tensor_cores_pay(call.group) and not gpu.triton_refusal(q, k_pages):
+        return f"{call.group} heads of a latent: Triton's kernel multiplies by tensor cores"
     keys, blocks = call.keys, call.keys.blocks
     found = (keys.cu_rows, keys.positions, keys.page_table, keys.lo, keys.hi, call.sink_logits)
     listed = () if blocks is None else (blocks.ids, blocks.list_of_row)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 # smaller parts, so that 4096 listed keys of 8 KV heads still are 64 programs.
 DENSE_SPLIT = 1024
 LIST_SPLIT = 512
+INT32_MAX = 2**31 - 1  # the kernels' positions; a wider window or more sinks mean every key
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from .. import gpu
-from .call import AttendCall
+from . import latent
+from .call import AttendCall, contiguous
 from .tiles import (
     DENSE_SPLIT,
+    INT32_MAX,
     LIST_SPLIT,
     Tile,
     boxes_pay,
@@ -18,8 +20,6 @@ from .tiles import (
     power_of_two,
     prefill_tile,
 )
-
-INT32_MAX = 2**31 - 1  # the kernel's positions; a wider window or more sinks mean every key
 
 
 def supports(call: AttendCall) -> str | None:
@@ -52,13 +52,16 @@ def attend(call: AttendCall) -> tuple[torch.Tensor, torch.Tensor]:
     blocks = call.keys.blocks
     listed = (blocks is not None and blocks.ids.shape[2] * blocks.block) or 0
     if blocks is not None and listed <= LIST_SPLIT:
-        launcher.run(launcher.decode_tile(), out, lse, (0, INT32_MAX))
+        launcher.run_rows(out, lse, (0, INT32_MAX))
         return out, lse
     if single or sequences > 1:
         launcher.run_split(out, lse, listed, single)
     if not single:
-        tile = launcher.prefill_tile() if blocks is None else launcher.decode_tile()
-        launcher.run(tile, out, lse, (0 if sequences == 1 else 2, INT32_MAX))
+        longer = (0 if sequences == 1 else 2, INT32_MAX)
+        if blocks is None:
+            launcher.run(launcher.prefill_tile(), out, lse, longer)
+        else:
+            launcher.run_rows(out, lse, longer)
     return out, lse
 
 
@@ -66,7 +69,8 @@ class _Launcher:
     """Runs the kernels over the rows of one call."""
 
     def __init__(self, call: AttendCall) -> None:
-        self._call = call._replace(sink_logits=_dense(call.sink_logits))
+        self._call = call._replace(sink_logits=contiguous(call.sink_logits))
+        self._latent = latent.refusal(call) is None
 
     def decode_tile(self) -> Tile:
         """The tile of one row; a list of its own for every head leaves one head to a tile."""
@@ -93,6 +97,13 @@ class _Launcher:
             gpu.capability(call.q),
         )
 
+    def run_rows(self, out: torch.Tensor, lse: torch.Tensor, rows_between: tuple[int, int]) -> None:
+        """Tiles of one row each, over all keys of its list."""
+        if self._latent:
+            latent.run(self._call, out, lse, rows_between, 0, by_row=True)
+        else:
+            self.run(self.decode_tile(), out, lse, rows_between)
+
     def run_split(self, out: torch.Tensor, lse: torch.Tensor, listed: int, by_row: bool) -> None:
         """Sequences of one row (by_row: all rows): parts of their keys, then the join."""
         from .join_kernel import join_splits
@@ -103,11 +114,14 @@ class _Launcher:
         length = call.keys.page_table.shape[1] * call.layout.page_size
         if listed:  # a list's blocks may be longer than any sequence
             length = min(length, listed)
-        splits = max(-(-length // size), 1)
+        splits = latent.splits(call, length) if self._latent else max(-(-length // size), 1)
         part = out.new_empty((parts, heads, splits, v_dim), dtype=torch.float32)
         part_lse = out.new_empty((parts, heads, splits), dtype=torch.float32)
         bounds = (0, INT32_MAX) if by_row else (1, 1)
-        self.run(self.decode_tile(), part, part_lse, bounds, size, splits, by_row)
+        if self._latent:
+            latent.run(call, part, part_lse, bounds, splits, by_row)
+        else:
+            self.run(self.decode_tile(), part, part_lse, bounds, size, splits, by_row)
         join_splits[(parts, heads)](
             part,
             part_lse,
@@ -155,11 +169,11 @@ class _Launcher:
             table,
             cu_rows,
             keys.positions.contiguous(),
-            _dense(keys.lo),
-            _dense(keys.hi),
+            contiguous(keys.lo),
+            contiguous(keys.hi),
             call.sink_logits,
             None if blocks is None else blocks.ids.contiguous(),
-            None if blocks is None else _dense(blocks.list_of_row),
+            None if blocks is None else contiguous(blocks.list_of_row),
             table.shape[0],
             k.shape[0],
             table.shape[1],
@@ -234,7 +248,3 @@ class _Launcher:
             "TRIM": blocks is None and not split,
             "UPCAST": gpu.upcast(call.q),
         }
-
-
-def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.contiguous()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from saccade.engine import scratch
 from saccade.engine.attention.policy import parse_policy
 from saccade.engine.checkpoint.config_json import read_config
 from saccade.engine.config import EngineConfig
@@ -92,3 +93,23 @@ def test_a_gpu_takes_by_the_lists_of_heads_that_choose(
     assert long - short >= lists * 4 / 4 * (lengths[1] - lengths[0])
     grown = declared(checkpoint, monkeypatch, "mosa", "mosa(tau=0.6)", lengths[1], gpu=True)
     assert grown < long
+
+
+@pytest.mark.parametrize(("family", "spec"), [("asa", "asa(32, 3, 1, 1)"), ("llama", "dense")])
+def test_a_gpu_holds_partial_sums_of_latents(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, family: str, spec: str
+) -> None:
+    """Sums of latents are as wide as these, however narrow the values that come of them."""
+    found: list[tuple[int, int, bool]] = []
+
+    def counted(*sizes: int, latent: bool) -> int:
+        found.append((*sizes[4:6], latent))
+        return 0
+
+    monkeypatch.setattr(scratch, "gpu_scratch_bytes", counted)
+    declared(checkpoint, monkeypatch, family, spec, 4096, gpu=True)
+    for each, shape in zip(found, layer_shapes(read_config(checkpoint(family))), strict=True):
+        if shape.latent is None:
+            assert each == (shape.head_dim, shape.v_head_dim, False)
+        else:
+            assert each == (shape.latent.rank + shape.latent.rope, shape.latent.rank, True)
