@@ -23,7 +23,10 @@ KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 ARCHES = {"80": (8, 0), "90": (9, 0), "100": (10, 0)}
 SHARED = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}  # bytes a program may have
 # Kernels that must multiply by tensor cores.
-PRODUCTS = ("attend_tiles", "attend_latents", "gather_tiles", "combine_rows")
+PRODUCTS = (
+    *("attend_tiles", "attend_latents", "gather_tiles", "combine_rows"),
+    *("expert_units", "expert_parts"),
+)
 TENSOR_CORES = {"80": ("HMMA",), "90": ("HGMMA", "HMMA"), "100": ("UTCHMMA", "UTCMMA", "HMMA")}
 # Prompts whose tiles of K and V must come by bulk copies, where there are any.
 BULK = tuple(

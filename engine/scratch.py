@@ -18,7 +18,7 @@ from .devices import Place
 from .graphs import width
 from .layers.hyper_connection import hyper_scratch_bytes
 from .layers.kinds import attention_kind
-from .layers.mlp import mlp_scratch_bytes
+from .layers.mlp import expert_scratch_bytes, mlp_scratch_bytes
 
 
 def scratch_bytes(
@@ -37,7 +37,8 @@ def scratch_bytes(
     total += _undo_bytes(config, shapes, policy, dtype, length)
     if where.gpu:
         lists = _list_bytes(config, shapes, policy, length)
-        return total + max(_gpu_bytes(config, model, shapes, length), lists)
+        chosen = expert_scratch_bytes(model, dtype, config.max_num_batched_tokens)
+        return total + max(_gpu_bytes(config, model, shapes, length), lists, chosen)
     return total + _kernel_bytes(config, shapes, policy, length)
 
 

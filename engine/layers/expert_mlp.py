@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from ...kernels.activation import sigmoid_mul, silu_mul, swiglu
+from ...kernels.experts import ExpertWeights, experts
 from ...kernels.linear import linear
 from ..checkpoint.config_json import ModelConfig
 from ..checkpoint.features import Experts, SwiGLU
@@ -20,43 +19,28 @@ def experts_of(config: ModelConfig) -> Experts:
     return config.features.experts
 
 
-def mixed(
-    x: torch.Tensor,
-    chosen: torch.Tensor,
-    shares: torch.Tensor,
-    expert: Callable[[int, torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
-    """float32 [T, hidden]: what the experts `chosen` [T, k] make of x, by their shares [T, k].
-
-    An expert takes the rows that chose it as one batch. A row adds up its experts in ascending
-    order, in fp32, so that its bits do not depend on the rows around it.
-    """
-    out = torch.zeros(x.shape, dtype=torch.float32)
-    for number in sorted({*chosen.flatten().tolist()}):
-        rows, place = torch.nonzero(chosen == number, as_tuple=True)
-        out.index_add_(0, rows, expert(number, x[rows]) * shares[rows, place, None])
-    return out
-
-
 class ExpertsMLP:
     """Experts routed by sigmoid scores, and a shared one."""
 
     def __init__(self, config: ModelConfig, layer: int, weights: Weights) -> None:
-        experts, name = experts_of(config), f"model.layers.{layer}.mlp."
-        self.per_token, self.scale = experts.per_token, experts.scale
+        routed, name = experts_of(config), f"model.layers.{layer}.mlp."
+        self.per_token, self.scale = routed.per_token, routed.scale
         self.swiglu = config.features.swiglu or SwiGLU()
         self.router = weights.projection(name + "gate")
         self.correction = weights.exact(name + "gate.e_score_correction_bias")
-        self.gate_up = weights.stacked(name + "experts.gate_up_proj")
-        self.down = weights.stacked(name + "experts.down_proj")
+        self.experts = ExpertWeights(
+            weights.stacked(name + "experts.gate_up_proj"),
+            weights.stacked(name + "experts.down_proj"),
+            (self.swiglu.alpha, self.swiglu.limit),
+        )
         self.shared_gate_up = weights.projection(name + "shared_experts.gate_up_proj")
         self.shared_down = weights.projection(name + "shared_experts.down_proj")
 
     @staticmethod
     def tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Name -> shape, without the prefix `model.layers.<layer>.mlp.`"""
-        experts, hidden = experts_of(config), config.hidden_size
-        count, inner, shared = experts.count, experts.inner, experts.shared_inner
+        routed, hidden = experts_of(config), config.hidden_size
+        count, inner, shared = routed.count, routed.inner, routed.shared_inner
         return {
             "gate.weight": (count, hidden),
             "gate.e_score_correction_bias": (count,),
@@ -68,13 +52,10 @@ class ExpertsMLP:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, hidden], normed -> [T, hidden], to be added to the residual stream."""
-        out = mixed(x, *self._route(x), self._expert)
-        shared = self._activated(linear(x, self.shared_gate_up))
+        out = experts(x, *self._route(x), self.experts)
+        both = linear(x, self.shared_gate_up)
+        shared = swiglu(both, self.swiglu.alpha, self.swiglu.limit)
         return (out * self.scale + linear(shared, self.shared_down, torch.float32)).to(x.dtype)
-
-    def _expert(self, number: int, x: torch.Tensor) -> torch.Tensor:
-        inner = self._activated(linear(x, self.gate_up[number]))
-        return linear(inner, self.down[number], torch.float32)
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The experts of every row, int64 [T, k], and their shares, float32 [T, k], of sum 1.
@@ -88,20 +69,19 @@ class ExpertsMLP:
         shares = scores.gather(1, chosen)
         return chosen, (shares / shares.sum(-1, keepdim=True)).float()
 
-    def _activated(self, gate_up: torch.Tensor) -> torch.Tensor:
-        return swiglu(gate_up, self.swiglu.alpha, self.swiglu.limit)
-
 
 class SoftmaxExpertsMLP:
     """Experts routed by probabilities, and a shared one behind a gate, as Qwen's models have it."""
 
     def __init__(self, config: ModelConfig, layer: int, weights: Weights) -> None:
-        experts, name = experts_of(config), f"model.layers.{layer}.mlp."
-        self.per_token, self.normalised = experts.per_token, experts.normalised
+        routed, name = experts_of(config), f"model.layers.{layer}.mlp."
+        self.per_token, self.normalised = routed.per_token, routed.normalised
         self.router = weights.projection(name + "gate")
-        each = [f"{name}experts.{number}." for number in range(experts.count)]
-        self.gate_up = [weights.projection(one + "gate_proj", one + "up_proj") for one in each]
-        self.down = [weights.projection(one + "down_proj") for one in each]
+        each = [f"{name}experts.{number}." for number in range(routed.count)]
+        self.experts = ExpertWeights(
+            weights.projections([(one + "gate_proj", one + "up_proj") for one in each]),
+            weights.projections([(one + "down_proj",) for one in each]),
+        )
         shared = name + "shared_expert."
         self.shared_gate_up = weights.projection(shared + "gate_proj", shared + "up_proj")
         self.shared_down = weights.projection(shared + "down_proj")
@@ -110,26 +90,23 @@ class SoftmaxExpertsMLP:
     @staticmethod
     def tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Name -> shape, without the prefix `model.layers.<layer>.mlp.`"""
-        experts, hidden = experts_of(config), config.hidden_size
-        widths = {f"experts.{number}.": experts.inner for number in range(experts.count)}
+        routed, hidden = experts_of(config), config.hidden_size
+        widths = {f"experts.{number}.": routed.inner for number in range(routed.count)}
         shapes: dict[str, tuple[int, ...]] = {
-            "gate.weight": (experts.count, hidden),
+            "gate.weight": (routed.count, hidden),
             "shared_expert_gate.weight": (1, hidden),
         }
-        for name, inner in {**widths, "shared_expert.": experts.shared_inner}.items():
+        for name, inner in {**widths, "shared_expert.": routed.shared_inner}.items():
             shapes[name + "gate_proj.weight"] = shapes[name + "up_proj.weight"] = (inner, hidden)
             shapes[name + "down_proj.weight"] = (hidden, inner)
         return shapes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, hidden], normed -> [T, hidden], to be added to the residual stream."""
-        out = mixed(x, *self._route(x), self._expert)
+        out = experts(x, *self._route(x), self.experts)
         shared = linear(silu_mul(linear(x, self.shared_gate_up)), self.shared_down, torch.float32)
         gate = linear(x, self.shared_gate, torch.float32)
         return (out + sigmoid_mul(shared, gate)).to(x.dtype)
-
-    def _expert(self, number: int, x: torch.Tensor) -> torch.Tensor:
-        return linear(silu_mul(linear(x, self.gate_up[number])), self.down[number], torch.float32)
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The experts of every row, int64 [T, k], and their shares, float32 [T, k].

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from ...kernels.activation import silu_mul, swiglu
+from ...kernels.experts import gpu_scratch_bytes
 from ...kernels.linear import linear
 from ..checkpoint.config_json import ModelConfig
 from .expert_mlp import ExpertsMLP, SoftmaxExpertsMLP
@@ -75,3 +76,12 @@ def mlp_scratch_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int) -> i
     inner = 3 * max(experts.inner, experts.shared_inner) * dtype.itemsize
     routing = (experts.count * 24) + hidden * (dtype.itemsize + 5 * 4)
     return tokens * max(dense, inner + routing)
+
+
+def expert_scratch_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int) -> int:
+    """What the products of a layer of experts take on a GPU."""
+    experts = config.features.experts
+    if experts is None:
+        return 0
+    sizes = (config.hidden_size, experts.inner, dtype.itemsize)
+    return gpu_scratch_bytes(tokens, experts.per_token, *sizes)

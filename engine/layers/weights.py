@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...kernels.linear import PackedWeight, pack
+from ...kernels.linear import PackedHeads, PackedWeight, pack, pack_heads
 from ..checkpoint.loader import Checkpoint
 
 
@@ -34,9 +34,14 @@ class Weights:
         """The tensors one behind the other along their first dimension."""
         return self.checkpoint.rows(names, self.dtype).clone()
 
-    def stacked(self, name: str) -> list[PackedWeight]:
-        """The linear layers of a tensor [n, out, in], each packed on its own."""
-        return [pack(each) for each in self.checkpoint.rows([name], self.dtype)]
+    def stacked(self, name: str) -> PackedHeads:
+        """The linear layers of a tensor [n, out, in]."""
+        return pack_heads(self.checkpoint.rows([name], self.dtype))
+
+    def projections(self, layers: Sequence[Sequence[str]]) -> PackedHeads:
+        """Linear layers of one shape, each of them the linear layers of some names side by side."""
+        parts = (self._rows([name + ".weight" for name in names], None) for names in layers)
+        return pack_heads(parts, len(layers))
 
     def projection(
         self, *names: str, bias: bool = False, order: torch.Tensor | None = None

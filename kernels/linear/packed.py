@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -95,11 +95,30 @@ class PackedHeads:
 
     def as_rows(self, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedHeads:
         """As `PackedWeight.as_rows`: data is [H, out, in]."""
-        data = move(torch.stack([self.head(h).unpack() for h in range(len(self))]))
-        return PackedHeads(data, self.in_features, self.out_features)
+        shape = (len(self), self.out_features, self.in_features)
+        dense = torch.empty(shape, dtype=self.data.dtype)
+        for h in range(len(self)):  # one at a time: there may be hundreds
+            dense[h] = self.head(h).unpack()
+        return PackedHeads(move(dense), self.in_features, self.out_features)
 
 
-def pack_heads(weights: torch.Tensor) -> PackedHeads:
-    """Packs weights [H, out, in]; the caller may free the original."""
-    data = torch.stack([pack(each).data for each in weights])
-    return PackedHeads(data, weights.shape[2], weights.shape[1])
+def pack_heads(weights: Iterable[torch.Tensor], heads: int | None = None) -> PackedHeads:
+    """Packs weights [H, out, in], or so many [out, in]; the caller may free the originals.
+
+    One at a time: no more than one is there twice. ValueError for no heads, or different shapes.
+    """
+    if isinstance(weights, torch.Tensor):
+        heads = weights.shape[0]
+    data = torch.empty(0)
+    shape: tuple[int, ...] = ()
+    for h, weight in enumerate(weights):
+        packed = pack(weight).data
+        if not h:
+            shape = tuple(weight.shape)
+            data = torch.empty((heads or 0, *packed.shape), dtype=packed.dtype)
+        if tuple(weight.shape) != shape:
+            raise ValueError(f"pack_heads: weights of {shape} and of {tuple(weight.shape)}")
+        data[h] = packed
+    if not shape:
+        raise ValueError("pack_heads needs at least one head")
+    return PackedHeads(data, shape[1], shape[0])

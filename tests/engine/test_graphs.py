@@ -40,10 +40,9 @@ def found(engine: Engine, before: int = 0) -> list[list[list[int]]]:
 
 
 QUICK = ("dense", "moba")
-# What still looks at the device in decode: layers of experts, which msa's and qsa's models have
-# (see `mixed`), and attention to qsa's blocks of fewer than 16 tokens where the CUDA kernel is not
-# there. These steps run without graphs.
-HOST_BOUND = {"msa", "qsa"}
+# What still looks at the device in decode: attention to qsa's blocks of fewer than 16 tokens where
+# the CUDA kernel is not there. These steps run without graphs.
+HOST_BOUND = {"qsa"}
 MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 

@@ -10,6 +10,7 @@ from saccade.engine.attention.policy import parse_policy
 from saccade.engine.checkpoint.config_json import read_config
 from saccade.engine.config import EngineConfig
 from saccade.engine.devices import Place
+from saccade.engine.layers.mlp import expert_scratch_bytes
 from saccade.engine.models import layer_shapes
 from saccade.engine.scratch import scratch_bytes
 
@@ -113,3 +114,17 @@ def test_a_gpu_holds_partial_sums_of_latents(
             assert each == (shape.head_dim, shape.v_head_dim, False)
         else:
             assert each == (shape.latent.rank + shape.latent.rope, shape.latent.rank, True)
+
+
+def test_a_gpu_takes_for_the_products_of_experts(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all rows, two experts for each; beside attention they are of no matter where less."""
+    model = read_config(checkpoint("minimax_m3"))
+    assert expert_scratch_bytes(model, torch.bfloat16, 100) == 200 * (4 * 64 + 2 * 24 + 48)
+    assert expert_scratch_bytes(read_config(checkpoint("llama")), torch.bfloat16, 100) == 0
+    args = (checkpoint, monkeypatch, "minimax_m3", "dense", 1 << 12)
+    usual = declared(*args, gpu=True)
+    monkeypatch.setattr(scratch, "expert_scratch_bytes", lambda *_: 1 << 40)
+    assert declared(*args, gpu=True) > (1 << 40) > usual
+    assert declared(*args) < usual
