@@ -46,6 +46,8 @@ def cases() -> dict[str, Call]:
         "lists_head512": partial(_attend, prefill, bf16, block=512, columns=8, owners=32),
         "lists_kv64": partial(_attend, prefill, bf16, block=64, columns=16, owners=8),
         "lists_kv16": partial(_attend, decode, bf16, block=16, columns=128, owners=8),
+        "lists_kv4": partial(_attend, decode, bf16, block=4, columns=513, owners=8),
+        "lists_kv4_prompt": partial(_attend, prefill, bf16, block=4, columns=513, owners=8),
         **gather_cases(),
         **latent_cases(),
     }

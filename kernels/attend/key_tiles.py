@@ -26,7 +26,7 @@ def list_of(
 @triton.jit
 def listed_tiles(p_ids, columns, most, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr):
     """How many tiles of keys below `most` an ascending list padded with -1 holds. The last block
-    may reach beyond, where there are neither keys nor page ids.
+    may reach beyond, where there are neither keys nor page ids; short blocks are several to a tile.
     """
     o_id = tl.arange(0, 64)
     count, last = 0, 0
@@ -35,6 +35,8 @@ def listed_tiles(p_ids, columns, most, BLOCK_N: tl.constexpr, BLOCK: tl.constexp
         m_held = (b_id >= 0) & (b_id < tl.cdiv(most, BLOCK))
         count += tl.sum(m_held.to(tl.int32))
         last = tl.maximum(last, tl.max(tl.where(m_held, b_id, 0)))
+    if BLOCK < BLOCK_N:
+        return tl.cdiv(count, BLOCK_N // BLOCK)
     tiles = tl.cdiv(tl.minimum(most - last * BLOCK, BLOCK), BLOCK_N)
     return tl.where(count == 0, 0, (count - 1) * (BLOCK // BLOCK_N) + tiles)
 

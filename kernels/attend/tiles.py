@@ -51,11 +51,14 @@ def decode_tile(group: int, dim: int, v_dim: int, itemsize: int, page: int, bloc
     """One row: heads of the group, at least the 16 rows of a tensor-core product.
 
     Loads are all that matters: 16 rows cost nothing beside them, and small tiles leave room for
-    several programs per SM. Wide latents fill the registers with the output: more warps.
+    several programs per SM. Wide latents fill the registers with the output: more warps. Listed
+    blocks of fewer than 16 tokens lie in a tile together, from whatever pages.
     """
     most = 16 if max(dim, v_dim) > 256 else 64
     packed = min(power_of_two(group), most)
-    keys = min(page, block or page, 32 if max(dim, v_dim) > 256 or itemsize == 4 else 64)
+    keys = 32 if max(dim, v_dim) > 256 or itemsize == 4 else 64
+    if not 0 < block < 16:
+        keys = min(page, block or page, keys)
     rows = max(packed, 16)
     return Tile(rows, packed, rows, keys, 8 if v_dim > 256 else 4, 3)
 

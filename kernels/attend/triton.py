@@ -28,8 +28,6 @@ def supports(call: AttendCall) -> str | None:
         return reason
     if reason := call.output_refusal():
         return reason
-    if call.keys.blocks is not None and call.keys.blocks.block < 16:
-        return "blocks of fewer than 16 tokens"
     if call.head_dim > 1024 or call.v_dim > 1024:
         return "more than 1024 channels"
     return gpu.triton_refusal(call.q, call.k_pages, None if call.value_dim else call.v_pages)
@@ -199,7 +197,9 @@ class _Launcher:
 
     def _boxes(self, tile: Tile, split: int) -> tuple[Any, Any] | None:
         """K and V of all pages as rows, from which a bulk copy takes a tile; None: it does not."""
-        k, v = self._call.k_pages, self._call.v_pages
+        k, v, blocks = self._call.k_pages, self._call.v_pages, self._call.keys.blocks
+        if blocks is not None and blocks.block < tile.keys:  # a tile lies in several pages
+            return None
         if split or not boxes_pay(
             gpu.capability(k), k.dtype.itemsize, (k.shape[3], v.shape[3]), tile.keys
         ):

@@ -22,17 +22,34 @@ def key_start(
 ):
     """Where the i-th tile of keys begins: in the i-th part of the listed blocks, or in one of two
     runs of tiles, `firsts` of them from `first` on and the others from `second` on.
+
+    A tile of several short blocks, of `firsts` in the list, does not begin anywhere: all its keys
+    [BLOCK_N], negative where there is none.
     """
-    if LISTS:
+    if LISTS and BLOCK < BLOCK_N:
+        o_n = tl.arange(0, BLOCK_N)
+        i_id = i * (BLOCK_N // BLOCK) + o_n // BLOCK
+        b_id = tl.load(p_ids + i_id, mask=i_id < firsts, other=-1)
+        start = tl.minimum(b_id, FAR // BLOCK) * BLOCK + o_n % BLOCK
+    elif LISTS:
         tiles: tl.constexpr = BLOCK // BLOCK_N
-        return tl.load(p_ids + i // tiles) * BLOCK + i % tiles * BLOCK_N
-    return tl.where(i < firsts, first + i, second + i - firsts) * BLOCK_N
+        start = tl.load(p_ids + i // tiles) * BLOCK + i % tiles * BLOCK_N
+    else:
+        start = tl.where(i < firsts, first + i, second + i - firsts) * BLOCK_N
+    return start
 
 
 @triton.jit
-def page_of(p_table, start, PAGE: tl.constexpr):
-    """The page id of a tile of keys, 64 bits wide: it is multiplied by the size of a page."""
-    return tl.load(p_table + start // PAGE).to(tl.int64)
+def page_of(p_table, start, most, PAGE: tl.constexpr, SHORT: tl.constexpr):
+    """The page id of a tile of keys, 64 bits wide: it is multiplied by the size of a page. SHORT:
+    of every key, -1 where there is none below `most`.
+    """
+    if SHORT:
+        m_n = (start >= 0) & (start < most)
+        page = tl.load(p_table + start // PAGE, mask=m_n, other=-1)
+    else:
+        page = tl.load(p_table + start // PAGE)
+    return page.to(tl.int64)
 
 
 @triton.jit
@@ -53,21 +70,27 @@ def over_keys(
     BOXES: a tile of K or V is one bulk copy, of rows of `k_boxes` and `v_boxes`, in which the head
     begins at row k_head and v_head of a page; copies from outside of the pages bring zeros.
     """
+    SHORT: tl.constexpr = LISTS and BLOCK < BLOCK_N  # several blocks are a tile, see `key_start`
     o_n, o_main, o_v = tl.arange(0, BLOCK_N), tl.arange(0, MAIN), tl.arange(0, V_PAD)
     if begin < end:
         start = key_start(begin, p_ids, first, firsts, second, BLOCK_N, BLOCK, LISTS)
-        page = page_of(p_table, start, PAGE)
+        page = page_of(p_table, start, most, PAGE, SHORT)
         for i in tl.range(begin, end):
             following = key_start(
                 tl.minimum(i + 1, end - 1), p_ids, first, firsts, second, BLOCK_N, BLOCK, LISTS
             )
-            next_page = page_of(p_table, following, PAGE)
+            next_page = page_of(p_table, following, most, PAGE, SHORT)
             m_page = (page >= 0) & (page < pages)
-            m_n = m_page & (start + o_n >= 0)
+            o_key = start + (0 if SHORT else o_n)
+            m_n = m_page & (o_key >= 0)
             if MASKED:  # what no row sees may be memory of a former owner
-                m_n = m_page & (start + o_n >= least) & (start + o_n < most)
-            o_k = (start % PAGE + o_n)[:, None] * DIM
-            p_k = k + page * stride_kp
+                m_n = m_page & (o_key >= least) & (o_key < most)
+            if SHORT:
+                o_k, o_page_v = (start % PAGE)[:, None] * DIM, (page * stride_vp)[:, None]
+                p_k = k + (page * stride_kp)[:, None]
+            else:
+                o_k, o_page_v = (start % PAGE + o_n)[:, None] * DIM, page * stride_vp
+                p_k = k + page * stride_kp
             if BOXES:
                 k_row = page * (stride_kp // DIM) + k_head + start % PAGE
                 b_k = k_boxes.load([tl.where(m_page, k_row, -BLOCK_N).to(tl.int32), 0])
@@ -91,7 +114,6 @@ def over_keys(
             else:
                 b_s = b_s * (scale * LOG2E)
             if MASKED:
-                o_key = start + o_n
                 m_seen = (o_key[None, :] >= b_lo[:, None]) & (o_key[None, :] < b_hi[:, None])
                 if WINDOW:
                     near = b_position[:, None] - o_key[None, :] < window
@@ -115,7 +137,7 @@ def over_keys(
             else:
                 p_v = p_k + o_k
                 if not VALUES_IN_KEYS:
-                    p_v = v + page * stride_vp + (start % PAGE + o_n)[:, None] * V_DIM
+                    p_v = v + o_page_v + (start % PAGE + (0 if SHORT else o_n))[:, None] * V_DIM
                 b_v = tl.load(
                     p_v + o_v[None, :], mask=m_n[:, None] & (o_v < V_DIM)[None, :], other=0.0
                 )
@@ -204,7 +226,7 @@ def attend_tiles(
             ids, list_of_row, row_begin + tile_begin, i_kv, i_part % parts, columns,
             HEADS, GROUP, OWNERS, LIST_OF_ROW,
         )  # fmt: skip
-        first, firsts, second = 0, 0, 0
+        first, firsts, second = 0, columns if BLOCK < BLOCK_N else 0, 0
         begin, end = 0, listed_tiles(p_ids, columns, most, BLOCK_N, BLOCK)
         if SPLIT:
             begin = tl.minimum(i_split * (SPLIT // BLOCK_N), end)

@@ -40,9 +40,6 @@ def found(engine: Engine, before: int = 0) -> list[list[list[int]]]:
 
 
 QUICK = ("dense", "moba")
-# What still looks at the device in decode: attention to qsa's blocks of fewer than 16 tokens where
-# the CUDA kernel is not there. These steps run without graphs.
-HOST_BOUND = {"qsa"}
 MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
@@ -64,11 +61,8 @@ def test_replayed_steps_give_the_same_tokens(
     assert found(engine, method.before) == expected
     made = engine._runner.graphs
     assert made is not None
-    if name in HOST_BOUND:
-        assert not made.replays, "take it out of HOST_BOUND"
-    else:
-        assert not made.refusals
-        assert made.replays >= 2
+    assert not made.refusals
+    assert made.replays >= 2
     for phase, counts in processor.reads.as_dict().items():
         assert engine.reads.as_dict()[phase] == pytest.approx(counts, rel=1e-6)
 
