@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, reference, triton
 from .walk import Walk
 
 __all__ = ["GATED_DELTA", "Walk", "gated_delta"]
 
 GATED_DELTA = Op(
-    "gated_delta", reference.gated_delta, (Implementation("cpu", cpu.gated_delta, cpu.supports),)
+    "gated_delta",
+    reference.gated_delta,
+    (
+        Implementation("cpu", cpu.gated_delta, cpu.supports),
+        Implementation("triton", triton.gated_delta, triton.supports),
+    ),
 )
 
 

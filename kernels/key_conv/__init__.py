@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
-from . import cpu, reference
+from . import cpu, reference, triton
 
 MOST_TAPS = 16
 
-KEY_CONV = Op("key_conv", reference.key_conv, (Implementation("cpu", cpu.key_conv, cpu.supports),))
+KEY_CONV = Op(
+    "key_conv",
+    reference.key_conv,
+    (
+        Implementation("cpu", cpu.key_conv, cpu.supports),
+        Implementation("triton", triton.key_conv, triton.supports),
+    ),
+)
 
 
 def key_conv(
