@@ -17,8 +17,12 @@ from ..kernels.bounds import KEY_BOUNDS, SELECT_BOUNDED
 from ..kernels.bounds import reference as bounds_reference
 from ..kernels.compressed import COMPRESSED, CompressedCall, ListRule, Spans
 from ..kernels.correct import CORRECT
+from ..kernels.experts import EXPERTS, ExpertWeights
 from ..kernels.first import SCALE_FIRST
 from ..kernels.gate import GATED_SUM
+from ..kernels.gated_delta import GATED_DELTA, Walk
+from ..kernels.key_conv import KEY_CONV
+from ..kernels.linear import PackedHeads
 from ..kernels.merge import MERGE
 from ..kernels.moments import FAR_MASS, KEY_MOMENTS, KINDS, MomentRule, moment_blocks
 from ..kernels.moments import reference as moments_reference
@@ -44,7 +48,7 @@ Case = tuple[str, Op, tuple[Any, ...]]
 def op_rows(tiny: bool) -> Iterator[Row]:
     """A row for every op, implementation and dtype."""
     for dtype, bound in dtypes().items():
-        cases = (_rowwise, _paged, _far, kept_cases)
+        cases = (_rowwise, _paged, _far, kept_cases, _layers)
         for name, op, args in (case for each in cases for case in each(tiny, dtype)):
             yield from _checked(f"{name} {str(dtype)[6:]}", op, args, bound)
 
@@ -212,6 +216,39 @@ def _far(tiny: bool, dtype: torch.dtype) -> list[Case]:
         cases.append((f"key_moments {kind}", KEY_MOMENTS, (held.layout, held.k, empty, done, rule)))
         cases.append((f"far_mass {kind}", FAR_MASS, mass))
     return cases
+
+
+def _layers(tiny: bool, dtype: torch.dtype) -> list[Case]:
+    """Layers that do not attend: experts, of prompts and of single rows, and recurrent ones."""
+    rows, count, wide, inner = (6, 5, 48, 24) if tiny else (512, 32, 1024, 256)
+    heads, dim = (2, 16) if tiny else (8, 128)
+
+    def normal(*shape: int, size: float = 1.0) -> torch.Tensor:
+        return (torch.randn(shape) * size).to(dtype)
+
+    gate_up = PackedHeads(normal(count, 2 * inner, wide, size=wide**-0.5), wide, 2 * inner)
+    down = PackedHeads(normal(count, wide, inner, size=inner**-0.5), inner, wide)
+    chosen, shares = torch.rand(rows, count).argsort(1)[:, :2].contiguous(), torch.rand(rows, 2)
+    x, kinds = normal(rows, wide), (("silu", None, rows), ("swiglu", (1.7, 7.0), 1))
+    cases: list[Case] = [
+        (f"experts {name}", EXPERTS, (x[:n], chosen[:n], shares[:n], weights))
+        for name, swiglu, n in kinds
+        for weights in (ExpertWeights(gate_up, down, swiglu),)
+    ]
+    key, gates, store = normal(2, rows, heads, dim), torch.rand(2, rows, heads), [-1] * rows
+    store[rows // 2 - 1], store[-1] = 0, 1
+    walk = Walk(
+        *(torch.tensor(each) for each in ([0, rows // 2, rows], [*range(rows)], [-1, 2], store))
+    )
+    states = torch.randn(3, heads, dim, dim)
+    back = torch.arange(rows)[:, None] - torch.arange(1, 4)
+    before = torch.where(back < -2, -1, torch.where(back < 0, back - 1, back))
+    convolution = (key[1], normal(2, heads, dim), before, normal(4, heads, dim), True)
+    return [
+        *cases,
+        ("gated_delta", GATED_DELTA, (*key, normal(rows, heads, dim), *gates, states, walk)),
+        ("key_conv", KEY_CONV, convolution),
+    ]
 
 
 def _field(held: Pages, slots: int, width: int) -> torch.Tensor:

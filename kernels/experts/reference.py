@@ -17,7 +17,8 @@ def experts(
         gate_up, down = weights.gate_up.head(number), weights.down.head(number)
         both = (x[rows].float() @ gate_up.unpack().float().T).to(x.dtype)
         inner = _activated(both, weights.swiglu).float()
-        out.index_add_(0, rows, inner @ down.unpack().float().T * shares[rows, place, None])
+        share = shares[rows, place, None].float()
+        out.index_add_(0, rows, inner @ down.unpack().float().T * share)
     return out
 
 

@@ -24,9 +24,10 @@ def gated_delta(
     share = v.shape[1] // q.shape[1]
     q, k = (_unit(x.float()).repeat_interleave(share, dim=1) for x in (q, k))
     q, out = q * q.shape[2] ** -0.5, torch.empty_like(v)
+    decay, beta = decay.float(), beta.float()
     for s, (begin, end) in enumerate(pairwise(walk.cu.tolist())):
         load = int(walk.load[s])
-        state = torch.zeros(states.shape[1:]) if load < 0 else states[load].clone()
+        state = torch.zeros(states.shape[1:]) if load < 0 else states[load].float()
         for row, store in zip(
             walk.rows[begin:end].tolist(), walk.store[begin:end].tolist(), strict=True
         ):

@@ -37,7 +37,9 @@ def test_dry_run(interpreted, tmp_path, capsys):
     paged = ("key_bounds", "select_bounded", "select_blocks", "compressed", "write_pages")
     far = ("select_pooled", "key_moments full", "far_mass blocks", "scale_first")
     kept = ("keep_above", "keep_best", "keep_top", "attend_turns", "project_chosen", "add_chosen")
-    for name in ("lists of 2", "norm", *paged, "select_keys", "correct", *far, *kept):
+    layers = ("experts silu", "experts swiglu", "gated_delta", "key_conv")
+    names = ("lists of 2", "norm", *paged, "select_keys", "correct", *far, *kept, *layers)
+    for name in names:
         assert f"triton {name} float16" in checked
     assert any(row["result"] == "2 tokens equal" for row in rows)
     ran = {row["case"] for row in rows if row["note"] == "dry run"}
