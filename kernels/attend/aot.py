@@ -36,12 +36,14 @@ def cases() -> dict[str, Call]:
         "prefill_mha": partial(_attend, prefill, bf16, heads=(32, 32)),
         "prefill_window": partial(_attend, prefill, bf16, window=2048, sinks=64),
         "prefill_bounds": partial(_attend, prefill, bf16, bounds=True),
+        "prefill_kept": partial(_attend, (4096, 64), bf16, heads=(1, 1), kept=True),
         "prefill_softcap_sinks": partial(_attend, prefill, bf16, softcap=30.0, sink_logits=True),
         "prefill_latent": partial(_attend, prefill, bf16, heads=(64, 1), dim=576, value_dim=512),
         "decode_d128_quick": partial(_attend, decode, bf16),
         "decode_d64": partial(_attend, decode, bf16, heads=(9, 3), dim=64),
         "decode_fp32": partial(_attend, decode, fp32),
         "decode_window": partial(_attend, decode, bf16, window=2048, sinks=64),
+        "decode_kept": partial(_attend, (256, 256), bf16, heads=(1, 1), kept=True),
         "lists_kv512_quick": partial(_attend, prefill, bf16, block=512, columns=8, owners=8),
         "lists_head512": partial(_attend, prefill, bf16, block=512, columns=8, owners=32),
         "lists_kv64": partial(_attend, prefill, bf16, block=64, columns=16, owners=8),
@@ -63,6 +65,7 @@ def _attend(
     window: int | None = None,
     sinks: int = 0,
     bounds: bool = False,
+    kept: bool = False,
     softcap: float | None = None,
     sink_logits: bool = False,
     value_dim: int | None = None,
@@ -70,7 +73,9 @@ def _attend(
     columns: int = 0,
     owners: int = 0,
 ) -> object:
-    """One call. rows: (rows, sequences); heads: (query heads, KV heads)."""
+    """One call. rows: (rows, sequences); heads: (query heads, KV heads); kept: as MoSA's lists, of
+    which rows see the first keys, and in fp32.
+    """
 
     def tensor(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=of, device="meta")
@@ -79,7 +84,7 @@ def _attend(
     layout = RowLayout(page)
     width = 0 if value_dim else (v_dim or dim)
     k, v = layout.allocate(16384, kv_heads, dim, width, dtype, "meta")
-    bound = tensor(count, of=torch.int32) if bounds else None
+    bound = tensor(count, of=torch.int32) if bounds or kept else None
     lists = None
     if block:
         lists = BlockLists(tensor(count, owners, columns, of=torch.int32), None, block)
@@ -87,7 +92,7 @@ def _attend(
         tensor(sequences + 1, of=torch.int32),
         tensor(count, of=torch.int64),
         tensor(sequences, 2048, of=torch.int32),
-        bound,
+        None if kept else bound,
         bound,
         window,
         sinks,
@@ -95,4 +100,5 @@ def _attend(
     )
     logits = tensor(q_heads, of=torch.float32) if sink_logits else None
     q = tensor(count, q_heads, dim)
-    return attend(AttendCall(layout, q, k, v, keys, dim**-0.5, dtype, softcap, logits, value_dim))
+    out = torch.float32 if kept else dtype
+    return attend(AttendCall(layout, q, k, v, keys, dim**-0.5, out, softcap, logits, value_dim))
