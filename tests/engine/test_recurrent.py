@@ -8,6 +8,7 @@ with transformers.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from saccade.engine.checkpoint.ngram_config import _multipliers, _primes
 from saccade.engine.config import EngineConfig
 from saccade.engine.errors import CheckpointError, RequestError
 from saccade.engine.look import Looker
-from saccade.kernels import native
+from saccade.kernels import experts, gated_delta, key_conv, native
+from saccade.kernels.ops import Implementation, Op
 
 from .conftest import Checkpoints, Engines
 from .engine_probe import Recorder, bitwise, greedy, some_tokens, tokens_of
@@ -31,6 +33,44 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 compiled = pytest.mark.skipif(
     native.chosen_isa() is None, reason="torch's own products round by batch size"
 )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:Conversion of an array")
+def test_the_gpu_path_gives_the_same_tokens(
+    checkpoint: Checkpoints,
+    make_engine: Engines,
+    interpreted: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its kernels are the ones in Triton; prompts are cut, and one ends before the other."""
+    ran: set[str] = set()
+
+    def noted(op: Op) -> Op:
+        def run(*args: Any) -> Any:
+            ran.update(name for name, why in op.refusals(*args).items() if why is None)
+            return op(*args)
+
+        return replace(op, implementations=(Implementation("noted", run, lambda *_: None),))
+
+    def answers(device: str) -> list[list[list[int]]]:
+        folder = checkpoint("qwen3_next_hybrid")
+        engine = make_engine(folder, device=device, max_num_batched_tokens=8)
+        prompts = [some_tokens(length, seed=length) for length in (13, 3)]
+        outputs = engine.generate(prompts, [greedy(2), greedy(4)])
+        assert [output.error for output in outputs] == [None, None]
+        return [tokens_of(output) for output in outputs]
+
+    expected = answers("cpu")
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    for module, name in (
+        (gated_delta, "GATED_DELTA"),
+        (key_conv, "KEY_CONV"),
+        (experts, "EXPERTS"),
+    ):
+        monkeypatch.setattr(module, name, noted(getattr(module, name)))
+    assert answers("cuda") == expected
+    assert ran == {"triton"}
 
 
 @compiled
