@@ -156,7 +156,7 @@ def test_soft_cap_and_sink_logits(dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize("block", [16, 32, 128])
+@pytest.mark.parametrize("block", [4, 16, 32, 128])
 def test_block_lists(dtype, block, launched):
     """Lists of every group, for the rows of prompts too: tiles over several blocks, and several
     tiles of a block."""
