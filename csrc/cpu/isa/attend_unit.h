@@ -155,7 +155,7 @@ struct UnitRun : Results {
       for (int64_t channel = 0; channel < p.dim / kU; ++channel)
         for (int64_t g = 0; g < groups; ++g)
           if ((bits >> (c * groups + g) & 1) != 0)
-            __builtin_prefetch(of.k[c] + channel * p.page * kU + g * width, 0, 1);
+            __builtin_prefetch(of.k[c] + channel * p.page * kU + g * width, 0, 2);
     }
   }
 

@@ -137,7 +137,7 @@ struct Tile {
     for (int lane = 0; lane < W; ++lane) {
       found[lane] = lane < n ? mean(first + lane) : nullptr;
       for (int64_t c = 0; found[lane] && c < p.dim; c += 64 / static_cast<int64_t>(sizeof(B)))
-        __builtin_prefetch(found[lane] + c, 0, 1);
+        __builtin_prefetch(found[lane] + c, 0, 2);
     }
   }
 

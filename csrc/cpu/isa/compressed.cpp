@@ -224,7 +224,7 @@ struct EntryKeys {
   SACCADE_INLINE void ask_for(int64_t first, int64_t count) const {
     for (int64_t i = first; streams_ && i < first + count && i < next_count_; ++i)
       for (int64_t at = 0; at < bytes_; at += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(next_[i]) + at, 0, 1);
+        __builtin_prefetch(reinterpret_cast<const char*>(next_[i]) + at, 0, 2);
   }
 
   SACCADE_INLINE Ahead ahead(int64_t first, int64_t count, int64_t steps) const {

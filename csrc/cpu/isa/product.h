@@ -139,10 +139,10 @@ struct Ahead {
   SACCADE_INLINE void ask(int64_t k) {
     for (int64_t line = 0; line < lines; ++line) {
       if (rows == nullptr) {
-        __builtin_prefetch(at + line * gap + k * 64, 0, 1);
+        __builtin_prefetch(at + line * gap + k * 64, 0, 2);
         continue;
       }
-      if (row < count) __builtin_prefetch(rows[row] + offset, 0, 1);
+      if (row < count) __builtin_prefetch(rows[row] + offset, 0, 2);
       offset += 64;
       if (offset >= bytes) offset = 0, ++row;
     }
