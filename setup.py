@@ -57,7 +57,7 @@ class BuildNative(build_ext):
         if os.environ.get("SACCADE_CUDA") == "1":
             self.build_cuda(target.parent)
         try:
-            built = native_build.build(ROOT)
+            built = native_build.build(ROOT, warn=bool(self.inplace))
         except native_build.NativeBuildError as error:
             if os.environ.get("SACCADE_REQUIRE_NATIVE") == "1":
                 raise SystemExit(f"{NOT_BUILT}: {error}") from error

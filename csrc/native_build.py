@@ -26,13 +26,12 @@ COMMON = [
         "-fPIC",
         "-fvisibility=hidden",
         "-pthread",
-        "-Wall",
-        "-Wextra",
-        "-Wno-maybe-uninitialized",
     ],
     # The same memory holds elements and vectors of them, scores and then rounded probabilities.
     *["-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"],
 ]
+# For those who change the sources: looking for what to warn of is 7 % of a compilation.
+WARNINGS = ["-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 VARIANTS = {  # from the oldest machine to the newest; the link order depends on it
     # -O1 takes 20 s of a CPU less than -O3, and its attention is no slower (benchmarks/NOTES.md).
@@ -198,10 +197,15 @@ def write_prefix(csrc: Path, folder: Path) -> Path | None:
     return prefix
 
 
-def write_ninja(root: Path, folder: Path, cxx: list[str], target: str) -> None:
+def write_ninja(root: Path, folder: Path, cxx: list[str], target: str, warn: bool) -> None:
     """Write build.ninja into `folder`."""
     csrc = root / "csrc"
-    base = [*COMMON, f"-I{csrc / 'include'}", *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    base = [
+        *COMMON,
+        *(WARNINGS if warn else []),
+        f"-I{csrc / 'include'}",
+        *shlex.split(os.environ.get("CXXFLAGS", "")),
+    ]
     text, objects, prefixes = [RULES, f"cxx = {shlex.join(cxx)}\n"], [], {}
     variants = supported_variants(cxx, folder)
     for isa, own in variants.items():
@@ -251,10 +255,10 @@ def run_ninja(folder: Path) -> None:
     print("\n".join(warnings[:40]) or done.stdout.strip().splitlines()[-1])
 
 
-def build(root: Path) -> Path:
+def build(root: Path, warn: bool = False) -> Path:
     """Build the extension module of the checkout `root` and return its path under build/.
 
-    Raises NativeBuildError.
+    warn: the compiler's warnings are shown. Raises NativeBuildError.
     """
     if os.environ.get("SACCADE_NO_NATIVE") == "1":
         raise NativeBuildError("SACCADE_NO_NATIVE=1 asks for none")
@@ -264,6 +268,6 @@ def build(root: Path) -> Path:
     folder = root / "build" / f"ninja-{sysconfig.get_config_var('SOABI') or 'python'}"
     folder.mkdir(parents=True, exist_ok=True)
     target = f"_native{sysconfig.get_config_var('EXT_SUFFIX') or '.so'}"
-    write_ninja(root, folder, cxx, target)
+    write_ninja(root, folder, cxx, target, warn)
     run_ninja(folder)
     return folder / target
