@@ -67,6 +67,7 @@ def _lists(scores: torch.Tensor, own: torch.Tensor, rule: ListRule) -> torch.Ten
     j = torch.arange(total)
     weight = torch.nn.functional.pad(scores, (0, total - scores.shape[-1]), value=-torch.inf)
     weight = weight.masked_fill(weight.isnan(), -torch.inf)
+    weight = weight.clamp(max=torch.finfo(weight.dtype).max)  # none is above a forced block
     forced = (j < rule.first) | (j > own[:, None] - rule.recent)
     weight = weight.masked_fill(forced[:, None], torch.inf)
     weight = weight.masked_fill((j > own[:, None])[:, None], -torch.inf)

@@ -129,6 +129,17 @@ def test_equal_bounds_take_the_later_block_and_nan_none(isa: str) -> None:
     assert torch.equal(ids, by_reference(problem.q, bounds, select, ListRule(4), "max"))
 
 
+def test_infinite_bounds_leave_forced_blocks_their_places(isa: str) -> None:
+    problem = make([640], [4])
+    problem.q.fill_(1.0)
+    bounds = torch.zeros((problem.k.shape[0], 1, 2, 2, 32))
+    bounds[:, :, :, 1] = torch.inf
+    select, rule = candidates_of(problem, 64), ListRule(4, first=2)
+    ids = select_bounded(problem.q, bounds, select, rule)
+    assert bool((ids == torch.tensor([0, 1, 8, 9], dtype=torch.int32)).all())
+    assert torch.equal(ids, by_reference(problem.q, bounds, select, rule, "max"))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_selects_the_same_in_any_batch(isa: str, dtype: torch.dtype) -> None:
     problem = make([900, 400], [37, 3], dtype=dtype)
