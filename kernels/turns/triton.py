@@ -13,9 +13,9 @@ import torch
 from .. import gpu
 from .. import triton_sizes as sizes
 from ..attend import Keys
+from ..attend.tiles import INT32_MAX
 from ..store import PageLayout, write_pages
 
-INT32_MAX = 2**31 - 1
 COMPARED = 64  # rows beside rows, 4096 comparisons of four warps
 
 
