@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
+from .layout import misplaced
 
 
 def supports(
@@ -15,10 +16,8 @@ def supports(
     residual: bool = True,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if k.stride(1) != k.shape[2]:
-        return "the heads of a row are not adjacent"
-    if not (history.is_contiguous() and before.is_contiguous() and weight.is_contiguous()):
-        return "history, before or weight is not contiguous"
+    if reason := misplaced(k, history, before, weight):
+        return reason
     return native.unsupported(k, history, weight)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from .. import gpu
 from .. import triton_sizes as sizes
+from .layout import misplaced
 
 RUN = 512  # channels of a program, at most
 
@@ -18,10 +19,8 @@ def supports(
     residual: bool = True,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if k.stride(1) != k.shape[2]:
-        return "the heads of a row are not adjacent"
-    if not (history.is_contiguous() and before.is_contiguous() and weight.is_contiguous()):
-        return "history, before or weight is not contiguous"
+    if reason := misplaced(k, history, before, weight):
+        return reason
     return gpu.triton_refusal(k, history, weight)
 
 
