@@ -9,11 +9,18 @@
 // units.cpp cuts a call into units and shares them among threads, attend_rows.h says which keys a
 // row sees, attend_unit.h computes, unit_ops.h chooses the arithmetic, and results.cpp adds up what
 // segments gave. Lists of short blocks go through listed.h instead: their keys are gathered.
+#define SACCADE_COMPILES_UNITS
 #include "listed.h"
 #include "tables.h"
 
 namespace saccade {
 namespace SACCADE_ISA {
+
+template struct UnitRun<StepOfBF16>;
+#if !defined(SACCADE_OLDER)
+template struct UnitRun<StepF32>;
+template struct UnitRun<StepF16>;
+#endif
 
 UnitOps paged_ops(const AttendParams& p) {
   return unit_ops<PagedKeys>(p);

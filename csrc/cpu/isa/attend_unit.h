@@ -41,29 +41,36 @@ SACCADE_INLINE void put_probabilities(A* to, F<kWidth> p) {
   }
 }
 
-// Where the keys of a pass lie: panels in the pages, as they are. Others may gather the panels,
-// hide keys, keep the probabilities and conclude something from them (see compressed.cpp).
+// Where the keys of a unit come from if they are not panels in pages, as they are: what gathers
+// them into panels, and may hide keys, keep the exponentials and conclude something from them. It
+// is asked once for a pass, a row or a tile, never in a loop over keys, so that the arithmetic
+// below is compiled once for all sources.
 template <class S>
-struct PagedKeys {
+struct Source {
   using B = typename S::B;
-  static constexpr bool kGathers = false;
-  void carve(Carver&, const AttendParams&, const Unit&) {}
-  void locate(Pass<B>& pass, const AttendParams& p, const Unit& u, int64_t first) {
-    pass.locate(p, u, first);
-  }
-  void expect(Pass<B>& next, const AttendParams& p, const Unit& u, int64_t first) {
-    next.locate(p, u, first);
-  }
+  virtual void carve(Carver&, const AttendParams&, const Unit&) = 0;
+  virtual void locate(Pass<B>&, const AttendParams&, const Unit&, int64_t first) = 0;
+  // Memory to ask for while `columns` scores from column `at` on, or the sums of `channels` from
+  // `channel` on, take `steps` steps.
+  virtual Ahead ahead_of_scores(int64_t at, int64_t columns, int64_t steps) const = 0;
+  virtual Ahead ahead_of_values(int64_t channel, int64_t channels, int64_t steps) const = 0;
+  virtual void hide(float* scores, const Span&) const = 0;
+  // Where a row's exponentials of the pass are kept, or null, and the maximum they are relative to.
+  virtual float* kept(int64_t row, int64_t first, float top) = 0;
+  // The sums of all rows are known.
+  virtual void conclude(const Results& run, const float* total) = 0;
+
+ protected:
+  ~Source() = default;
 };
 
 // What a unit does with one arithmetic S.
-template <class S, class Source = PagedKeys<S>>
+template <class S>
 struct UnitRun : Results {
   using A = typename S::A;
   using B = typename S::B;
   static constexpr int W = kWidth;
   static constexpr int kU = S::kUnit;
-  static constexpr bool kGathers = Source::kGathers;
   // Rows of a unit that go through scores, softmax and values together, in whole register tiles:
   // their scores stay in the first-level cache.
   static constexpr int64_t kSub = 32 / S::kRows * S::kRows;
@@ -83,8 +90,8 @@ struct UnitRun : Results {
   float* own_partial;
   float* own_total;
   int64_t used;
-  Pass<B> pass, next;  // next: the pages to fetch ahead while this pass computes
-  Source source;
+  Pass<B> pass, next;       // next: the pages to fetch ahead while this pass computes
+  Source<S>* const source;  // null: pages
   // Where K of the last pass and V of it ended in memory; whether V of this pass and K of the next
   // must be asked for. What a tile reads in the order of memory, from one pass to the next, the
   // processor reads ahead by itself, and faster than when it is asked.
@@ -94,11 +101,12 @@ struct UnitRun : Results {
   static constexpr uint32_t kAll = ~0u;
   uint32_t listed = kAll, listed_next = kAll;
 
-  UnitRun(const AttendParams& params, const Unit& unit, char* scratch)
+  UnitRun(const AttendParams& params, const Unit& unit, char* scratch, Source<S>* keys)
       : Results(params, unit),
         to_log2(params.softcap > 0 ? 1.0f : params.scale * kLog2E),
-        v_tile(kGathers || params.v_pages == nullptr ? params.v_dim
-                                                     : saccade::value_tile(params.v_dim)) {
+        v_tile(keys != nullptr || params.v_pages == nullptr ? params.v_dim
+                                                            : saccade::value_tile(params.v_dim)),
+        source(keys) {
     Carver carve{scratch};
     info = carve.take<Row>(rows);
     segment.capacity = rows;
@@ -113,7 +121,7 @@ struct UnitRun : Results {
     turned = carve.take<B>(p.v_pages == nullptr ? kPass * p.v_dim : 0);
     own_partial = carve.take<float>(floats());
     own_total = carve.take<float>(floats());
-    source.carve(carve, p, u);
+    if (source != nullptr) source->carve(carve, p, u);
     used = carve.at - scratch;
   }
 
@@ -254,8 +262,8 @@ struct UnitRun : Results {
       const AttendParams& p = run.p;
       const int64_t steps = p.dim / kU;
       Ahead ahead;
-      if constexpr (kGathers) {
-        if (r == 0) ahead = run.source.ahead_of_scores(at, NV * W, steps);
+      if (run.source != nullptr) {
+        if (r == 0) ahead = run.source->ahead_of_scores(at, NV * W, steps);
       } else {
         const bool asks = r == 0 && run.asks_values && v != nullptr;
         const B* wanted = asks ? v + at * p.v_dim : nullptr;
@@ -315,8 +323,8 @@ struct UnitRun : Results {
         for (int64_t from = keys.begin; run.next_run(c, keys.end, from, some); k = nullptr) {
           const int64_t steps = (some.end - some.begin) / kU;
           Ahead ahead;
-          if constexpr (kGathers) {
-            if (r == 0) ahead = run.source.ahead_of_values(channel, NV * W, steps);
+          if (run.source != nullptr) {
+            if (r == 0) ahead = run.source->ahead_of_values(channel, NV * W, steps);
           } else {
             ahead = run.ahead_of(k, NV * W * share, steps);
           }
@@ -465,7 +473,7 @@ struct UnitRun : Results {
     const Span own = span_of(p, info[active.row], first);
     for (int64_t i = span.begin; i < own.begin; i += W) put_probabilities(to + i, F<W>{});
     for (int64_t i = own.end; i < span.end; i += W) put_probabilities(to + i, F<W>{});
-    if constexpr (Source::kGathers) source.hide(s, own);
+    if (source != nullptr) source->hide(s, own);
     const float high = highest(active, own, first, s) * to_log2;
     const float now = *top > high ? *top : high;
     const float base = now == -INFINITY ? 0.0f : now;
@@ -473,14 +481,14 @@ struct UnitRun : Results {
     const F<W> factor = splat<W>(to_log2), minus = splat<W>(-base);
     const bool huge = base > kFusible || base < -kFusible;
     F<W> total{};
+    float* kept = source != nullptr ? source->kept(active.row, first, now) : nullptr;
     for (int64_t i = own.begin; i < own.end; i += W) {
       const F<W> x = load<F<W>>(s + i);
       const F<W> e = exp2_nonpositive<W>(huge ? x * factor + minus : fma<W>(x, factor, minus));
       total += e;
       put_probabilities(to + i, e);
-      if constexpr (Source::kGathers) source.keep(active.row, first + i, e);
+      if (kept != nullptr) store(kept + i, e);
     }
-    if constexpr (Source::kGathers) source.keep_top(active.row, first, now);
     store(sum, fma<W>(load<F<W>>(sum), splat<W>(shrink[r]), total));
     // The maximum skips NaN; a row that saw nothing else must not pass for one that saw nothing.
     *top = now == -INFINITY && sum_lanes<W>(total) != 0.0f ? NAN : now;
@@ -536,32 +544,41 @@ struct UnitRun : Results {
   }
 
   // The partial result over one segment of keys, which begins at `begin`.
-  void attend_segment(int64_t begin, float* partial) {
-    clear(partial);
-    segment.collect(p, info, rows, begin);
-    bool started = false;
-    for (int64_t i = 0; i < kPasses; ++i) {
-      if (segment.counts[i] == 0) continue;
-      int64_t after = i + 1;
-      while (after < kPasses && segment.counts[after] == 0) ++after;
-      source.locate(pass, p, u, begin + i * kPass);
-      source.expect(next, p, u, after < kPasses ? begin + after * kPass : u.hi);
-      listed = started ? listed_next : listed_of(i);
-      listed_next = listed_of(after);
-      forget_unlisted(pass, listed);
-      forget_unlisted(next, listed_next);
-      if (!started && k_end != pass.k[0]) fetch_keys(pass, listed);
-      if (listed_next != kAll) fetch_keys(next, listed_next);
-      follow_memory();
-      started = true;
-      expect_turned();
-      for (int64_t at = 0; at < segment.counts[i]; at += kSub) {
-        const int64_t left = segment.counts[i] - at;
-        attend_rows(segment.of(i) + at, left < kSub ? left : kSub, begin + i * kPass, partial);
-      }
+  void attend_segment(int64_t begin, float* partial);
+};
+
+template <class S>
+void UnitRun<S>::attend_segment(int64_t begin, float* partial) {
+  clear(partial);
+  segment.collect(p, info, rows, begin);
+  bool started = false;
+  for (int64_t i = 0; i < kPasses; ++i) {
+    if (segment.counts[i] == 0) continue;
+    int64_t after = i + 1;
+    while (after < kPasses && segment.counts[after] == 0) ++after;
+    if (source != nullptr) {
+      source->locate(pass, p, u, begin + i * kPass);
+      next.chunk = kPass;
+      next.chunks = 0;  // nothing of pages is to be fetched
+    } else {
+      pass.locate(p, u, begin + i * kPass);
+      next.locate(p, u, after < kPasses ? begin + after * kPass : u.hi);
+    }
+    listed = started ? listed_next : listed_of(i);
+    listed_next = listed_of(after);
+    forget_unlisted(pass, listed);
+    forget_unlisted(next, listed_next);
+    if (!started && k_end != pass.k[0]) fetch_keys(pass, listed);
+    if (listed_next != kAll) fetch_keys(next, listed_next);
+    follow_memory();
+    started = true;
+    expect_turned();
+    for (int64_t at = 0; at < segment.counts[i]; at += kSub) {
+      const int64_t left = segment.counts[i] - at;
+      attend_rows(segment.of(i) + at, left < kSub ? left : kSub, begin + i * kPass, partial);
     }
   }
-};
+}
 
 }  // namespace SACCADE_ISA
 }  // namespace saccade

@@ -89,23 +89,22 @@ struct Chooser {
 // ---- entries as the keys of attention ----
 
 template <class S>
-struct EntryKeys {
+struct EntryKeys final : Source<S> {
   using B = typename S::B;
-  static constexpr bool kGathers = true;
   static constexpr int W = kWidth;
   static constexpr int kU = S::kUnit;
 
-  B* k;            // [dim / unit][kPass][unit]
-  B* v;            // [kPass / unit][v_dim][unit]
-  B* nothing;      // [width]: an entry that is not there
-  float* absent;   // [kPass]: -inf for those that have no page
-  float* kept;     // [rows][most]: exponentials
+  B* k;                 // [dim / unit][kPass][unit]
+  B* v;                 // [kPass / unit][v_dim][unit]
+  B* nothing;           // [width]: an entry that is not there
+  float* absent;        // [kPass]: -inf for those that have no page
+  float* exponentials;  // [rows][most]
   float* factors;  // [rows][passes]: the maxima that they are relative to, then what makes them
                    // probabilities
   bool is_whole;   // no entry of the pass is absent
   bool ready = false;
 
-  void carve(Carver& carve, const AttendParams& p, const Unit& u) {
+  void carve(Carver& carve, const AttendParams& p, const Unit& u) override {
     const EntryCall& call = static_cast<const EntryCall&>(p);
     const int64_t rows = u.tokens * u.heads;
     k = carve.take<B>(kPass * p.dim);
@@ -113,11 +112,11 @@ struct EntryKeys {
     nothing = carve.take<B>(call.c->width);
     absent = carve.take<float>(kPass);
     if (call.kept == nullptr) {
-      kept = carve.take<float>(rows * call.most);
+      exponentials = carve.take<float>(rows * call.most);
       factors = carve.take<float>(rows * call.passes());
     } else {
       const int64_t first = (u.kv_head * p.rows + u.row) * u.heads;
-      kept = call.kept + first * call.most;
+      exponentials = call.kept + first * call.most;
       factors = call.factors + first * call.passes();
     }
     most_ = call.most;
@@ -125,7 +124,7 @@ struct EntryKeys {
   }
 
   // Panels of the entries first .. first + kPass - 1; those that nobody sees are zeros.
-  void locate(Pass<B>& pass, const AttendParams& p, const Unit& u, int64_t first) {
+  void locate(Pass<B>& pass, const AttendParams& p, const Unit& u, int64_t first) override {
     const CompressedParams& c = *static_cast<const EntryCall&>(p).c;
     if (!ready) {
       std::memset(static_cast<void*>(nothing), 0, static_cast<size_t>(c.width) * sizeof(B));
@@ -158,39 +157,29 @@ struct EntryKeys {
     }
   }
 
-  // The entries of the next pass are known already, see locate: nothing of pages is to be fetched.
-  void expect(Pass<B>& next, const AttendParams&, const Unit&, int64_t) {
-    next.chunk = kPass;
-    next.chunks = 1;
-    next.k[0] = next.v[0] = nullptr;
-  }
-
   // Where memory is slower than arithmetic, the next pass is asked for evenly: half of it while
   // this one is gathered, a quarter while scores are computed, a quarter while values are summed.
-  SACCADE_INLINE Ahead ahead_of_scores(int64_t at, int64_t columns, int64_t steps) const {
+  Ahead ahead_of_scores(int64_t at, int64_t columns, int64_t steps) const override {
     const int64_t part = v_dim_ > 0 ? 4 : 2;
     return ahead(kPass / 2 + at / part, columns / part, steps);
   }
-  SACCADE_INLINE Ahead ahead_of_values(int64_t channel, int64_t channels, int64_t steps) const {
+  Ahead ahead_of_values(int64_t channel, int64_t channels, int64_t steps) const override {
     const int64_t part = kPass / 4;
     return ahead(3 * part + channel * part / v_dim_, channels * part / v_dim_, steps);
   }
 
-  SACCADE_INLINE void hide(float* scores, const Span& span) const {
+  void hide(float* scores, const Span& span) const override {
     if (is_whole) return;
     for (int64_t i = span.begin; i < span.end; i += W)
       store(scores + i, load<F<W>>(scores + i) + load<F<W>>(absent + i));
   }
-  SACCADE_INLINE void keep(int64_t row, int64_t at, F<W> exponentials) {
-    store(kept + row * most_ + at, exponentials);
-  }
-  SACCADE_INLINE void keep_top(int64_t row, int64_t first, float top) {
+  float* kept(int64_t row, int64_t first, float top) override {
     factors[row * passes_ + first / kPass] = top;
+    return exponentials + row * most_ + first;
   }
 
   // The sums are known: lists at once, or later where threads share the unit.
-  template <class Run>
-  void conclude(const Run& run, const float* total) {
+  void conclude(const Results& run, const float* total) override {
     const EntryCall& call = static_cast<const EntryCall&>(run.p);
     if (call.c->ids == nullptr) return;
     for (int64_t r = 0; r < run.rows; ++r) {
@@ -201,7 +190,8 @@ struct EntryKeys {
     }
     for (int64_t t = 0; call.kept == nullptr && t < run.u.tokens; ++t) {
       const int64_t r = t * run.u.heads;
-      Chooser{call, *call.c, kept + r * most_, factors + r * passes_, run.u.row + t, run.u.kv_head}
+      Chooser{call,          *call.c,      exponentials + r * most_, factors + r * passes_,
+              run.u.row + t, run.u.kv_head}
           .choose();
     }
   }

@@ -60,9 +60,8 @@ struct ListedCall : AttendParams {
 };
 
 template <class S>
-struct ListedKeys {
+struct ListedKeys final : Source<S> {
   using B = typename S::B;
-  static constexpr bool kGathers = true;
   static constexpr int kU = S::kUnit;
   static constexpr int64_t kTogether = 32;  // as many keys as a step of tiles takes
 
@@ -71,7 +70,7 @@ struct ListedKeys {
   float* absent;  // [kPass]: -inf for keys that have no page
   bool is_whole;  // no key of the pass is absent
 
-  void carve(Carver& carve, const AttendParams& p, const Unit&) {
+  void carve(Carver& carve, const AttendParams& p, const Unit&) override {
     k = carve.take<B>(kPass * p.dim);
     v = carve.take<B>(kPass * p.v_dim);
     absent = carve.take<float>(kPass);
@@ -79,7 +78,7 @@ struct ListedKeys {
 
   // Panels of the keys first .. first + kPass - 1 of the unit's one token; beyond the last are
   // zeros.
-  void locate(Pass<B>& pass, const AttendParams& p, const Unit& u, int64_t first) {
+  void locate(Pass<B>& pass, const AttendParams& p, const Unit& u, int64_t first) override {
     const ListedCall& call = static_cast<const ListedCall&>(p);
     const int32_t* list = call.list(u.row, u.kv_head);
     pass.chunk = kPass;
@@ -103,22 +102,15 @@ struct ListedKeys {
     }
   }
 
-  void expect(Pass<B>& next, const AttendParams&, const Unit&, int64_t) {
-    next.chunk = kPass;
-    next.chunks = 1;
-    next.k[0] = next.v[0] = nullptr;
-  }
-  SACCADE_INLINE Ahead ahead_of_scores(int64_t, int64_t, int64_t) const { return {}; }
-  SACCADE_INLINE Ahead ahead_of_values(int64_t, int64_t, int64_t) const { return {}; }
+  Ahead ahead_of_scores(int64_t, int64_t, int64_t) const override { return {}; }
+  Ahead ahead_of_values(int64_t, int64_t, int64_t) const override { return {}; }
 
-  SACCADE_INLINE void hide(float* scores, const Span& span) const {
+  void hide(float* scores, const Span& span) const override {
     if (is_whole) return;
     for (int64_t i = span.begin; i < span.end; ++i) scores[i] += absent[i];
   }
-  SACCADE_INLINE void keep(int64_t, int64_t, F<kWidth>) {}
-  SACCADE_INLINE void keep_top(int64_t, int64_t, float) {}
-  template <class Run>
-  void conclude(const Run&, const float*) {}
+  float* kept(int64_t, int64_t, float) override { return nullptr; }
+  void conclude(const Results&, const float*) override {}
 
  private:
   // The number of the panel that holds a position, or -1.

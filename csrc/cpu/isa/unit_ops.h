@@ -1,20 +1,42 @@
 // Which arithmetic serves a call of attention, and its steps as plain functions for the driver in
 // units.cpp.
 #pragma once
+#include <type_traits>
+
 #include "attend_unit.h"
 #include "units.h"
 
 namespace saccade {
 namespace SACCADE_ISA {
 
-// The entry points of one UnitRun.
-template <class Run>
+// Compiled in attend.cpp, for all sources.
+#if !defined(SACCADE_COMPILES_UNITS)
+extern template struct UnitRun<StepOfBF16>;
+#if !defined(SACCADE_OLDER)
+extern template struct UnitRun<StepF32>;
+extern template struct UnitRun<StepF16>;
+#endif
+#endif
+
+// Keys that lie in pages, as they are.
+template <class S>
+struct PagedKeys {};
+
+// The entry points of units with the arithmetic S, whose keys K finds: a Source<S>, or PagedKeys.
+template <class S, class K>
 struct Entry {
+  static constexpr bool kGathers = std::is_base_of<Source<S>, K>::value;
+  static Source<S>* source(K& keys) {
+    if constexpr (kGathers) return &keys;
+    return nullptr;
+  }
   static int64_t scratch_bytes(const AttendParams& p, const Unit& u) {
-    return Run(p, u, nullptr).used;
+    K keys;
+    return UnitRun<S>(p, u, nullptr, source(keys)).used;
   }
   static void whole(const AttendParams& p, const Unit& u, char* scratch) {
-    Run run(p, u, scratch);
+    K keys;
+    UnitRun<S> run(p, u, scratch, source(keys));
     const TileScope tiles;
     run.prepare();
     run.clear(run.own_total);
@@ -24,36 +46,34 @@ struct Entry {
       run.merge_into(run.own_total, run.own_partial);
     }
     run.finish(run.own_total);
-    if constexpr (Run::kGathers) run.source.conclude(run, run.own_total);
+    if (run.source != nullptr) run.source->conclude(run, run.own_total);
   }
   static void segment(const AttendParams& p, const Unit& u, int64_t at, char* scratch,
                       float* partial) {
-    Run run(p, u, scratch);
+    K keys;
+    UnitRun<S> run(p, u, scratch, source(keys));
     const TileScope tiles;
     run.prepare();
     run.attend_segment(at * kSegment, partial);
   }
   static void conclude(const AttendParams& p, const Unit& u, const float* total) {
-    if constexpr (Run::kGathers) {
-      Run run(p, u, nullptr);
-      run.source.conclude(run, total);
-    }
+    K keys;
+    UnitRun<S> run(p, u, nullptr, source(keys));
+    if (run.source != nullptr) run.source->conclude(run, total);
   }
-  static UnitOps ops() {
-    return {scratch_bytes, whole, segment, Run::kGathers ? conclude : nullptr};
-  }
+  static UnitOps ops() { return {scratch_bytes, whole, segment, kGathers ? conclude : nullptr}; }
 };
 
 // By element type.
-template <template <class> class Source>
+template <template <class> class Keys>
 UnitOps unit_ops(const AttendParams& p) {
   return with_step(p.dtype, [](auto step) {
     using S = decltype(step);
-    return Entry<UnitRun<S, Source<S>>>::ops();
+    return Entry<S, Keys<S>>::ops();
   });
 }
 
-// The same for pages as they lie: defined once, in attend.cpp, for it is long to compile.
+// The same for pages as they lie: defined once, in attend.cpp.
 UnitOps paged_ops(const AttendParams& p);
 
 }  // namespace SACCADE_ISA
