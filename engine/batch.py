@@ -64,6 +64,16 @@ class Batch:
     last_row: list[int]  # per chunk, the row of its last token
     runs: list[tuple[Run, int]]  # every run with its first row
 
+    def tokens_before(self, count: int) -> torch.Tensor:
+        """int64 [T, count]: the token 1, 2 ... before each row; -1 where a text begins later."""
+        found = np.full((len(self.tokens), count), -1, np.int64)
+        for run, row in self.runs if count else ():
+            first = max(run.start - count, 0)
+            known = [-1] * (count - run.start + first) + list(run.request.tokens(first, run.stop))
+            windows = np.lib.stride_tricks.sliding_window_view(_longs(known[:-1]), count)
+            found[row : row + run.stop - run.start] = windows[:, ::-1]
+        return torch.from_numpy(found)
+
 
 def build_batch(
     chunks: Sequence[Chunk],

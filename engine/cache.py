@@ -13,6 +13,7 @@ from .attention.parse import method_text
 from .attention.policy import AttentionPolicy
 from .attention.protocols import BranchMethod, EvictingMethod, LatentMethod
 from .kept_rule import KeptRule
+from .snapshots import States
 from .step_plan import LayerGroup, PageCopy
 
 
@@ -187,6 +188,12 @@ class KVCache:
             )
             for i, (shape, g) in enumerate(zip(shapes, group_of, strict=True))
         ]
+        # By group, of layers that carry something from token to token.
+        self.states = {
+            group: States(pages_per_group[group], carrying)
+            for group in range(own)
+            if (carrying := _carrying(shapes, group_of, group))
+        }
 
     def copy_pages(self, copies: Sequence[PageCopy]) -> None:
         """Carries out the copies of a step plan: (group, source page, destination page)."""
@@ -195,6 +202,8 @@ class KVCache:
             target = torch.tensor([copy[2] for copy in copies if copy[0] == group])
             for pages in self._tensors(group):
                 pages[target] = pages[source]
+            if group in self.states:
+                self.states[group].copy(source.tolist(), target.tolist())
 
     def begin_step(self) -> None:
         """From here on kept tokens may be replaced."""
@@ -228,6 +237,14 @@ class KVCache:
                 yield from (cache.k, cache.v, *cache.fields.values())
             elif group == self._kept_group and cache.kept is not None:
                 yield from (cache.kept.k, cache.kept.v, cache.kept.positions, cache.kept.scores)
+
+
+def _carrying(
+    shapes: Sequence[LayerShape], group_of: Sequence[int], group: int
+) -> list[LayerShape]:
+    """The layers of a group that carry something from token to token."""
+    own = [shape for shape, g in zip(shapes, group_of, strict=True) if g == group]
+    return [shape for shape in own if shape.fields]
 
 
 def _allocate_fields(

@@ -13,7 +13,7 @@ import torch
 from ..kernels.gated_delta import gated_delta
 from ..kernels.key_conv import key_conv
 from ..kernels.store import write_pages
-from .attention.base import KEY_TAIL, Aux, LayerCache, LayerShape
+from .attention.base import KEY_TAIL, STATE, Aux, LayerCache, LayerShape
 from .attention.experts import Chosen, EveryPair, ExpertMethod
 from .attention.watch import Watch
 from .batch import Batch
@@ -21,7 +21,7 @@ from .cache import KVCache
 from .devices import Staging
 from .kept_step import Choice, KeptStep
 from .parts import Part, Planner
-from .snapshots import STATE, Slots, Snapshots
+from .snapshots import Left, Snapshots, plan_states
 from .tally import Tally
 
 
@@ -56,7 +56,13 @@ class Forward:
         self._positions = batch.positions
         self._batch = batch
         self._snapshots: dict[int, Snapshots] = {}  # by layer group
-        self._slots: tuple[int, Slots] | None = None  # of the layer at work, if it carries a state
+        self._left: list[Left] = []
+        for group, states in cache.states.items():
+            plan, left = plan_states(batch, group, cache.layout.page_size, states)
+            self._snapshots[group] = plan
+            self._left.append(left)
+        recurrent = [shape.recurrent for shape in shapes if shape.recurrent]
+        self._before = batch.tokens_before(max((each.looks_back for each in recurrent), default=0))
 
     # ---- on a GPU ----
 
@@ -70,7 +76,8 @@ class Forward:
         """All tensors that the step needs on the device, and what goes with them."""
         every = [part for layer in self._parts for part in layer]
         plans = [(part.step, part.plan, [plan for _, plan in part.keepers]) for part in every]
-        return (self.tokens, self._positions, self.cos, self.sin), plans
+        own = (self.tokens, self._positions, self.cos, self.sin, self._before)
+        return own, plans, self._snapshots
 
     def send(self, staging: Staging) -> torch.Tensor:
         """Takes the step to the device; methods, and what is known of a part, stay as they are.
@@ -78,7 +85,7 @@ class Forward:
         """
         if self._buffer is not None:
             return self._buffer
-        (there, _), known, self._buffer = staging.send(self.sendable())
+        (there, _, self._snapshots), known, self._buffer = staging.send(self.sendable())
 
         def of(part: Part) -> Part:
             keepers = tuple((method, known[id(plan)]) for method, plan in part.keepers)
@@ -86,13 +93,15 @@ class Forward:
             return replace(part, step=step, plan=plan, keepers=keepers)
 
         self._parts = [[of(part) for part in layer] for layer in self._parts]
-        self.tokens, self._positions, self.cos, self.sin = there
+        self.tokens, self._positions, self.cos, self.sin, self._before = there
         self._batch = replace(self._batch, tokens=self.tokens, positions=self._positions)
         return self._buffer
 
     def note_replay(self, captured: Forward) -> None:
         """The step is computed as `captured` was: counts its layers, and what they read."""
         for shape, parts in zip(self._shapes, self._parts, strict=True):
+            if shape.recurrent:
+                self._on_layer()
             for part in parts:
                 self.tally.note_planned(shape, part)
                 self._on_layer()
@@ -105,6 +114,11 @@ class Forward:
         self.tally = Tally(self._batch)
         self.choices.clear()
         self._cache.begin_step()
+
+    def note_states(self) -> None:
+        """The step is computed: the states that it leaves are there."""
+        for left in self._left:
+            left.note()
 
     # ---- what the model calls ----
 
@@ -146,21 +160,15 @@ class Forward:
         fields = self._cache.layers[layer].fields
         if KEY_TAIL not in fields:  # one tap: no token before matters
             return key_conv(k, k[:0], torch.empty((len(k), 0), dtype=torch.int64), weight)
-        plan, slots = self._carried(layer)
-        self.bound_to_host = "convolved keys"
-        tail = fields[KEY_TAIL].flatten(3)
-        out = plan.convolve(tail, slots, k.flatten(1), weight.flatten(1), residual=True)
-        plan.commit(fields, slots)
-        self._slots = None
-        return out.view(k.shape)
+        plan, tail = self._carried(layer), fields[KEY_TAIL].flatten(3)
+        return plan.convolve(tail, k.flatten(1), weight.flatten(1), residual=True).view(k.shape)
 
     def recall(
         self, layer: int, name: str, x: torch.Tensor, weight: torch.Tensor, dilation: int = 1
     ) -> torch.Tensor:
         """silu of the causal convolution of x [T, C], in a recurrent layer; see `Snapshots`."""
-        cache = self._cache.layers[layer]
-        plan, slots = self._carried(layer)
-        return plan.convolve(cache.fields[name], slots, x, weight, dilation)
+        tail = self._cache.layers[layer].fields[name]
+        return self._carried(layer).convolve(tail, x, weight, dilation)
 
     def recur(
         self,
@@ -171,40 +179,19 @@ class Forward:
         decay: torch.Tensor,
         beta: torch.Tensor,
     ) -> torch.Tensor:
-        """What the rows read of a recurrent layer's state, [T, H, dv]; see `kernels.gated_delta`.
-
-        The layer's states, and tails of convolutions, are those behind this step from here on.
-        """
-        fields = self._cache.layers[layer].fields
-        plan, slots = self._carried(layer)
-        out = gated_delta(q, k, v, decay, beta, fields[STATE].flatten(0, 1), plan.walk(slots))
-        plan.commit(fields, slots)
-        self._slots = None
+        """What the rows read of a recurrent layer's state [T, H, dv]; see `kernels.gated_delta`."""
+        states = self._cache.layers[layer].fields[STATE].flatten(0, 1)
+        out = gated_delta(q, k, v, decay, beta, states, self._carried(layer).walk)
         self._on_layer()
         return out
 
     def tokens_before(self, count: int) -> torch.Tensor:
         """int64 [T, count]: the token 1, 2 ... before each row; -1 where a text begins later."""
-        self.bound_to_host = "tokens of the text"
-        found = torch.full((len(self._positions), count), -1)
-        for run, row in self._batch.runs:
-            first = max(run.start - count, 0)
-            known = [-1] * (count - run.start + first) + list(run.request.tokens(first, run.stop))
-            windows = torch.tensor(known[:-1]).unfold(0, count, 1)
-            found[row : row + run.stop - run.start] = windows.flip(1)
-        return found
+        return self._before[:, :count]
 
-    def _carried(self, layer: int) -> tuple[Snapshots, Slots]:
-        """The plan of a layer that carries a state, and which states it reads and writes."""
-        self.bound_to_host = "recurrent layers"
-        group = self._cache.group_of[layer]
-        if group not in self._snapshots:
-            size = self._cache.layout.page_size
-            self._snapshots[group] = Snapshots.of(self._batch, group, size)
-        plan = self._snapshots[group]
-        if self._slots is None or self._slots[0] != layer:
-            self._slots = layer, plan.slots(self._cache.layers[layer].fields)
-        return plan, self._slots[1]
+    def _carried(self, layer: int) -> Snapshots:
+        """The plan of a layer that carries something from token to token."""
+        return self._snapshots[self._cache.group_of[layer]]
 
     def choose(self, layer: int, scores: torch.Tensor, thresholds: torch.Tensor | None) -> Chosen:
         """The rows that each expert-choice head chooses by its router's scores, float32 [T, E].

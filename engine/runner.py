@@ -135,6 +135,7 @@ class ModelRunner:
             forward = Forward(batch, cos, sin, self.shapes, self._cache, self._note_layer, watch)
             with self._where.scope():
                 hidden = self._compute(forward, chunks, watch)
+            forward.note_states()
             return StepResult(self._model, batch, hidden, forward.tally.result())
 
     def _compute(

@@ -19,9 +19,8 @@ from .experts import Chosen, ExpertShape, KeptCache
 if TYPE_CHECKING:
     from .watch import Watch
 
-# Page fields: the last raw keys, in layers that convolve them; and how many tokens lie behind each
-# of a page's two states, these tails among them.
-KEY_TAIL, TOKENS = "key_tail", "state_tokens"
+# Page fields: the last raw keys, in layers that convolve them, and the states of recurrent layers.
+KEY_TAIL, STATE = "key_tail", "recurrent_state"
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,14 @@ class LayerShape:
             return _recurrent_fields(self.recurrent)
         if self.key_taps < 2:
             return {}
-        return {
-            TOKENS: PageField((2,), torch.int64),
-            KEY_TAIL: PageField((2, self.key_taps - 1, self.num_kv_heads, self.head_dim)),
-        }
+        return {KEY_TAIL: PageField((2, self.key_taps - 1, self.num_kv_heads, self.head_dim))}
+
+    @property
+    def convolutions(self) -> list[tuple[int, int]]:
+        """Taps and dilation of each convolution over the tokens whose last inputs pages keep."""
+        if self.recurrent is not None:
+            return [(tail.taps, tail.dilation) for tail in self.recurrent.tails]
+        return [(self.key_taps, 1)] if self.key_taps > 1 else []
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,10 @@ class PageField:
 
 
 def _recurrent_fields(shape: RecurrentShape) -> dict[str, PageField]:
-    """See `engine/snapshots.py`: two states, and how many tokens lie behind each."""
+    """Room for two states: see `engine/snapshots.py`."""
     return {
-        TOKENS: PageField((2,), torch.int64),
-        "recurrent_state": PageField(
-            (2, shape.heads, shape.key_dim, shape.value_dim), torch.float32
-        ),
-        **{name: PageField((2, inputs, width)) for name, inputs, width in shape.tails},
+        STATE: PageField((2, shape.heads, shape.key_dim, shape.value_dim), torch.float32),
+        **{tail.name: PageField((2, tail.reach, tail.channels)) for tail in shape.tails},
     }
 
 

@@ -9,9 +9,9 @@ from ...kernels.linear import linear
 from ..attention.base import LayerShape
 from ..checkpoint.config_json import ModelConfig
 from ..checkpoint.features import DeltaNet
-from ..recurrent_shape import RecurrentShape
+from ..recurrent_shape import RecurrentShape, Tail
 from .attention import AttentionContext
-from .ngram import ngram_tails
+from .ngram import ngram_tails, ngram_window
 from .norm import Norm
 from .weights import Weights
 
@@ -48,14 +48,16 @@ class DeltaNetLayer:
     def shape_of(config: ModelConfig, layer: int) -> LayerShape:
         """What a page keeps of one layer; it has no keys."""
         sizes = deltanet_of(config)
-        tails = ((INPUTS, sizes.taps - 1, sizes.width), *ngram_tails(config, layer))
+        tails = (Tail(INPUTS, sizes.taps, sizes.width), *ngram_tails(config, layer))
         return LayerShape(
             num_heads=sizes.heads,
             num_kv_heads=0,
             head_dim=sizes.key_dim,
             v_head_dim=sizes.value_dim,
             scale=sizes.key_dim**-0.5,
-            recurrent=RecurrentShape(sizes.heads, sizes.key_dim, sizes.value_dim, tails),
+            recurrent=RecurrentShape(
+                sizes.heads, sizes.key_dim, sizes.value_dim, tails, ngram_window(config, layer)
+            ),
         )
 
     @staticmethod

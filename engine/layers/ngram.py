@@ -8,6 +8,7 @@ from ...kernels.activation import sigmoid_mul
 from ...kernels.linear import linear
 from ..checkpoint.config_json import ModelConfig
 from ..checkpoint.features import NgramEmbedding
+from ..recurrent_shape import Tail
 from .attention import AttentionContext
 from .hyper_connection import hyper_of, stream_norms
 from .norm import Norm
@@ -17,13 +18,19 @@ INPUTS = "ngram_inputs"  # the page field of the last inputs of the convolution
 _BUFFERS = ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
 
 
-def ngram_tails(config: ModelConfig, layer: int) -> tuple[tuple[str, int, int], ...]:
-    """What a page keeps for this: (name, inputs, channels), or nothing."""
+def ngram_tails(config: ModelConfig, layer: int) -> tuple[Tail, ...]:
+    """What a page keeps for this, or nothing."""
     ngrams = config.features.ngrams
     if ngrams is None or layer not in ngrams.layers:
         return ()
     width = hyper_of(config).streams * config.hidden_size
-    return ((INPUTS, (ngrams.taps - 1) * ngrams.tokens, width),)
+    return (Tail(INPUTS, ngrams.taps, width, ngrams.tokens),)
+
+
+def ngram_window(config: ModelConfig, layer: int) -> int:
+    """Tokens before each row that its n-grams reach over; 0: there are none."""
+    ngrams = config.features.ngrams
+    return 0 if ngrams is None or layer not in ngrams.layers else ngrams.tokens - 1
 
 
 def ngram_tensors(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
