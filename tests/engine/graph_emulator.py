@@ -111,6 +111,8 @@ def refuse_waiting(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     )
     if name in WAITING or masks or counted:
         raise Waits(f"{name} waits for the device")
+    if name == "lift_fresh" and args[0].ndim:
+        raise Waits("numbers of the host are made a tensor, which is copied to the device")
 
 
 class Emulator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,6 +66,22 @@ def test_replayed_steps_give_the_same_tokens(
     assert made.replays >= 2
     for phase, counts in processor.reads.as_dict().items():
         assert engine.reads.as_dict()[phase] == pytest.approx(counts, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "numbers", [lambda x: torch.tensor([1, 2]), lambda x: x[[1, 0]], lambda x: x.new_tensor([3])]
+)
+def test_numbers_of_the_host_are_not_captured(
+    interpreted: None, numbers: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Their copy to a GPU is waited for; a single one is an argument of what is launched."""
+    x = torch.zeros(2)
+    with pytest.raises(graph_emulator.Waits, match="numbers of the host"):
+        Emulator().capture(lambda: x + numbers(x))
+    result, replay = Emulator().capture(lambda: torch.where(x > 0, 5, x + 1))
+    x.fill_(2)
+    replay()
+    assert result.tolist() == [5, 5]
 
 
 def test_signatures() -> None:

@@ -102,6 +102,7 @@ def test_in_a_crowd_replays_change_no_bit(
         assert all(bitwise(row, replayed.rows[name][at]) for at, row in rows.items())
     stats = engine.scheduler.stats()
     assert graphs_of(engine).replays >= 5
+    assert engine._runner.progress == len(engine._runner.shapes) * len(replayed.counts)
     assert min(stats.preemptions, stats.forks, stats.hit_tokens) > 0
     check_idle(engine)
 
