@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
         return made[key]
 
     return get
+
+
+@pytest.fixture
+def interpreted(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in all tests, without looking for overflow in every sum of integers: half of the time.
+    The tests of the kernels look for it."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    options = replace(interpreter_builder.options, sanitize_overflow=False)
+    monkeypatch.setattr(interpreter_builder, "options", options)
 
 
 @pytest.fixture
