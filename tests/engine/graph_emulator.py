@@ -28,8 +28,10 @@ class Waits(RuntimeError):
 class Tape(TorchDispatchMode):
     """Everything that was done inside."""
 
-    def __init__(self) -> None:
+    def __init__(self, captures: bool = False) -> None:
+        """captures: numbers of the host may not be copied to the device, as while CUDA captures."""
         super().__init__()
+        self._captures = captures
         self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # memory, and its copy
         self.done: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
         self._launching = False
@@ -41,6 +43,8 @@ class Tape(TorchDispatchMode):
         if self._launching:
             return func(*args, **kwargs)
         refuse_waiting(func, args, kwargs)
+        if self._captures and func._schema.name == "aten::lift_fresh" and args[0].ndim:
+            raise Waits("numbers of the host are made a tensor, which is copied to the device")
         if func._schema.is_mutable:
             self._remember((args, kwargs))
         out = func(*args, **kwargs)
@@ -111,8 +115,6 @@ def refuse_waiting(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     )
     if name in WAITING or masks or counted:
         raise Waits(f"{name} waits for the device")
-    if name == "lift_fresh" and args[0].ndim:
-        raise Waits("numbers of the host are made a tensor, which is copied to the device")
 
 
 class Emulator:
@@ -122,7 +124,7 @@ class Emulator:
         """See `engine.graphs.Recorder`."""
         from triton.runtime.interpreter import GridExecutor
 
-        tape, run = Tape(), GridExecutor.__call__
+        tape, run = Tape(captures=True), GridExecutor.__call__
 
         def waits(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             raise Waits("a tensor is read on the host")
