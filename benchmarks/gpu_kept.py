@@ -19,7 +19,7 @@ from ..kernels.keep import (
 from ..kernels.linear import PackedHeads
 from ..kernels.ops import Op
 from ..kernels.store import RowLayout
-from ..kernels.turns import ATTEND_TURNS
+from ..kernels.turns import ATTEND_TURNS, TurnsCall
 
 PAGE = 64
 Case = tuple[str, Op, tuple[Any, ...]]
@@ -105,5 +105,5 @@ def _turns(tiny: bool, dtype: torch.dtype) -> Case:
     cu_rows = (torch.arange(lists + 1) * rows).int()
     keys = Keys(cu_rows, torch.full((lists * rows,), 10**6), table, hi=hi)
     q, k, v = torch.randn(3, lists * rows, 1, dim).to(dtype)
-    call = (layout, (q, k, v), pages, keys, slots.flatten(), replaces, dim**-0.5)
-    return "attend_turns", ATTEND_TURNS, call
+    call = TurnsCall(layout, (q, k, v), pages, keys, slots.flatten(), replaces, dim**-0.5)
+    return "attend_turns", ATTEND_TURNS, (call,)

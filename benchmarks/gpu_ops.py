@@ -20,7 +20,7 @@ from ..kernels.correct import CORRECT
 from ..kernels.experts import EXPERTS, ExpertWeights
 from ..kernels.first import SCALE_FIRST
 from ..kernels.gate import GATED_SUM
-from ..kernels.gated_delta import GATED_DELTA, Walk
+from ..kernels.gated_delta import GATED_DELTA, DeltaCall, Walk
 from ..kernels.key_conv import KEY_CONV
 from ..kernels.linear import PackedHeads
 from ..kernels.merge import MERGE
@@ -241,12 +241,13 @@ def _layers(tiny: bool, dtype: torch.dtype) -> list[Case]:
         *(torch.tensor(each) for each in ([0, rows // 2, rows], [*range(rows)], [-1, 2], store))
     )
     states = torch.randn(3, heads, dim, dim)
+    rule = DeltaCall(*key, normal(rows, heads, dim), *gates, states, walk)
     back = torch.arange(rows)[:, None] - torch.arange(1, 4)
     before = torch.where(back < -2, -1, torch.where(back < 0, back - 1, back))
     convolution = (key[1], normal(2, heads, dim), before, normal(4, heads, dim), True)
     return [
         *cases,
-        ("gated_delta", GATED_DELTA, (*key, normal(rows, heads, dim), *gates, states, walk)),
+        ("gated_delta", GATED_DELTA, (rule,)),
         ("key_conv", KEY_CONV, convolution),
     ]
 

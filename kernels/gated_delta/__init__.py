@@ -6,9 +6,10 @@ import torch
 
 from ..ops import Implementation, Op
 from . import cpu, reference, triton
+from .call import DeltaCall
 from .walk import Walk
 
-__all__ = ["GATED_DELTA", "Walk", "gated_delta"]
+__all__ = ["GATED_DELTA", "DeltaCall", "Walk", "gated_delta"]
 
 GATED_DELTA = Op(
     "gated_delta",
@@ -58,5 +59,5 @@ def gated_delta(
             f"got {states.dtype} {tuple(states.shape)}"
         )
     walk.check(rows, states.shape[0])
-    out: torch.Tensor = GATED_DELTA(q, k, v, decay, beta, states, walk)
+    out: torch.Tensor = GATED_DELTA(DeltaCall(q, k, v, decay, beta, states, walk))
     return out

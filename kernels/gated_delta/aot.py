@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from .call import DeltaCall
 from .triton import gated_delta
 from .walk import Walk
 
@@ -34,4 +35,4 @@ def _rule(dtype: torch.dtype, dim: int = 128) -> object:
     key, gate = tensor(64, 16, dim, of=dtype), tensor(64, 32)
     numbers = [tensor(n, of=torch.int64) for n in (9, 64, 8, 64)]
     value, states = tensor(64, 32, 128, of=dtype), tensor(512, 32, dim, 128)
-    return gated_delta(key, key, value, gate, gate, states, Walk(*numbers))
+    return gated_delta(DeltaCall(key, key, value, gate, gate, states, Walk(*numbers)))

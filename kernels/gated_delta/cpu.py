@@ -5,42 +5,23 @@ from __future__ import annotations
 import torch
 
 from .. import native
-from .walk import Walk
+from .call import DeltaCall
 
 _LANES = 16  # of the widest vectors: channels of a value come in whole ones
 
 
-def supports(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor,
-    states: torch.Tensor,
-    walk: Walk,
-) -> str | None:
+def supports(call: DeltaCall) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if v.shape[2] % _LANES:
-        return f"values of {v.shape[2]} channels, not a multiple of {_LANES}"
-    if any(x.stride(1) != x.shape[2] for x in (q, k, v)):
-        return "the heads of a row are not adjacent"
-    if not (decay.is_contiguous() and beta.is_contiguous() and states.is_contiguous()):
-        return "decay, beta or states are not contiguous"
-    return native.unsupported(q, k, v, states)
+    if call.v.shape[2] % _LANES:
+        return f"values of {call.v.shape[2]} channels, not a multiple of {_LANES}"
+    return call.misplaced() or native.unsupported(call.q, call.k, call.v, call.states)
 
 
-def gated_delta(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor,
-    states: torch.Tensor,
-    walk: Walk,
-) -> torch.Tensor:
+def gated_delta(call: DeltaCall) -> torch.Tensor:
     """See `saccade.kernels.gated_delta.gated_delta`."""
+    q, k, v, decay, beta, states, _ = call
     out = torch.empty(v.shape, dtype=v.dtype)
-    cu, rows, load, store = (x.contiguous() for x in (walk.cu, walk.rows, walk.load, walk.store))
+    cu, rows, load, store = call.way()
     native.kernels().gated_delta(
         native.DTYPES[v.dtype],
         load.shape[0],

@@ -6,21 +6,14 @@ from itertools import pairwise
 
 import torch
 
-from .walk import Walk
+from .call import DeltaCall
 
 EPS = 1e-6  # beside the squared length of q and k
 
 
-def gated_delta(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor,
-    states: torch.Tensor,
-    walk: Walk,
-) -> torch.Tensor:
+def gated_delta(call: DeltaCall) -> torch.Tensor:
     """See `saccade.kernels.gated_delta.gated_delta`."""
+    q, k, v, decay, beta, states, walk = call
     share = v.shape[1] // q.shape[1]
     q, k = (_unit(x.float()).repeat_interleave(share, dim=1) for x in (q, k))
     q, out = q * q.shape[2] ** -0.5, torch.empty_like(v)

@@ -6,8 +6,8 @@ import torch
 
 from .. import gpu
 from .. import triton_sizes as sizes
+from .call import DeltaCall
 from .reference import EPS
-from .walk import Walk
 
 # Channels of a value for one program, of one warp: 128 channels of keys are then 32 numbers for
 # each thread, a row's two sums stay in the warp, and 32 heads of 128 channels make 512 programs.
@@ -15,37 +15,18 @@ from .walk import Walk
 CHANNELS = 8
 
 
-def supports(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor,
-    states: torch.Tensor,
-    walk: Walk,
-) -> str | None:
+def supports(call: DeltaCall) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if any(x.stride(1) != x.shape[2] for x in (q, k, v)):
-        return "the heads of a row are not adjacent"
-    if not (decay.is_contiguous() and beta.is_contiguous() and states.is_contiguous()):
-        return "decay, beta or states are not contiguous"
-    if q.shape[2] > 512:
-        return f"keys of {q.shape[2]} channels"
-    return gpu.triton_refusal(q, k, v, decay, beta, states)
+    if call.q.shape[2] > 512:
+        return f"keys of {call.q.shape[2]} channels"
+    return call.misplaced() or gpu.triton_refusal(*call[:-1])
 
 
-def gated_delta(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor,
-    states: torch.Tensor,
-    walk: Walk,
-) -> torch.Tensor:
+def gated_delta(call: DeltaCall) -> torch.Tensor:
     """See `saccade.kernels.gated_delta.gated_delta`."""
     from .triton_kernel import walk_states
 
+    q, k, v, decay, beta, states, walk = call
     _, heads, v_dim = v.shape
     dim = q.shape[2]
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
@@ -57,7 +38,7 @@ def gated_delta(
         beta,
         states,
         out,
-        *(x.contiguous() for x in (walk.cu, walk.rows, walk.load, walk.store)),
+        *call.way(),
         q.stride(0),
         k.stride(0),
         v.stride(0),

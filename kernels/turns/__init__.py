@@ -8,9 +8,10 @@ from ..attend import Keys, attend
 from ..ops import Implementation, Op
 from ..store import PageLayout, write_pages
 from . import cpu, reference, triton
+from .call import TurnsCall
 from .triton import gpu_scratch_bytes
 
-__all__ = ["ATTEND_TURNS", "attend_turns", "gpu_scratch_bytes"]
+__all__ = ["ATTEND_TURNS", "TurnsCall", "attend_turns", "gpu_scratch_bytes"]
 
 ATTEND_TURNS = Op(
     "attend_turns",
@@ -57,5 +58,5 @@ def attend_turns(
     if not bool(replaces.any()):  # all at once
         write_pages(layout, *pages, k, v, slots)
         return attend(layout, q, *pages, keys, scale, out_dtype=torch.float32)[0]
-    out: torch.Tensor = ATTEND_TURNS(layout, rows, pages, keys, slots, replaces, scale)
+    out: torch.Tensor = ATTEND_TURNS(TurnsCall(layout, rows, pages, keys, slots, replaces, scale))
     return out

@@ -11,6 +11,7 @@ import torch
 
 from ..attend import Keys
 from ..store import RowLayout
+from .call import TurnsCall
 from .triton import attend_as_were
 
 Call = Callable[[], object]
@@ -41,4 +42,5 @@ def _turns(dtype: torch.dtype, dim: int, page: int) -> object:
         hi=tensor(2048, of=torch.int32),
     )
     slots, replaces = tensor(2048, of=torch.int64), tensor(2048, of=torch.bool)
-    return attend_as_were(RowLayout(page), rows, pages, keys, slots, replaces, dim**-0.5)
+    layout = RowLayout(page)
+    return attend_as_were(TurnsCall(layout, rows, pages, keys, slots, replaces, dim**-0.5))

@@ -5,39 +5,23 @@ from __future__ import annotations
 import torch
 
 from .. import native
-from ..attend import Keys
-from ..store import PageLayout
+from .call import TurnsCall
 
 
-def supports(
-    layout: PageLayout,
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    pages: tuple[torch.Tensor, torch.Tensor],
-    keys: Keys,
-    slots: torch.Tensor,
-    replaces: torch.Tensor,
-    scale: float,
-) -> str | None:
+def supports(call: TurnsCall) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    return layout.cpu_refusal(*pages) or native.unsupported(*rows, *pages)
+    return call.layout.cpu_refusal(*call.pages) or native.unsupported(*call.rows, *call.pages)
 
 
-def attend_turns(
-    layout: PageLayout,
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    pages: tuple[torch.Tensor, torch.Tensor],
-    keys: Keys,
-    slots: torch.Tensor,
-    replaces: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def attend_turns(call: TurnsCall) -> torch.Tensor:
     """See `saccade.kernels.turns.attend_turns`."""
-    q, k, v = rows
+    (q, k, v), pages, keys = call.rows, call.pages, call.keys
     out = torch.empty(v.shape, dtype=torch.float32)
     lse = torch.empty(q.shape[0], dtype=torch.float32)
     # These stay referenced until the kernel has returned: the copies that `contiguous` makes too.
     table, cu_rows, positions, where, flags = (
-        x.contiguous() for x in (keys.page_table, keys.cu_rows, keys.positions, slots, replaces)
+        x.contiguous()
+        for x in (keys.page_table, keys.cu_rows, keys.positions, call.slots, call.replaces)
     )
     hi = None if keys.hi is None else keys.hi.contiguous()
     native.kernels().attend_turns(
@@ -47,11 +31,11 @@ def attend_turns(
         q.shape[0],
         q.shape[2],
         v.shape[2],
-        layout.page_size,
+        call.layout.page_size,
         pages[0].shape[0],
         q.data_ptr(),
         q.stride(0),
-        *layout.steps(pages[0]),
+        *call.layout.steps(pages[0]),
         pages[0].data_ptr(),
         pages[1].data_ptr(),
         table.data_ptr(),
@@ -60,7 +44,7 @@ def attend_turns(
         cu_rows.data_ptr(),
         positions.data_ptr(),
         0 if hi is None else hi.data_ptr(),
-        scale,
+        call.scale,
         out.data_ptr(),
         lse.data_ptr(),
         k.data_ptr(),

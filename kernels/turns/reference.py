@@ -8,21 +8,14 @@ from itertools import pairwise
 
 import torch
 
-from ..attend import Keys, attend
-from ..store import PageLayout, write_pages
+from ..attend import attend
+from ..store import write_pages
+from .call import TurnsCall
 
 
-def attend_turns(
-    layout: PageLayout,
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    pages: tuple[torch.Tensor, torch.Tensor],
-    keys: Keys,
-    slots: torch.Tensor,
-    replaces: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def attend_turns(call: TurnsCall) -> torch.Tensor:
     """See `saccade.kernels.turns.attend_turns`."""
-    q, k, v = rows
+    layout, (q, k, v), pages, keys, slots, replaces, scale = call
     out = torch.empty(v.shape, dtype=torch.float32)
     sequence = torch.repeat_interleave(torch.arange(len(keys.page_table)), keys.cu_rows.diff())
     for turn in _turns(sequence, replaces):

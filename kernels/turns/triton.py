@@ -12,28 +12,20 @@ import torch
 
 from .. import gpu
 from .. import triton_sizes as sizes
-from ..attend import Keys
 from ..attend.tiles import INT32_MAX
-from ..store import PageLayout, write_pages
+from ..store import write_pages
+from .call import TurnsCall
 
 COMPARED = 64  # rows beside rows, 4096 comparisons of four warps
 
 
-def supports(
-    layout: PageLayout,
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    pages: tuple[torch.Tensor, torch.Tensor],
-    keys: Keys,
-    slots: torch.Tensor,
-    replaces: torch.Tensor,
-    scale: float,
-) -> str | None:
+def supports(call: TurnsCall) -> str | None:
     """None when the kernels can serve this call, otherwise the reason."""
-    if reason := layout.triton_refusal(*pages):
+    if reason := call.layout.triton_refusal(*call.pages):
         return reason
-    if max(rows[0].shape[2], rows[2].shape[2]) > 256:
+    if max(call.rows[0].shape[2], call.rows[2].shape[2]) > 256:
         return "more than 256 channels"
-    return gpu.triton_refusal(*rows, *pages)
+    return gpu.triton_refusal(*call.rows, *call.pages)
 
 
 def gpu_scratch_bytes(rows: int, lists: int, slots: int) -> int:
@@ -43,39 +35,24 @@ def gpu_scratch_bytes(rows: int, lists: int, slots: int) -> int:
     return 4 * lists * slots + (4 + 4 + 8) * rows
 
 
-def attend_turns(
-    layout: PageLayout,
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    pages: tuple[torch.Tensor, torch.Tensor],
-    keys: Keys,
-    slots: torch.Tensor,
-    replaces: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def attend_turns(call: TurnsCall) -> torch.Tensor:
     """See `saccade.kernels.turns.attend_turns`."""
-    out, row_ends = attend_as_were(layout, rows, pages, keys, slots, replaces, scale)
+    layout, (_, k, v), pages, _, slots, replaces, _ = call
+    out, row_ends = attend_as_were(call)
     # What is appended first: a page that begins with a token is cleared, unless others are in it.
-    write_pages(layout, *pages, *rows[1:], slots.where(~replaces, -1))
+    write_pages(layout, *pages, k, v, slots.where(~replaces, -1))
     last = replaces & (row_ends == INT32_MAX)
-    write_pages(layout, *pages, *rows[1:], slots.where(last, -1), False)
+    write_pages(layout, *pages, k, v, slots.where(last, -1), False)
     return out
 
 
-def attend_as_were(
-    layout: PageLayout,
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    pages: tuple[torch.Tensor, torch.Tensor],
-    keys: Keys,
-    slots: torch.Tensor,
-    replaces: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attend_as_were(call: TurnsCall) -> tuple[torch.Tensor, torch.Tensor]:
     """The rows' answers, with nothing written; and by which row each row's key is replaced, int32
     [N], INT32_MAX: by none.
     """
     from .triton_kernel import key_ends, turn_tiles
 
-    q, k, v = rows
+    layout, (q, k, v), pages, keys, slots, replaces, scale = call
     if keys.hi is None:
         raise ValueError("attention in turns needs how much of its list a row sees")
     out = q.new_empty(v.shape, dtype=torch.float32)

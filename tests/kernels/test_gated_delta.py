@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saccade.kernels.gated_delta import Walk, gated_delta
+from saccade.kernels.gated_delta import DeltaCall, Walk, gated_delta
 from saccade.kernels.gated_delta.reference import gated_delta as by_reference
 
 from .paged import DTYPES
@@ -83,7 +83,7 @@ def test_it_is_the_definition(
     for index, end in ((0, ends[0]), (4, ends[1])):
         assert float((states[index].double() - end).abs().max()) <= 2e-5 * float(end.abs().max())
     assert states[1].isfinite().all() and states[2].isnan().all()
-    theirs = by_reference(*given, states.clone(), walk)
+    theirs = by_reference(DeltaCall(*given, states.clone(), walk))
     assert float((out.double() - theirs.double()).abs().max()) <= limit
 
 

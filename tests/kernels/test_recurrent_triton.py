@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saccade.kernels import native
-from saccade.kernels.gated_delta import GATED_DELTA, Walk, gated_delta
+from saccade.kernels.gated_delta import GATED_DELTA, DeltaCall, Walk, gated_delta
 from saccade.kernels.key_conv import KEY_CONV
 from saccade.kernels.testing import within_budget
 
@@ -30,9 +30,10 @@ def _no_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rule(*args):
     """The op's Triton implementation."""
+    call = DeltaCall(*args)
     kernel = next(each for each in GATED_DELTA.implementations if each.name == "triton")
-    assert kernel.supports(*args) is None
-    return kernel.run(*args)
+    assert kernel.supports(call) is None
+    return kernel.run(call)
 
 
 def convolved(*args):
@@ -57,7 +58,7 @@ def test_the_rule_is_the_definition(dtype, key_heads, heads, dim, v_dim):
     walk = Walk(torch.tensor([0, 8, 16]), rows, torch.tensor([-1, 3]), store)
     ends = [torch.zeros_like(states[3]).double(), states[3].double()]
     theirs = states.clone()
-    out, same = rule(*given, states, walk), GATED_DELTA.reference(*given, theirs, walk)
+    out, same = rule(*given, states, walk), GATED_DELTA.reference(DeltaCall(*given, theirs, walk))
     expected = {}
     for order, end in zip(orders, ends, strict=True):
         expected |= truth(given, order, end)

@@ -7,7 +7,7 @@ import torch
 
 from saccade.kernels.attend import Keys
 from saccade.kernels.store import PageLayout, write_pages
-from saccade.kernels.turns import ATTEND_TURNS, attend_turns
+from saccade.kernels.turns import ATTEND_TURNS, TurnsCall, attend_turns
 
 from .paged import DTYPES
 
@@ -53,11 +53,16 @@ class Lists:
     def _slots(table: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         return table.long()[at // PAGE] * PAGE + at % PAGE
 
-    def run(self, function=attend_turns) -> torch.Tensor:
-        pages = (self.pages[0].clone(), self.pages[1].clone())
-        out = function(self.layout, self.rows, pages, self.keys, self.slots, self.replaces, 0.25)
-        self.after = pages
-        return out
+    @property
+    def call(self) -> TurnsCall:
+        given = (self.rows, self.pages, self.keys, self.slots, self.replaces)
+        return TurnsCall(self.layout, *given, 0.25)
+
+    def run(self, function=None) -> torch.Tensor:
+        """By the door, or by one implementation."""
+        self.after = (self.pages[0].clone(), self.pages[1].clone())
+        call = self.call._replace(pages=self.after)
+        return attend_turns(*call) if function is None else function(call)
 
     def truth(self) -> torch.Tensor:
         """float64, one row after the other."""

@@ -34,8 +34,7 @@ def test_every_row_sees_the_list_as_it_is_then(gpu_layout: None, dtype, replacin
     afterwards hold what the turns leave in them, one after the other.
     """
     lists = Lists(dtype, replacing)
-    call = (lists.layout, lists.rows, lists.pages, lists.keys, lists.slots, lists.replaces, 0.25)
-    assert ATTEND_TURNS.refusals(*call)["triton"] is None
+    assert ATTEND_TURNS.refusals(lists.call)["triton"] is None
     out = lists.run()
     assert out.dtype == torch.float32
     assert float((out - lists.truth()).abs().max()) < LIMITS[dtype]
@@ -70,13 +69,13 @@ def test_strided_rows_and_lists_without_rows(gpu_layout: None) -> None:
 
 def test_refusals() -> None:
     lists = Lists(torch.float32)  # in the processor's layout
-    call = (lists.rows, lists.pages, lists.keys, lists.slots, lists.replaces, 0.25)
     assert isinstance(lists.layout, PageLayout)
-    assert triton.supports(lists.layout, *call) == "pages have the CPU's layout"
+    assert triton.supports(lists.call) == "pages have the CPU's layout"
     wide = tuple(torch.zeros(1, 1, 300) for _ in range(3))
+    pages = (torch.zeros(1, 1, 16, 300),) * 2
     assert "256" in triton.supports(
-        RowLayout(16), wide, (torch.zeros(1, 1, 16, 300),) * 2, *call[2:]
+        lists.call._replace(layout=RowLayout(16), rows=wide, pages=pages)
     )
     with pytest.raises(ValueError, match="keys need positions and hi"):
         keys = type(lists.keys)(lists.keys.cu_rows, lists.keys.positions, lists.keys.page_table)
-        attend_turns(lists.layout, *call[:2], keys, *call[3:])
+        attend_turns(*lists.call._replace(keys=keys))
