@@ -18,7 +18,7 @@ from ..kernels.bounds import reference as bounds_reference
 from ..kernels.compressed import COMPRESSED, CompressedCall, ListRule, Spans
 from ..kernels.correct import CORRECT
 from ..kernels.experts import EXPERTS, ExpertWeights
-from ..kernels.first import SCALE_FIRST
+from ..kernels.first import SCALE_FIRST, FirstCall
 from ..kernels.gate import GATED_SUM
 from ..kernels.gated_delta import GATED_DELTA, DeltaCall, Walk
 from ..kernels.key_conv import KEY_CONV
@@ -123,7 +123,8 @@ def _rowwise(tiny: bool, dtype: torch.dtype) -> list[Case]:
     angles, lse = torch.randn(rows, dim // 2), torch.randn(2, rows, heads)
     out, table = torch.randn(rows, heads, dim), torch.randn(rows, heads, dim)
     source = torch.randint(0, rows + 1, (rows,))
-    halves = tuple(normal(3, rows, heads, dim))
+    halves, first = tuple(normal(3, rows, heads, dim)), normal(2, 1, heads, dim)
+    cu, gains = torch.tensor([0, rows]).int(), torch.rand(heads) + 1.0
     return [
         ("norm", RMS_NORM, (normal(rows, width), normal(width), 1e-5, normal(rows, width), 0.0)),
         (
@@ -140,10 +141,7 @@ def _rowwise(tiny: bool, dtype: torch.dtype) -> list[Case]:
         (
             "scale_first",
             SCALE_FIRST,
-            (
-                *(normal(rows, heads, dim), out, lse[0] + 5.0, *normal(2, 1, heads, dim)),
-                *(torch.tensor([0, rows]).int(), torch.rand(heads) + 1.0, dim**-0.5, None, None),
-            ),
+            (FirstCall(normal(rows, heads, dim), out, lse[0] + 5.0, *first, cu, gains, dim**-0.5),),
         ),
     ]
 

@@ -8,8 +8,9 @@ import torch
 
 from ..ops import Implementation, Op
 from . import cpu, reference, triton
+from .call import FirstCall
 
-__all__ = ["SCALE_FIRST", "scale_first"]
+__all__ = ["SCALE_FIRST", "FirstCall", "scale_first"]
 
 SCALE_FIRST = Op(
     "scale_first",
@@ -63,7 +64,6 @@ def scale_first(
         )
     if not 0.0 < scale < inf or (softcap is not None and not 0.0 < softcap < inf):
         raise ValueError(f"scale_first: scale {scale} and softcap {softcap} must be positive")
-    result: tuple[torch.Tensor, torch.Tensor] = SCALE_FIRST(
-        q, out, lse, k, v, cu_rows, gains, scale, softcap, seen
-    )
+    call = FirstCall(q, out, lse, k, v, cu_rows, gains, scale, softcap, seen)
+    result: tuple[torch.Tensor, torch.Tensor] = SCALE_FIRST(call)
     return result

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from .call import FirstCall
 from .triton import scale_first
 
 Call = Callable[[], object]
@@ -39,7 +40,7 @@ def _first(
         return torch.empty(shape, dtype=of, device="meta")
 
     first = tensor(sequences, 8, dim, of=dtype)
-    return scale_first(
+    call = FirstCall(
         tensor(4096, 32, dim, of=dtype),
         tensor(4096, 32, dim),
         tensor(4096, 32),
@@ -51,3 +52,4 @@ def _first(
         softcap,
         tensor(4096, 32, of=torch.bool) if seen else None,
     )
+    return scale_first(call)

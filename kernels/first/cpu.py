@@ -5,41 +5,18 @@ from __future__ import annotations
 import torch
 
 from .. import native
+from .call import FirstCall
 
 
-def supports(
-    q: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_rows: torch.Tensor,
-    gains: torch.Tensor,
-    scale: float,
-    softcap: float | None = None,
-    seen: torch.Tensor | None = None,
-) -> str | None:
+def supports(call: FirstCall) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if not all(each.is_contiguous() for each in (out, lse, k, v, cu_rows, gains)):
-        return "results, first keys or gains are not contiguous"
-    if seen is not None and not seen.is_contiguous():
-        return "seen is not contiguous"
-    return native.unsupported(q, out, lse, k, v, gains)
+    served = (call.q, call.out, call.lse, call.k, call.v, call.gains)
+    return call.misplaced() or native.unsupported(*served)
 
 
-def scale_first(
-    q: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_rows: torch.Tensor,
-    gains: torch.Tensor,
-    scale: float,
-    softcap: float | None = None,
-    seen: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def scale_first(call: FirstCall) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.first.scale_first`."""
+    q, out, lse, k, v, cu_rows, gains, scale, softcap, seen = call
     result, mass = torch.empty(out.shape, dtype=q.dtype), torch.empty_like(lse)
     native.kernels().scale_first(
         native.DTYPES[q.dtype],

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from .call import FirstCall
 
-def scale_first(
-    q: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_rows: torch.Tensor,
-    gains: torch.Tensor,
-    scale: float,
-    softcap: float | None = None,
-    seen: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+
+def scale_first(call: FirstCall) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.first.scale_first`."""
+    q, out, lse, k, v, cu_rows, gains, scale, softcap, seen = call
     sequence = torch.repeat_interleave(
         torch.arange(k.shape[0], device=k.device), cu_rows.diff().long(), output_size=q.shape[0]
     )

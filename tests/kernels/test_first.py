@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from saccade.kernels.first import SCALE_FIRST, scale_first
+from saccade.kernels.first import SCALE_FIRST, FirstCall, scale_first
 from saccade.kernels.first import triton as by_triton
 from saccade.kernels.testing import within_budget
 
@@ -49,16 +49,28 @@ def attention(
 
 def problem(
     dtype: torch.dtype, dim: int = 16, v_dim: int = 16, softcap: float | None = None, sink=False
-) -> tuple[list[Any], Pair]:
-    """Arguments of scale_first, and what it should give."""
+) -> tuple[FirstCall, Pair]:
+    """A call of scale_first, and what it should give."""
     keys = [(torch.randn(n, 3, dim).to(dtype), torch.randn(n, 3, v_dim).to(dtype)) for n in LENGTHS]
     q = torch.randn(9, 12, dim)[:, ::2].to(dtype)  # heads are apart
     seen = torch.rand(9, 6) < 0.7
     seen[0] = True
     out, lse = attention(q, keys, seen, torch.ones(6), softcap, sink)
     k, v = (torch.stack([pair[i][0] for pair in keys]) for i in (0, 1))
-    arguments = [q, out.float(), lse.float(), k, v, CU, GAINS, dim**-0.5, softcap, seen]
-    return arguments, attention(q, keys, seen, GAINS, softcap, sink)
+    call = FirstCall(q, out.float(), lse.float(), k, v, CU, GAINS, dim**-0.5, softcap, seen)
+    return call, attention(q, keys, seen, GAINS, softcap, sink)
+
+
+def rows_of(call: FirstCall, rows: slice) -> FirstCall:
+    """The call of these rows alone."""
+    seen = None if call.seen is None else call.seen[rows]
+    return call._replace(q=call.q[rows], out=call.out[rows], lse=call.lse[rows], seen=seen)
+
+
+def last_row(call: FirstCall) -> FirstCall:
+    """Row 6, of the last sequence, alone."""
+    cu_rows = torch.tensor([0, 1], dtype=torch.int32)
+    return rows_of(call, slice(6, 7))._replace(k=call.k[3:], v=call.v[3:], cu_rows=cu_rows)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,30 +79,27 @@ def problem(
 def test_as_if_the_logit_had_the_gain_added(
     isa: str, dtype: torch.dtype, dim: int, v_dim: int, softcap: float | None, sink: bool
 ) -> None:
-    arguments, truth = problem(dtype, dim, v_dim, softcap, sink)
-    out, lse = scale_first(*arguments)
-    plain, plain_lse = SCALE_FIRST.reference(*arguments)
+    call, truth = problem(dtype, dim, v_dim, softcap, sink)
+    out, lse = scale_first(*call)
+    plain, plain_lse = SCALE_FIRST.reference(call)
     assert out.dtype == dtype
     within_budget(out, plain, truth[0])
     # The share is an exponential of a sum, which four lanes add up in longer runs than torch. Row 0
     # sees one key: scaled down, it leaves a small difference of two large numbers.
     within_budget(lse[1:], plain_lse[1:], truth[1][1:], factor=4.0)
     assert torch.allclose(lse[0], truth[1][0].float(), atol=1e-5)
-    alone = [x[6:7] if i in (0, 1, 2, 9) else x for i, x in enumerate(arguments)]
-    alone[3:6] = arguments[3][3:], arguments[4][3:], torch.tensor([0, 1], dtype=torch.int32)
-    assert torch.equal(scale_first(*alone)[0], out[6:7])
+    assert torch.equal(scale_first(*last_row(call))[0], out[6:7])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_not_seen_or_has_gain_one_stays(isa: str, dtype: torch.dtype) -> None:
-    arguments, _ = problem(dtype)
-    idle = ~arguments[9] | (GAINS == 1.0)
-    out, lse = scale_first(*arguments)
-    assert torch.equal(out[idle], arguments[1].to(dtype)[idle])
-    assert torch.equal(lse[idle], arguments[2][idle])
-    assert not torch.equal(out[~idle], arguments[1].to(dtype)[~idle])
-    none = [x[:0] if i in (0, 1, 2, 9) else x for i, x in enumerate(arguments)]
-    none[5] = torch.zeros(5, dtype=torch.int32)
+    call, _ = problem(dtype)
+    idle = ~call.seen | (GAINS == 1.0)
+    out, lse = scale_first(*call)
+    assert torch.equal(out[idle], call.out.to(dtype)[idle])
+    assert torch.equal(lse[idle], call.lse[idle])
+    assert not torch.equal(out[~idle], call.out.to(dtype)[~idle])
+    none = rows_of(call, slice(0))._replace(cu_rows=torch.zeros(5, dtype=torch.int32))
     assert scale_first(*none)[0].shape == (0, 6, 16)
 
 
@@ -108,13 +117,13 @@ def test_in_triton(
     dtype: torch.dtype, dim: int, v_dim: int, softcap: float | None, seen: bool
 ) -> None:
     """As the reference has it, by its own error; what is idle stays."""
-    arguments, truth = problem(dtype, dim, v_dim, softcap)
-    idle = ~arguments[9] | (GAINS == 1.0)
+    call, truth = problem(dtype, dim, v_dim, softcap)
+    idle = ~call.seen | (GAINS == 1.0)
     if not seen:
-        arguments[9], idle = None, (GAINS == 1.0).expand(9, 6)
-    assert by_triton.supports(*arguments) is None
-    out, lse = by_triton.scale_first(*arguments)
-    plain, plain_lse = SCALE_FIRST.reference(*arguments)
+        call, idle = call._replace(seen=None), (GAINS == 1.0).expand(9, 6)
+    assert by_triton.supports(call) is None
+    out, lse = by_triton.scale_first(call)
+    plain, plain_lse = SCALE_FIRST.reference(call)
     truth = truth if seen else (plain, plain_lse)
     assert out.dtype == dtype
     within_budget(out, plain, truth[0], factor=4.0)
@@ -122,14 +131,11 @@ def test_in_triton(
     assert torch.allclose(lse[0], truth[1][0].float(), atol=1e-5)
     # The interpreter cuts bf16 off where a GPU rounds.
     rtol = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0.0
-    torch.testing.assert_close(out[idle], arguments[1].to(dtype)[idle], rtol=rtol, atol=0.0)
-    assert torch.equal(lse[idle], arguments[2][idle])
-    alone = [x[6:7] if i in (0, 1, 2, 9) and x is not None else x for i, x in enumerate(arguments)]
-    alone[3:6] = arguments[3][3:], arguments[4][3:], torch.tensor([0, 1], dtype=torch.int32)
-    assert torch.equal(by_triton.scale_first(*alone)[0], out[6:7])
-    none = [x[:0] if i in (0, 1, 2, 9) and x is not None else x for i, x in enumerate(arguments)]
-    assert by_triton.scale_first(*none)[0].shape == (0, 6, v_dim)
-    assert "not contiguous" in str(by_triton.supports(arguments[0], out.mT, *arguments[2:]))
+    torch.testing.assert_close(out[idle], call.out.to(dtype)[idle], rtol=rtol, atol=0.0)
+    assert torch.equal(lse[idle], call.lse[idle])
+    assert torch.equal(by_triton.scale_first(last_row(call))[0], out[6:7])
+    assert by_triton.scale_first(rows_of(call, slice(0)))[0].shape == (0, 6, v_dim)
+    assert "not contiguous" in str(by_triton.supports(call._replace(out=out.mT)))
 
 
 def test_threads_do_not_show(isa: str, use_threads: Callable[[int], None]) -> None:
@@ -154,20 +160,19 @@ def test_one_key_stays_itself(isa: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "words"),
+    ("name", "value", "words"),
     [
-        (1, torch.zeros(9, 6, 16).half(), r"out must be torch\.float32 \(9, 6, 16\)"),
-        (2, torch.zeros(9, 5), r"lse must be .* got .*\(9, 5\)"),
-        (3, torch.zeros(3, 3, 16), r"k must be torch\.float32 \(4, 3, 16\)"),
-        (4, torch.zeros(4, 2, 16), "v must be"),
-        (5, CU.long(), r"cu_rows torch\.int64"),
-        (6, torch.ones(5), r"gains must be torch\.float32 \(6,\)"),
-        (7, 0.0, "scale 0.0 and softcap None must be positive"),
-        (9, torch.ones(9, 6), r"seen must be torch\.bool"),
+        ("out", torch.zeros(9, 6, 16).half(), r"out must be torch\.float32 \(9, 6, 16\)"),
+        ("lse", torch.zeros(9, 5), r"lse must be .* got .*\(9, 5\)"),
+        ("k", torch.zeros(3, 3, 16), r"k must be torch\.float32 \(4, 3, 16\)"),
+        ("v", torch.zeros(4, 2, 16), "v must be"),
+        ("cu_rows", CU.long(), r"cu_rows torch\.int64"),
+        ("gains", torch.ones(5), r"gains must be torch\.float32 \(6,\)"),
+        ("scale", 0.0, "scale 0.0 and softcap None must be positive"),
+        ("seen", torch.ones(9, 6), r"seen must be torch\.bool"),
     ],
 )
-def test_doors(place: int, value: Any, words: str) -> None:
-    arguments, _ = problem(torch.float32)
-    arguments[place] = value
+def test_doors(name: str, value: Any, words: str) -> None:
+    call, _ = problem(torch.float32)
     with pytest.raises(ValueError, match=words):
-        scale_first(*arguments)
+        scale_first(*call._replace(**{name: value}))
