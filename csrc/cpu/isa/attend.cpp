@@ -7,11 +7,13 @@
 // batch, the tile or the number of threads.
 //
 // units.cpp cuts a call into units and shares them among threads, attend_rows.h says which keys a
-// row sees, attend_unit.h computes, unit_ops.h chooses the arithmetic, and results.cpp adds up what
-// segments gave. Lists of short blocks go through listed.h instead: their keys are gathered.
+// row sees, attend_unit.h and the headers it names compute, unit_ops.h chooses the arithmetic, and
+// results.cpp adds up what segments gave. Lists of short blocks go through listed.h instead: their
+// keys are gathered.
 #define SACCADE_COMPILES_UNITS
 #include "listed.h"
 #include "tables.h"
+#include "unit_passes.h"
 
 namespace saccade {
 namespace SACCADE_ISA {

@@ -1,0 +1,161 @@
+// A unit goes over its keys, segment by segment and pass by pass: which rows are at work, which
+// pages are asked for ahead, and values that are channels of the keys.
+#pragma once
+#include "unit_products.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+
+// All keys of a pass that some row sees, at once: those of the first pass of a segment, which
+// nobody has asked for yet, and those of a pass of which only some are listed.
+template <class S>
+inline void UnitRun<S>::fetch_keys(const Pass<B>& of, uint32_t bits) const {
+  if (rows > kStreamRows) return;
+  const int64_t groups = of.chunk / 16, width = 16 * kU;
+  for (int64_t c = 0; c < of.chunks; ++c) {
+    if (of.k[c] == nullptr) continue;
+    for (int64_t channel = 0; channel < p.dim / kU; ++channel)
+      for (int64_t g = 0; g < groups; ++g)
+        if ((bits >> (c * groups + g) & 1) != 0)
+          __builtin_prefetch(of.k[c] + channel * p.page * kU + g * width, 0, 2);
+  }
+}
+
+// The rows at work, side by side: straight from q, or gathered. Tiles read whole groups of 16
+// rows.
+template <class S>
+inline const typename UnitRun<S>::A* UnitRun<S>::queries(const Active* active, int64_t count) {
+  const int64_t first = active[0].row, read = kTiles ? (count + 15) / 16 * 16 : count;
+  if (active[count - 1].row == first + count - 1 && first + read <= rows) return q + first * p.dim;
+  for (int64_t r = 0; r < count; ++r) {
+    std::memcpy(q_sub + r * p.dim, q + active[r].row * p.dim,
+                static_cast<size_t>(p.dim) * sizeof(A));
+  }
+  std::memset(static_cast<void*>(q_sub + count * p.dim), 0,
+              static_cast<size_t>((read - count) * p.dim) * sizeof(A));
+  return q_sub;
+}
+
+template <class S>
+inline void UnitRun<S>::expect_turned() {
+  if (p.v_pages != nullptr) return;
+  is_turned = 0;
+  for (int64_t c = 0; c < pass.chunks; ++c)
+    pass.v[c] = pass.k[c] == nullptr ? nullptr : turned + c * pass.chunk * p.v_dim;
+}
+
+template <class S>
+inline void UnitRun<S>::turn_keys(int64_t first, const Span& span) {
+  if (p.v_pages != nullptr) return;
+  for (int64_t at = span.begin / kTurn * kTurn; at < span.end; at += kTurn) {
+    const int64_t c = at / pass.chunk;
+    if (pass.k[c] == nullptr || (is_turned >> at / kTurn & 1) != 0) continue;
+    is_turned |= 1u << at / kTurn;
+    const int64_t in_chunk = at % pass.chunk, left = u.hi - first - at;
+    turn_group(pass.k[c] + in_chunk * kU, turned + at * p.v_dim, left < kTurn ? left : kTurn);
+  }
+}
+
+// The leading channels of kTurn keys. Those that no row of the unit sees weigh nothing, and
+// become 0: what lies there may be a former owner's.
+template <class S>
+inline void UnitRun<S>::turn_group(const B* k, B* v, int64_t known) const {
+  B row[kTurn * kU];
+  for (int64_t i = 0; i < p.v_dim; i += kU, k += p.page * kU, v += kU * kU) {
+    std::memcpy(row, k, sizeof(row));
+    for (int64_t e = known * kU; e < kTurn * kU; ++e) row[e] = B{};
+    const int64_t channels = p.v_dim - i < kU ? p.v_dim - i : kU;
+    for (int64_t key = 0; key < kTurn; key += kU)
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t e = 0; e < kU; ++e) v[key * p.v_dim + c * kU + e] = row[(key + e) * kU + c];
+  }
+}
+
+template <class S>
+inline void UnitRun<S>::attend_rows(const Active* active, int64_t count, int64_t first,
+                                    float* partial) {
+  Span span{kPass, 0};
+  for (int64_t r = 0; r < count; ++r) {
+    const Span own = span_of(p, info[active[r].row], first);
+    if (own.begin < span.begin) span.begin = own.begin;
+    if (own.end > span.end) span.end = own.end;
+  }
+  score(queries(active, count), count, span);
+  for (int64_t r = 0; r < count; ++r) softmax_row(active[r], r, first, span, partial);
+#if SACCADE_AMX
+  pad_probabilities(count, span);
+#endif
+  turn_keys(first, span);
+  values(active, count, span, partial);
+}
+
+template <class S>
+inline uint32_t UnitRun<S>::listed_of(int64_t index) const {
+  if (p.blocks == nullptr || index >= kPasses) return kAll;
+  uint32_t bits = 0;
+  for (int64_t at = 0; at < segment.counts[index]; ++at) bits |= segment.of(index)[at].bits;
+  return bits == kAll >> (32 - kPass / 16) ? kAll : bits;
+}
+
+// Pages that no row's list holds are neither read nor asked for: keys that nobody sees.
+template <class S>
+inline void UnitRun<S>::forget_unlisted(Pass<B>& of, uint32_t bits) {
+  const int64_t groups = of.chunk / 16;
+  for (int64_t c = 0; c < of.chunks; ++c)
+    if ((bits >> c * groups & ((1u << groups) - 1)) == 0) of.k[c] = of.v[c] = nullptr;
+}
+
+// Where the panels of the pass end, if they lie one behind the other in memory, or null.
+template <class S>
+inline const typename UnitRun<S>::B* UnitRun<S>::end_of(const B* const* panels, int64_t dim) const {
+  if (pass.chunk < p.page || panels[0] == nullptr) return nullptr;
+  for (int64_t c = 1; c < pass.chunks; ++c)
+    if (panels[c] != panels[0] + c * pass.chunk * dim) return nullptr;
+  return panels[0] + pass.chunks * pass.chunk * dim;
+}
+
+template <class S>
+inline void UnitRun<S>::follow_memory() {
+  constexpr int64_t kTile = kTileVectors * W;  // a wider row of a panel is read in several sweeps
+  const B *k = end_of(pass.k, p.dim), *v = end_of(pass.v, p.v_dim);
+  asks_values = v == nullptr || v_end != pass.v[0] || kTile < v_tile;
+  asks_keys = k == nullptr || k != next.k[0] || kTile < p.page;
+  k_end = k;
+  v_end = v;
+}
+
+template <class S>
+inline void UnitRun<S>::attend_segment(int64_t begin, float* partial) {
+  clear(partial);
+  segment.collect(p, info, rows, begin);
+  bool started = false;
+  for (int64_t i = 0; i < kPasses; ++i) {
+    if (segment.counts[i] == 0) continue;
+    int64_t after = i + 1;
+    while (after < kPasses && segment.counts[after] == 0) ++after;
+    if (source != nullptr) {
+      source->locate(pass, p, u, begin + i * kPass);
+      next.chunk = kPass;
+      next.chunks = 0;  // nothing of pages is to be fetched
+    } else {
+      pass.locate(p, u, begin + i * kPass);
+      next.locate(p, u, after < kPasses ? begin + after * kPass : u.hi);
+    }
+    listed = started ? listed_next : listed_of(i);
+    listed_next = listed_of(after);
+    forget_unlisted(pass, listed);
+    forget_unlisted(next, listed_next);
+    if (!started && k_end != pass.k[0]) fetch_keys(pass, listed);
+    if (listed_next != kAll) fetch_keys(next, listed_next);
+    follow_memory();
+    started = true;
+    expect_turned();
+    for (int64_t at = 0; at < segment.counts[i]; at += kSub) {
+      const int64_t left = segment.counts[i] - at;
+      attend_rows(segment.of(i) + at, left < kSub ? left : kSub, begin + i * kPass, partial);
+    }
+  }
+}
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade

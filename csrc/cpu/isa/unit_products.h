@@ -1,0 +1,208 @@
+// Scores of a pass, and the sums of its values: two products of a unit's rows, in registers or in
+// tiles of AMX.
+#pragma once
+#include "unit_softmax.h"
+
+namespace saccade {
+namespace SACCADE_ISA {
+
+template <class S>
+struct UnitRun<S>::ScoreBlock {  // columns are keys of one chunk
+  UnitRun& run;
+  const A* q;
+  const B* k;
+  const B* v;  // of the same keys, wanted next
+  float* to;
+
+  template <int M, int NV>
+  SACCADE_INLINE void tile(int64_t r, int64_t at) {
+    const AttendParams& p = run.p;
+    const int64_t steps = p.dim / kU;
+    Ahead ahead;
+    if (run.source != nullptr) {
+      if (r == 0) ahead = run.source->ahead_of_scores(at, NV * W, steps);
+    } else {
+      const bool asks = r == 0 && run.asks_values && v != nullptr;
+      const B* wanted = asks ? v + at * p.v_dim : nullptr;
+      ahead = run.ahead_of(wanted, NV * W * p.v_dim, steps);
+    }
+    F<W> acc[M][NV] = {};
+    product<S, W, NV, M>(acc, q + r * p.dim, p.dim, k + at * kU, p.page * kU, steps, ahead);
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < NV; ++n) store(to + (r + m) * kPass + at + n * W, acc[m][n]);
+  }
+};
+
+template <class S>
+inline void UnitRun<S>::score(const A* queries, int64_t count, const Span& span) {
+  for (int64_t c = 0; c < pass.chunks; ++c) {
+    const Span keys = in_chunk(span, c);
+    if (keys.begin >= keys.end) continue;
+    float* to = scores + c * pass.chunk;
+    if (pass.k[c] == nullptr) {
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t i = keys.begin; i < keys.end; ++i) to[r * kPass + i] = -INFINITY;
+      continue;
+    }
+#if SACCADE_AMX
+    score_tiles(queries, count, keys, pass.k[c], to);
+#else
+    ScoreBlock block{*this, queries, pass.k[c], pass.v[c], to};
+    Span run;
+    for (int64_t at = keys.begin; next_run(c, keys.end, at, run);)
+      for_tiles<W, S::kRows>(block, count, run.begin, run.end);
+#endif
+  }
+}
+
+template <class S>
+struct UnitRun<S>::ValueBlock {  // columns are channels
+  UnitRun& run;
+  const Active* active;
+  const Span& span;
+  float* o;
+
+  template <int M, int NV>
+  SACCADE_INLINE void tile(int64_t r, int64_t channel) {
+    const AttendParams& p = run.p;
+    F<W> acc[M][NV];
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < NV; ++n)
+        acc[m][n] = load<F<W>>(at(r + m, channel + n * W)) * splat<W>(run.shrink[r + m]);
+    const int64_t share = run.pass.chunk * p.dim / p.v_dim;  // elements of K per channel of V
+    for (int64_t c = 0; c < run.pass.chunks; ++c) {
+      const Span keys = run.in_chunk(span, c);
+      if (keys.begin >= keys.end || run.pass.v[c] == nullptr) continue;
+      const bool asks =
+          r == 0 && run.asks_keys && run.listed_next == kAll && run.next.k[c] != nullptr;
+      const B* k = asks ? run.next.k[c] + channel * share : nullptr;
+      const A* weights = run.probabilities + r * kPass + c * run.pass.chunk;
+      const B* v = run.value_at(run.pass.v[c], 0, channel);
+      Span some;
+      for (int64_t from = keys.begin; run.next_run(c, keys.end, from, some); k = nullptr) {
+        const int64_t steps = (some.end - some.begin) / kU;
+        Ahead ahead;
+        if (run.source != nullptr) {
+          if (r == 0) ahead = run.source->ahead_of_values(channel, NV * W, steps);
+        } else {
+          ahead = run.ahead_of(k, NV * W * share, steps);
+        }
+        product<S, W, NV, M>(acc, weights + some.begin, kPass, v + some.begin * run.v_tile,
+                             run.v_tile * kU, steps, ahead);
+      }
+    }
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < NV; ++n) store(at(r + m, channel + n * W), acc[m][n]);
+  }
+  SACCADE_INLINE float* at(int64_t r, int64_t channel) const {
+    return o + active[r].row * run.p.v_dim + channel;
+  }
+};
+
+template <class S>
+inline void UnitRun<S>::values(const Active* active, int64_t count, const Span& span, float* o) {
+#if SACCADE_AMX
+  value_tiles(active, count, span, o);
+#else
+  ValueBlock block{*this, active, span, o};
+  const int64_t whole = p.v_dim / W * W;
+  for_tiles<W, S::kRows>(block, count, 0, whole);
+  if (whole < p.v_dim) value_rest(active, count, span, o, whole);
+#endif
+}
+
+// Channels beyond the last whole vector, one at a time.
+template <class S>
+inline void UnitRun<S>::value_rest(const Active* active, int64_t count, const Span& span, float* o,
+                                   int64_t channel) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t i = channel; i < p.v_dim; ++i) {
+      float* to = o + active[r].row * p.v_dim + i;
+      float sum = *to * shrink[r];
+      for (int64_t key = span.begin; key < span.end; ++key) {
+        const int64_t c = key / pass.chunk, at = key % pass.chunk;
+        if (pass.v[c] == nullptr) continue;
+        const B* v = value_at(pass.v[c], at / kU * kU, i) + at % kU;
+        sum += S::one(probabilities + r * kPass + key) * S::one(v);
+      }
+      *to = sum;
+    }
+}
+
+#if SACCADE_AMX
+
+template <class S>
+inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span& keys, const B* k,
+                                    float* to) {
+  for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
+    for (int64_t r = 0; r < count; r += 32) {
+      const A* a = queries + r * p.dim;
+      const int64_t ldb = p.page * kU, steps = p.dim / 32;
+      float* c = to + r * kPass + at;
+      if (r + 16 < count) {
+        amx::product<2, 2>(c, kPass, a, p.dim, k + at * kU, ldb, steps);
+      } else {
+        amx::product<1, 2>(c, kPass, a, p.dim, k + at * kU, ldb, steps);
+      }
+    }
+  }
+}
+
+template <class S>
+template <int R, int C>
+inline void UnitRun<S>::value_tile(int64_t r, int64_t channel, const Span& span) {
+  float* o = o_sub + r * p.v_dim + channel;
+  amx::fetch<R, C>(o, p.v_dim);
+  for (int64_t c = 0; c < pass.chunks; ++c) {
+    if (pass.v[c] == nullptr) continue;
+    const Span keys = in_chunk(span, c);
+    for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
+      amx::step<R, C>(probabilities + r * kPass + c * pass.chunk + at, kPass,
+                      value_at(pass.v[c], at, channel), v_tile * kU);
+    }
+  }
+  amx::put<R, C>(o, p.v_dim);
+}
+
+// Tiles want rows at equal distances: outputs are gathered, shrunk on the way, and put back.
+template <class S>
+inline void UnitRun<S>::value_tiles(const Active* active, int64_t count, const Span& span,
+                                    float* o) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t i = 0; i < p.v_dim; i += W) {
+      store(o_sub + r * p.v_dim + i,
+            load<F<W>>(o + active[r].row * p.v_dim + i) * splat<W>(shrink[r]));
+    }
+  for (int64_t channel = 0; channel < p.v_dim; channel += 32) {
+    const bool wide = channel + 32 <= p.v_dim;
+    for (int64_t r = 0; r < count; r += 32) {
+      const bool tall = r + 16 < count;
+      if (tall && wide) value_tile<2, 2>(r, channel, span);
+      if (tall && !wide) value_tile<2, 1>(r, channel, span);
+      if (!tall && wide) value_tile<1, 2>(r, channel, span);
+      if (!tall && !wide) value_tile<1, 1>(r, channel, span);
+    }
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    std::memcpy(o + active[r].row * p.v_dim, o_sub + r * p.v_dim,
+                static_cast<size_t>(p.v_dim) * sizeof(float));
+  }
+}
+
+// Rows that pad a group of 16, and keys that pad a step of 32, weigh nothing.
+template <class S>
+inline void UnitRun<S>::pad_probabilities(int64_t count, const Span& span) {
+  for (int64_t r = 0; r < (count + 15) / 16 * 16; ++r) {
+    A* to = probabilities + r * kPass;
+    if (r >= count) std::memset(static_cast<void*>(to), 0, kPass * sizeof(A));
+    for (int64_t i = span.begin / 32 * 32; i < span.begin; i += W)
+      put_probabilities(to + i, F<W>{});
+    for (int64_t i = span.end; i < (span.end + 31) / 32 * 32; i += W)
+      put_probabilities(to + i, F<W>{});
+  }
+}
+
+#endif
+
+}  // namespace SACCADE_ISA
+}  // namespace saccade
