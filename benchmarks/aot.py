@@ -1,9 +1,10 @@
 """Compiles every Triton kernel for sm_80, sm_90 and sm_100, without a GPU, and checks the result:
 
-    python -m saccade.benchmarks.aot [--only NAME] [--arch 90] [--out FOLDER]
+    python -m saccade.benchmarks.aot [--only NAME] [--arch 90] [--known FILE] [--out FOLDER]
 
 A folder of `kernels` with an `aot.py` is asked for its `cases()`: name -> a call on tensors without
-memory. Exit status 1: a gate fails, see `complaints`.
+memory. What FILE, an earlier table, knows of the very same variants is judged, not compiled again.
+Exit status 1: a gate fails, see `complaints`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 
-from .aot_compile import Resources, build, launches
+from .aot_compile import Resources, Variant, launches
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 ARCHES = {"80": (8, 0), "90": (9, 0), "100": (10, 0)}
@@ -38,11 +39,12 @@ WARP_GROUPS = ("HGMMA", "UTCHMMA", "UTCMMA")  # their products: the tiles of pro
 
 @dataclass(frozen=True)
 class Row:
-    """One compiled variant of one kernel."""
+    """One compiled variant of one kernel. digest: of all that decides what it is."""
 
     case: str
     kernel: str
     arch: str
+    digest: str
     used: Resources | None
     complaints: list[str]
 
@@ -57,21 +59,30 @@ def every_case() -> dict[str, Callable[[], object]]:
     return found
 
 
-def compiled(names: str, arches: list[str]) -> Iterator[Row]:
-    """Every launch of the cases whose name contains `names`."""
+def compiled(
+    names: str, arches: list[str], known: Mapping[str, Resources] | None = None
+) -> Iterator[Row]:
+    """Every launch of the cases whose name contains `names`; `known`: results by digest."""
     for case, call in every_case().items():
         if names not in case:
             continue
         for arch in arches:
             for launch in launches(call, ARCHES[arch]):
-                kernel = launch.kernel.__name__
+                kernel, variant = launch.kernel.__name__, Variant.of(launch, ARCHES[arch])
+                digest = variant.digest()
                 try:
-                    used = build(launch, ARCHES[arch])
+                    used = (known or {}).get(digest) or variant.build()
                 except Exception as error:  # noqa: BLE001 - the compiler fails in many ways
                     reason = f"does not compile: {str(error).splitlines()[0]:.120}"
-                    yield Row(case, kernel, arch, None, [reason])
+                    yield Row(case, kernel, arch, digest, None, [reason])
                     continue
-                yield Row(case, kernel, arch, used, complaints(case, kernel, arch, used))
+                yield Row(case, kernel, arch, digest, used, complaints(case, kernel, arch, used))
+
+
+def recorded(file: Path) -> dict[str, Resources]:
+    """Results by digest, of a table that `write` wrote."""
+    rows = json.loads(file.read_text())["rows"]
+    return {row["digest"]: Resources(**row["used"]) for row in rows if row["used"]}
 
 
 def complaints(case: str, kernel: str, arch: str, used: Resources) -> list[str]:
@@ -121,13 +132,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--arch", action="append", choices=list(ARCHES), help="default: all")
+    parser.add_argument("--known", type=Path, help="an earlier aot.json: compile what it lacks")
     parser.add_argument("--out", type=Path, help="folder for aot.md and aot.json")
     chosen = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("unset TRITON_INTERPRET: interpreted kernels cannot be compiled", file=sys.stderr)
         return 2
     rows = []
-    for row in compiled(chosen.only, chosen.arch or list(ARCHES)):
+    known = recorded(chosen.known) if chosen.known else {}
+    for row in compiled(chosen.only, chosen.arch or list(ARCHES), known):
         rows.append(row)
         print(f"{row.case} {row.kernel} sm_{row.arch}: {'; '.join(row.complaints) or 'passes'}")
     if not rows:
@@ -146,8 +159,9 @@ def write(folder: Path, rows: list[Row]) -> None:
     ours = f"triton {triton.__version__} and the ptxas in its wheel"
     text = (
         "# Triton kernels, compiled ahead of time\n\n"
-        f"Compiled without a GPU by {ours}; `python -m saccade.benchmarks.aot --out "
-        "benchmarks/results` makes this table. These are properties of compiled code, not timings: "
+        f"Compiled without a GPU by {ours}; `python -m saccade.benchmarks.aot --known "
+        "benchmarks/results/aot.json --out benchmarks/results` makes this table anew, and compiles "
+        "only what has changed since. These are properties of compiled code, not timings: "
         "none of these kernels has run on a GPU yet.\n\n"
     )
     (folder / "aot.md").write_text(text + table(rows) + "\n")

@@ -4,6 +4,7 @@ architecture, and the registers, stack, shared memory and instructions of the re
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -76,20 +77,43 @@ def _recorded(found: list[Launch]) -> Iterator[None]:
         yield
 
 
-def build(launch: Launch, capability: tuple[int, int]) -> Resources:
-    """Compiles one launch. Raises what the compiler raises."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with the constants, types and options of a launch, for one architecture."""
 
-    signature, constants, attributes = _signature(launch)
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
-    options = {
-        name: launch.options[name] for name in ("num_warps", "num_stages") if name in launch.options
-    }
-    compiled = triton.compile(source, target=target, options=options)
-    return _resources(compiled)
+    source: Any
+    arch: int
+    options: dict[str, int]
+
+    @classmethod
+    def of(cls, launch: Launch, capability: tuple[int, int]) -> Variant:
+        """What `launch` has compiled on a GPU of this capability."""
+        from triton.compiler import ASTSource
+
+        options = {
+            name: launch.options[name]
+            for name in ("num_warps", "num_stages")
+            if name in launch.options
+        }
+        source = ASTSource(launch.kernel, *_signature(launch))
+        return cls(source, capability[0] * 10 + capability[1], options)
+
+    def digest(self) -> str:
+        """Of all that decides what the compiler makes of it: the kernel's text and that of the
+        functions it calls, constants, types, options, architecture and compiler.
+        """
+        import triton
+
+        key = (triton.__version__, self.source.hash(), self.arch, sorted(self.options.items()))
+        return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+
+    def build(self) -> Resources:
+        """Compiles it. Raises what the compiler raises."""
+        import triton
+        from triton.backends.compiler import GPUTarget
+
+        target = GPUTarget("cuda", self.arch, 32)
+        return _resources(triton.compile(self.source, target=target, options=self.options))
 
 
 def _signature(launch: Launch) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any]]:
