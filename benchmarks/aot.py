@@ -59,19 +59,18 @@ def every_case() -> dict[str, Callable[[], object]]:
     return found
 
 
-def compiled(
-    names: str, arches: list[str], known: Mapping[str, Resources] | None = None
-) -> Iterator[Row]:
+def compiled(names: str, arches: list[str], known: Mapping[str, Resources]) -> Iterator[Row]:
     """Every launch of the cases whose name contains `names`; `known`: results by digest."""
     for case, call in every_case().items():
         if names not in case:
             continue
         for arch in arches:
             for launch in launches(call, ARCHES[arch]):
-                kernel, variant = launch.kernel.__name__, Variant.of(launch, ARCHES[arch])
-                digest = variant.digest()
+                kernel, digest = launch.kernel.__name__, ""
                 try:
-                    used = (known or {}).get(digest) or variant.build()
+                    variant = Variant.of(launch, ARCHES[arch])
+                    digest = variant.digest()
+                    used = known.get(digest) or variant.build()
                 except Exception as error:  # noqa: BLE001 - the compiler fails in many ways
                     reason = f"does not compile: {str(error).splitlines()[0]:.120}"
                     yield Row(case, kernel, arch, digest, None, [reason])
