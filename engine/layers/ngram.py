@@ -18,10 +18,16 @@ INPUTS = "ngram_inputs"  # the page field of the last inputs of the convolution
 _BUFFERS = ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
 
 
+def ngrams_of(config: ModelConfig, layer: int) -> NgramEmbedding | None:
+    """Those of this layer, if it has any."""
+    ngrams = config.features.ngrams
+    return ngrams if ngrams is not None and layer in ngrams.layers else None
+
+
 def ngram_tails(config: ModelConfig, layer: int) -> tuple[Tail, ...]:
     """What a page keeps for this, or nothing."""
-    ngrams = config.features.ngrams
-    if ngrams is None or layer not in ngrams.layers:
+    ngrams = ngrams_of(config, layer)
+    if ngrams is None:
         return ()
     width = hyper_of(config).streams * config.hidden_size
     return (Tail(INPUTS, ngrams.taps, width, ngrams.tokens),)
@@ -29,14 +35,14 @@ def ngram_tails(config: ModelConfig, layer: int) -> tuple[Tail, ...]:
 
 def ngram_window(config: ModelConfig, layer: int) -> int:
     """Tokens before each row that its n-grams reach over; 0: there are none."""
-    ngrams = config.features.ngrams
-    return 0 if ngrams is None or layer not in ngrams.layers else ngrams.tokens - 1
+    ngrams = ngrams_of(config, layer)
+    return 0 if ngrams is None else ngrams.tokens - 1
 
 
 def ngram_tensors(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
     """Name -> shape, without the prefix `model.layers.<layer>.ple.`; empty where there is none."""
-    ngrams = config.features.ngrams
-    if ngrams is None or layer not in ngrams.layers:
+    ngrams = ngrams_of(config, layer)
+    if ngrams is None:
         return {}
     width, hidden = hyper_of(config).streams * config.hidden_size, config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {

@@ -11,7 +11,7 @@ from ..layers.attention import AttentionContext
 from ..layers.hyper_connection import HyperConnection, hyper_of
 from ..layers.kinds import attention_kind
 from ..layers.mlp import feed_forward
-from ..layers.ngram import NgramLayer
+from ..layers.ngram import NgramLayer, ngrams_of
 from ..layers.rope import RotaryEmbedding
 from ..layers.weights import Weights
 from .llama import LlamaModel
@@ -51,8 +51,7 @@ class HyperLayer:
 
     def __init__(self, config: ModelConfig, index: int, weights: Weights) -> None:
         name = f"model.layers.{index}."
-        ngrams = config.features.ngrams
-        has_table = ngrams is not None and index in ngrams.layers
+        has_table = ngrams_of(config, index) is not None
         self.ngrams = NgramLayer(config, index, weights) if has_table else None
         self.attention_mix = HyperConnection(config, name + ATTENTION_MIX, weights)
         self.attention = attention_kind(config)(config, index, weights)
