@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from saccade import Engine
+from saccade.engine import graphs
 from saccade.kernels import native
 
+from .graph_emulator import Emulator
 from .tiny import write_tiny
 
 Checkpoints = Callable[..., Path]
@@ -42,6 +44,12 @@ def interpreted(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
     options = replace(interpreter_builder.options, sanitize_overflow=False)
     monkeypatch.setattr(interpreter_builder, "options", options)
+
+
+@pytest.fixture
+def emulated(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU path in host memory, with graphs."""
+    monkeypatch.setattr(graphs, "recorder", lambda where: Emulator() if where.gpu else None)
 
 
 @pytest.fixture

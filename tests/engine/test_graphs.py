@@ -26,12 +26,6 @@ pytestmark = pytest.mark.filterwarnings(
 OPTIONS: dict[str, Any] = {"max_model_len": 256, "page_size": 16, "max_num_seqs": 4}
 
 
-@pytest.fixture
-def emulated(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU path in host memory, with graphs."""
-    monkeypatch.setattr(graphs, "recorder", lambda where: Emulator() if where.gpu else None)
-
-
 def found(engine: Engine, before: int = 0) -> list[list[list[int]]]:
     """Two requests together, one of which ends first."""
     prompts = [some_tokens(before + 18, seed=1), some_tokens(3, seed=2)]

@@ -23,12 +23,6 @@ pytestmark = pytest.mark.filterwarnings(
 OPTIONS: dict[str, Any] = {"max_model_len": 256, "page_size": 16, "max_num_seqs": 4}
 
 
-@pytest.fixture
-def emulated(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU path in host memory, with graphs."""
-    monkeypatch.setattr(graphs, "recorder", lambda where: Emulator() if where.gpu else None)
-
-
 def graphs_of(engine: Engine) -> DecodeGraphs:
     """Those that it made, none of which was refused."""
     made = engine._runner.graphs

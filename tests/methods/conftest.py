@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from ..engine.conftest import checkpoint, interpreted, lone_kernels, make_engine, one_thread
+from ..engine.conftest import (
+    checkpoint,
+    emulated,
+    interpreted,
+    lone_kernels,
+    make_engine,
+    one_thread,
+)
 
-__all__ = ["checkpoint", "interpreted", "lone_kernels", "make_engine", "one_thread"]
+__all__ = [
+    "checkpoint",
+    "emulated",
+    "interpreted",
+    "lone_kernels",
+    "make_engine",
+    "one_thread",
+]

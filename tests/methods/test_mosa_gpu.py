@@ -10,14 +10,12 @@ import pytest
 import torch
 
 from saccade import Engine
-from saccade.engine import graphs
 from saccade.engine.attention.experts import KeptCache
 from saccade.kernels import native
 from saccade.kernels.ops import Op
 
 from ..engine.conftest import Checkpoints, Engines
 from ..engine.engine_probe import greedy, some_tokens
-from ..engine.graph_emulator import Emulator
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:invalid value", "ignore:divide by zero", "ignore:Conversion of an array"
@@ -84,12 +82,6 @@ def test_every_mode_by_kernels(
     monkeypatch.setattr(native, "kernels", lambda: None)
     assert answers(make_engine(folder, device="cuda", **options), *asked) == expected
     assert used == ops
-
-
-@pytest.fixture
-def emulated(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU path in host memory, with graphs."""
-    monkeypatch.setattr(graphs, "recorder", lambda where: Emulator() if where.gpu else None)
 
 
 @pytest.mark.slow
