@@ -53,11 +53,11 @@ inline void tile_dp(int c, int a, int b) {
     }
   }
 }
-inline void configure() {}
+inline void configure(int64_t) {}
 inline void release() {}
 #define SACCADE_TILE(name, ...) name(__VA_ARGS__)
 #else
-inline void configure() {
+inline void configure(int64_t rows) {
   struct alignas(64) Config {
     uint8_t palette, start_row, reserved[14];
     uint16_t column_bytes[16];
@@ -66,7 +66,7 @@ inline void configure() {
   config.palette = 1;
   for (int t = 0; t < 8; ++t) {
     config.column_bytes[t] = 64;
-    config.rows[t] = 16;
+    config.rows[t] = t < 5 ? static_cast<uint8_t>(rows) : 16;
   }
   _tile_loadconfig(&config);
 }
@@ -121,6 +121,42 @@ SACCADE_INLINE void put(float* c, int64_t ldc) {
   if constexpr (R == 2 && C == 2) tile_store(3, c + 16 * ldc + 16, ldc * 4);
 }
 
+// Up to 16 rows of A and 64 lanes of B, whose rows are then read whole, in the order of memory:
+// tiles 0..3 accumulate the lanes from left to right. kStreams: B comes from memory, and what lies
+// 1 KiB ahead is asked for.
+template <bool kStreams>
+SACCADE_INLINE void wide_step(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb) {
+  if constexpr (kStreams)
+    for (int line = 16; line < 80; ++line) __builtin_prefetch(b + line * 32, 0, 3);
+  tile_load(4, a, lda * 2);
+  tile_load(5, b, ldb * 2);
+  tile_dp(0, 4, 5);
+  tile_load(6, b + 32, ldb * 2);
+  tile_dp(1, 4, 6);
+  tile_load(7, b + 64, ldb * 2);
+  tile_dp(2, 4, 7);
+  tile_load(5, b + 96, ldb * 2);
+  tile_dp(3, 4, 5);
+}
+SACCADE_INLINE void wide_clear() {
+  tile_zero(0);
+  tile_zero(1);
+  tile_zero(2);
+  tile_zero(3);
+}
+SACCADE_INLINE void wide_fetch(const float* c, int64_t ldc) {
+  tile_load(0, c, ldc * 4);
+  tile_load(1, c + 16, ldc * 4);
+  tile_load(2, c + 32, ldc * 4);
+  tile_load(3, c + 48, ldc * 4);
+}
+SACCADE_INLINE void wide_put(float* c, int64_t ldc) {
+  tile_store(0, c, ldc * 4);
+  tile_store(1, c + 16, ldc * 4);
+  tile_store(2, c + 32, ldc * 4);
+  tile_store(3, c + 48, ldc * 4);
+}
+
 // C[16 R][16 C] = A[16 R][32 steps] * B[16 steps pairs][16 C lanes][2].
 template <int R, int C>
 SACCADE_INLINE void product(float* c, int64_t ldc, const uint16_t* a, int64_t lda,
@@ -132,6 +168,17 @@ SACCADE_INLINE void product(float* c, int64_t ldc, const uint16_t* a, int64_t ld
 
 }  // namespace amx
 #endif
+
+// While it lives, this thread's tiles have the shape that the products want. rows: of A and C;
+// fewer than 16 are quicker.
+struct TileScope {
+#if SACCADE_AMX
+  explicit TileScope(int64_t rows = 16) { amx::configure(rows < 16 ? rows : 16); }
+  ~TileScope() { amx::release(); }
+#else
+  explicit TileScope(int64_t = 16) {}
+#endif
+};
 
 }  // namespace SACCADE_ISA
 }  // namespace saccade

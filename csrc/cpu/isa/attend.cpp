@@ -31,7 +31,7 @@ UnitOps paged_ops(const AttendParams& p) {
 namespace {
 
 void attend_pages(const AttendParams& p, ThreadPool& pool) {
-  const UnitPlan plan(p);
+  const UnitPlan plan(p, pool);
   if (plan.count() > 0) run_units(p, plan, paged_ops(p), pool);
 }
 

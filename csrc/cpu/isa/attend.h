@@ -22,9 +22,12 @@ constexpr int64_t kSegment = 2048;
 constexpr int64_t kPasses = kSegment / kPass;
 // More rows in a unit read K and V less often; the unit's output must stay in the second-level
 // cache. With block lists each pass concerns few of the rows, so that units of more rows keep the
-// products full.
-constexpr int64_t kMaxRows = SACCADE_AMX ? 256 : (kNarrow ? 120 : 128);
-constexpr int64_t kMaxListedRows = 512;
+// products full; with tiles, memory takes as long as they do, and yet more rows read it less often.
+constexpr int64_t kMaxRows = SACCADE_AMX ? 512 : (kNarrow ? 120 : 128);
+constexpr int64_t kMaxListedRows = SACCADE_AMX ? 2048 : 512;
+// As few as this where otherwise a thread would have fewer units than these.
+constexpr int64_t kLeastRows = SACCADE_AMX ? 256 : kMaxRows, kLeastListedRows = 512;
+constexpr int64_t kUnitsOfThread = 4;
 // Units of at most this many rows wait for memory rather than for arithmetic, and fetch ahead.
 constexpr int64_t kStreamRows = 16;
 
@@ -44,15 +47,6 @@ struct Carver {
     at += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
     return reinterpret_cast<T*>(piece);
   }
-};
-
-struct TileScope {
-#if SACCADE_AMX
-  TileScope() { amx::configure(); }
-  ~TileScope() { amx::release(); }
-#else
-  TileScope() {}
-#endif
 };
 
 // The pages under one pass of keys. Within a page, K is [dim / unit][page][unit] and V is [v_dim /

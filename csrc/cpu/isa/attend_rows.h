@@ -28,6 +28,13 @@ struct Active {
   uint64_t fine;
 };
 
+// Whether the rows of `count` entries are neighbours, in order.
+SACCADE_INLINE bool are_neighbours(const Active* active, int64_t count) {
+  for (int64_t i = 1; i < count; ++i)
+    if (active[i].row != active[0].row + i) return false;
+  return true;
+}
+
 SACCADE_INLINE Row make_row(const AttendParams& p, const Unit& u, int64_t at, int64_t head) {
   const int64_t position = p.positions[at], limit = p.table_width * p.page;
   const int64_t hi = p.end_of_row(at, u.kv_head);
@@ -44,16 +51,48 @@ SACCADE_INLINE Span span_of(const AttendParams& p, const Row& row, int64_t first
   constexpr int W = kWidth;
   int64_t begin = row.lo, end = row.hi;
   if (p.window > 0 && first >= p.sinks && begin <= row.past) begin = row.past + 1;
+  // Between the sinks of a pass and the window: nothing.
+  if (p.window > 0 && first < p.sinks && row.past + 1 >= first + kPass && p.sinks < end)
+    end = p.sinks;
   begin = begin > first ? (begin - first) / W * W : 0;
   end = end < first + kPass ? (end - first + W - 1) / W * W : kPass;
   return begin < end ? Span{begin, end} : Span{0, 0};
 }
 
-// Whether some key of the span is hidden from the row.
-SACCADE_INLINE bool is_masked(const AttendParams& p, const Row& row, const Span& span,
-                              int64_t first) {
-  return row.lo > first + span.begin || row.hi < first + span.end ||
-         (p.window > 0 && row.past >= first + span.begin) || row.list != nullptr;
+// The same for a row at work: no more than its list holds.
+SACCADE_INLINE Span span_of(const AttendParams& p, const Row& row, const Active& active,
+                            int64_t first) {
+  Span span = span_of(p, row, first);
+  if (row.list == nullptr) return span;
+  const int64_t begin = __builtin_ctz(active.bits) * 16;
+  const int64_t end = (32 - __builtin_clz(active.bits)) * 16;
+  if (span.begin < begin) span.begin = begin;
+  if (span.end > end) span.end = end;
+  return span.begin < span.end ? span : Span{0, 0};
+}
+
+// Which keys of a span are hidden from a row: none, some of its first or last vector alone, or any.
+enum class Hidden { kNone, kEdges, kAny };
+
+SACCADE_INLINE Hidden hidden_in(const AttendParams& p, const Row& row, const Active& active,
+                                const Span& span, int64_t first) {
+  if (row.list != nullptr) {
+    const uint64_t all = (uint64_t{1} << (span.end + 15) / 16) - (uint64_t{1} << span.begin / 16);
+    if (p.block < 16 || (active.bits & all) != all) return Hidden::kAny;
+  }
+  const bool in_sinks = first + span.end <= p.sinks;
+  if (p.window > 0 && first < p.sinks && !in_sinks && row.past >= first + span.begin)
+    return Hidden::kAny;
+  const bool edges = row.lo > first + span.begin || row.hi < first + span.end ||
+                     (p.window > 0 && !in_sinks && row.past >= first + span.begin);
+  return edges ? Hidden::kEdges : Hidden::kNone;
+}
+
+// Bit q: the list holds some of the keys 64 q .. 64 q + 63 of the pass.
+SACCADE_INLINE uint32_t quarters_of(uint32_t bits) {
+  bits |= bits >> 1;
+  bits = (bits | bits >> 2) & 0x1111u;
+  return (bits | bits >> 3 | bits >> 6 | bits >> 9) & 15u;
 }
 
 SACCADE_INLINE I<kWidth> lane_numbers() {
@@ -110,24 +149,33 @@ struct SegmentRows {
       ++c;
     }
     row.cursor = static_cast<int32_t>(c);  // segments ascend, so the next one looks from here on
-    uint32_t bits[kPasses] = {};
-    uint64_t fine[kPasses] = {};
+    if (c == p.list_width || row.list[c] < 0 || row.list[c] * p.block >= last) return;
+    Active active{static_cast<int32_t>(r), 0, 0};
+    int64_t pass = 0;
+    const auto flush = [&] {
+      if (active.bits == 0) return;
+      const Span span = span_of(p, row, active, first + pass * kPass);
+      if (span.begin < span.end) of(pass)[counts[pass]++] = active;
+      active.bits = 0;
+      active.fine = 0;
+    };
     for (; c < p.list_width && row.list[c] >= 0 && row.list[c] * p.block < last; ++c) {
       const int64_t from = row.list[c] * p.block - first, to = from + p.block;
-      if (p.block < 16) {
-        if (from < 0) continue;  // a list that does not ascend
-        for (int64_t at = from; at < to; at += kLeastBlock)
-          fine[at / kPass] |= uint64_t{1} << at % kPass / kLeastBlock;
-        bits[from / kPass] |= 1u << from % kPass / 16;
-        continue;
+      const int64_t begin = from > 0 ? from : 0, end = to < kSegment ? to : kSegment;
+      for (int64_t at = begin; at < end; at = (at / kPass + 1) * kPass) {
+        if (at / kPass < pass) continue;  // a list that does not ascend
+        if (at / kPass > pass) flush(), pass = at / kPass;
+        const int64_t base = pass * kPass, stop = end - base < kPass ? end - base : kPass;
+        active.bits |= bits_of(at - base, stop, 16);
+        if (p.block < 16) active.fine |= bits_of(at - base, stop, kLeastBlock);
       }
-      const int64_t low = from > 0 ? from / 16 : 0, high = to < kSegment ? to / 16 : kSegment / 16;
-      for (int64_t bit = low; bit < high; ++bit) bits[bit * 16 / kPass] |= 1u << bit % (kPass / 16);
     }
-    for (int64_t pass = 0; pass < kPasses; ++pass) {
-      const Span span = bits[pass] == 0 ? Span{0, 0} : span_of(p, row, first + pass * kPass);
-      if (span.begin < span.end) add(pass, r, bits[pass], fine[pass]);
-    }
+    flush();
+  }
+
+  // Bits for the keys [begin, end) of a pass, `keys` of them a bit.
+  static uint64_t bits_of(int64_t begin, int64_t end, int64_t keys) {
+    return (~uint64_t{0} >> (63 - (end - 1) / keys)) & ~uint64_t{0} << begin / keys;
   }
 };
 

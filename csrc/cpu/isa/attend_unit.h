@@ -41,11 +41,14 @@ struct UnitRun : Results {
   // Rows of a unit that go through scores, softmax and values together, in whole register tiles:
   // their scores stay in the first-level cache.
   static constexpr int64_t kSub = 32 / S::kRows * S::kRows;
+  // As few rows are not worth products of their own (with tiles, which take 16).
+  static constexpr int64_t kFew = 8;
 
   const float to_log2;   // raw score -> log2 units
   const int64_t v_tile;  // channels of V that lie together (see value_tile); of gathered V, all
   Row* info;
   SegmentRows segment;
+  Active* by_kind;         // [rows]: those of one pass, in another order
   A* q;                    // [rows][dim]
   A* q_sub;                // [kSub][dim]: the rows at work, where they do not lie side by side in q
   float* scores;           // [kSub][kPass]
@@ -54,6 +57,8 @@ struct UnitRun : Results {
   float* o_sub;            // [kSub][v_dim]: outputs of the rows at work, for tiles
   B* turned;               // V panels of one pass, where the values are channels of the keys
   uint32_t is_turned = 0;  // which groups of keys they hold already
+  // Bit r: the r-th row at work had seen nothing, and what lies in its place is no number of ours.
+  uint32_t fresh = 0;
   float* own_partial;
   float* own_total;
   int64_t used;
@@ -64,6 +69,10 @@ struct UnitRun : Results {
   // processor reads ahead by itself, and faster than when it is asked.
   const B *k_end = nullptr, *v_end = nullptr;
   bool asks_values = true, asks_keys = true;
+  // Lines of the next pass that units of many rows have asked for, with tiles; how many they ask
+  // for at a time; how many K and V of a page have.
+  int64_t asked = 0, ask_at_once = 0, asked_k = 0, asked_v = 0;
+  static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(B));  // elements
   // Bit i: some row's list holds keys 16 i .. 16 i + 15 of the pass. kAll: no lists, or all of it.
   static constexpr uint32_t kAll = ~0u;
   uint32_t listed = kAll, listed_next = kAll;
@@ -78,12 +87,13 @@ struct UnitRun : Results {
     info = carve.take<Row>(rows);
     segment.capacity = rows;
     segment.rows = carve.take<Active>(kPasses * rows);
+    by_kind = carve.take<Active>(p.blocks == nullptr ? 0 : rows);
     q = carve.take<A>(rows * p.dim);
     q_sub = carve.take<A>(kSub * p.dim);
     scores = carve.take<float>(kSub * kPass);
     probabilities =
         sizeof(A) == sizeof(float) ? reinterpret_cast<A*>(scores) : carve.take<A>(kSub * kPass);
-    shrink = carve.take<float>(kSub);
+    shrink = carve.take<float>((kSub + W - 1) / W * W);
     o_sub = carve.take<float>(kTiles ? kSub * p.v_dim : 0);
     turned = carve.take<B>(p.v_pages == nullptr ? kPass * p.v_dim : 0);
     own_partial = carve.take<float>(floats());
@@ -161,19 +171,32 @@ struct UnitRun : Results {
   void values(const Active* active, int64_t count, const Span& span, float* o);
   void value_rest(const Active* active, int64_t count, const Span& span, float* o, int64_t channel);
 #if SACCADE_AMX
+  // Few rows, which wait for pages to come from memory.
+  bool streams() const { return rows <= kStreamRows && source == nullptr; }
+  void expect_lines(int64_t count);
+  void ask_lines();
+  void ask_begin(const B* from) const;
   void score_tiles(const A* queries, int64_t count, const Span& keys, const B* k, float* to);
+  template <bool kStreams>
+  void wide_scores(const A* queries, const B* k, float* to);
+  template <bool kStreams>
+  void wide_values(float* o, int64_t channel, const Span& keys, int64_t chunk);
+  void all_values(const Span& span, float* o);
   template <int R, int C>
-  void value_tile(int64_t r, int64_t channel, const Span& span);
+  void value_tile(float* o, int64_t r, int64_t channel, const Span& span);
   void value_tiles(const Active* active, int64_t count, const Span& span, float* o);
+  void begin_outputs(const Active* active, int64_t count, float* all, const float* o) const;
   void pad_probabilities(int64_t count, const Span& span);
 #endif
 
   // Scores and probabilities, in unit_softmax.h.
   SACCADE_INLINE F<W> capped(F<W> s) const;
-  SACCADE_INLINE float highest(const Active& active, const Span& own, int64_t first,
-                               float* s) const;
-  SACCADE_INLINE void softmax_row(const Active& active, int64_t r, int64_t first, const Span& span,
-                                  float* partial);
+  SACCADE_INLINE F<W> highest(const Active& active, const Span& own, int64_t first, float* s) const;
+  SACCADE_INLINE void begin_row(int64_t r, int64_t row, float* partial);
+  template <bool kKeeps>
+  SACCADE_INLINE F<W> weigh(int64_t r, const Span& own, float now, float* kept);
+  SACCADE_INLINE void softmax(const Active* active, int64_t count, int64_t first, const Span& span,
+                              float* partial);
 
   // Passes and segments, in unit_passes.h.
   void fetch_keys(const Pass<B>& of, uint32_t bits) const;
@@ -182,6 +205,7 @@ struct UnitRun : Results {
   void turn_keys(int64_t first, const Span& span);
   void turn_group(const B* k, B* v, int64_t known) const;
   void attend_rows(const Active* active, int64_t count, int64_t first, float* partial);
+  void attend_pass(int64_t index, int64_t first, float* partial);
   uint32_t listed_of(int64_t index) const;
   static void forget_unlisted(Pass<B>& of, uint32_t bits);
   const B* end_of(const B* const* panels, int64_t dim) const;

@@ -21,6 +21,7 @@ struct EntryCall : AttendParams {
   int64_t most = 0;  // entries that a row may see, in whole passes
   float* kept = nullptr;
   float* factors = nullptr;
+  float* planes = nullptr;  // of every thread
   const float* shares =
       nullptr;  // of the entries that overlap a block: tokens they share with it / stride
 
@@ -34,38 +35,83 @@ int64_t complete_entries(const CompressedParams& c, int64_t position) {
 
 // ---- lists ----
 
+// Where the weights of entries lie while a list is made of them: entry i at place i / per of plane
+// i % per, per entries a block, so that those of neighbouring blocks are neighbours.
+struct Planes {
+  int64_t per, over, before,
+      stride;  // before: zeros in front of a plane; over: entries that overlap
+  float *at, *weights;
+
+  Planes(const CompressedParams& c, int64_t most, float* floats)
+      : per(c.block / c.stride), over(c.length / c.stride) {
+    constexpr int64_t W = kWidth;
+    const int64_t blocks = (most + over + per - 1) / per + 1;
+    before = (over / per + W) / W * W;
+    stride = before + (blocks + W - 1) / W * W + W;
+    at = floats + before;
+    weights = floats + per * stride;
+  }
+  int64_t floats() const { return (per + 1) * stride; }
+  float* plane(int64_t index) const { return at + index * stride; }
+};
+
 // What the heads of a group kept of a row, next to each other, becomes the list of the row.
 struct Chooser {
   const EntryCall& call;
   const CompressedParams& c;
-  float* mass;  // [group][most]: in the place of the first head's
+  float* mass;  // [group][most]
   const float* factors;
   int64_t row, kv_head;
+  Planes planes;
 
-  void sum_heads(int64_t entries) const {
-    const int64_t group = c.heads / c.kv_heads;
-    for (int64_t i = 0; i < entries; i += kWidth) {
-      F<kWidth> sum{};
-      for (int64_t h = 0; h < group; ++h) {
-        const float factor = factors[h * call.passes() + i / kPass];
-        sum = fma<kWidth>(load<F<kWidth>>(mass + h * call.most + i), splat<kWidth>(factor), sum);
+  // The weights of W entries from i on, over all heads.
+  SACCADE_INLINE F<kWidth> weights_of(int64_t i) const {
+    F<kWidth> sum{};
+    for (int64_t h = 0; h < c.heads / c.kv_heads; ++h) {
+      const float factor = factors[h * call.passes() + i / kPass];
+      sum = fma<kWidth>(load<F<kWidth>>(mass + h * call.most + i), splat<kWidth>(factor), sum);
+    }
+    return sum;
+  }
+
+  // Entries go to their planes; beyond the last, up to block `end`, are zeros.
+  void spread(int64_t entries, int64_t end) const {
+    constexpr int64_t W = kWidth;
+    const int64_t per = planes.per, last = (entries + W - 1) / W * W;
+    for (int64_t plane = 0; plane < per; ++plane) {
+      float* of = planes.plane(plane);
+      const int64_t begin = last / per < end ? last / per : end;
+      for (int64_t j = -planes.before; j < 0; ++j) of[j] = 0.0f;
+      for (int64_t j = begin; j < end; ++j) of[j] = 0.0f;
+    }
+    float* to = planes.at;
+    for (int64_t i = 0, plane = 0; i < last; i += W) {
+      float lanes[W];
+      store(lanes, weights_of(i));
+      for (int64_t lane = 0; lane < W; ++lane) {
+        to[plane * planes.stride] = lanes[lane];
+        if (++plane == per) plane = 0, ++to;
       }
-      store(mass + i, sum);
     }
   }
 
-  SACCADE_INLINE float weight_of(int64_t block, int64_t entries) const {
-    const int64_t per = c.block / c.stride, over = c.length / c.stride;
-    const int64_t first = block * per - over + 1;
-    const int64_t begin = first > 0 ? first : 0;
-    const int64_t end = (block + 1) * per < entries ? (block + 1) * per : entries;
-    float weight = 0.0f;
-    if (c.largest != 0) {
-      for (int64_t i = begin; i < end; ++i) weight = mass[i] > weight ? mass[i] : weight;
-    } else {
-      for (int64_t i = begin; i < end; ++i) weight += mass[i] * call.shares[i - first];
+  // Weights of the blocks [begin, end), whole vectors of them: over their entries, in their order.
+  void weigh(int64_t begin, int64_t end) const {
+    constexpr int64_t W = kWidth;
+    const int64_t per = planes.per, over = planes.over;
+    for (int64_t j = begin; j < end; j += W) {
+      F<W> weight{};
+      for (int64_t i = 0; i < per + over - 1; ++i) {
+        const int64_t from = i - over + 1, back = from < 0 ? (per - 1 - from) / per : 0;
+        const F<W> x = load<F<W>>(planes.plane(from + back * per) + j - back);
+        if (c.largest != 0) {
+          weight = x > weight ? x : weight;
+        } else {
+          weight += x * splat<W>(call.shares[i]);
+        }
+      }
+      store(planes.weights + j, weight);
     }
-    return weight;
   }
 
   void choose() const {
@@ -79,9 +125,11 @@ struct Chooser {
     Best best;
     best.count = 0;
     best.k = c.listed - ends.forced();
-    if (best.k > 0 && ends.head < ends.tail) sum_heads(entries);
-    for (int64_t j = ends.head; best.k > 0 && j < ends.tail; ++j)
-      best.offer(weight_of(j, entries), static_cast<int32_t>(j));
+    if (best.k > 0 && ends.head < ends.tail) {
+      spread(entries, (ends.tail + kWidth - 1) / kWidth * kWidth);
+      weigh(ends.head / kWidth * kWidth, ends.tail);
+      offer_scores(best, planes.weights + ends.head, ends.head, ends.tail - ends.head);
+    }
     write_list(best, ends, to, c.listed);
   }
 };
@@ -101,7 +149,8 @@ struct EntryKeys final : Source<S> {
   float* exponentials;  // [rows][most]
   float* factors;  // [rows][passes]: the maxima that they are relative to, then what makes them
                    // probabilities
-  bool is_whole;   // no entry of the pass is absent
+  float* planes = nullptr;  // see Planes
+  bool is_whole;            // no entry of the pass is absent
   bool ready = false;
 
   void carve(Carver& carve, const AttendParams& p, const Unit& u) override {
@@ -114,6 +163,8 @@ struct EntryKeys final : Source<S> {
     if (call.kept == nullptr) {
       exponentials = carve.take<float>(rows * call.most);
       factors = carve.take<float>(rows * call.passes());
+      if (call.c->ids != nullptr)
+        planes = carve.take<float>(Planes(*call.c, call.most, nullptr).floats());
     } else {
       const int64_t first = (u.kv_head * p.rows + u.row) * u.heads;
       exponentials = call.kept + first * call.most;
@@ -149,7 +200,11 @@ struct EntryKeys final : Source<S> {
         is_whole = is_whole && !gone;
       }
       for (int64_t i = at; i < at + kGroup; i += W) {
-        ask_for(i / 2, W / 2);
+        if (kTiles) {  // they ask for nothing while they compute
+          ask_for(i, W);
+        } else {
+          ask_for(i / 2, W / 2);
+        }
         gather_keys(now + i, p.dim, i);
       }
       for (int64_t i = at; i < at + kGroup; i += kU)
@@ -190,8 +245,9 @@ struct EntryKeys final : Source<S> {
     }
     for (int64_t t = 0; call.kept == nullptr && t < run.u.tokens; ++t) {
       const int64_t r = t * run.u.heads;
-      Chooser{call,          *call.c,      exponentials + r * most_, factors + r * passes_,
-              run.u.row + t, run.u.kv_head}
+      Chooser{
+          call,          *call.c,       exponentials + r * most_,          factors + r * passes_,
+          run.u.row + t, run.u.kv_head, Planes(*call.c, call.most, planes)}
           .choose();
     }
   }
@@ -322,13 +378,15 @@ float* shares_of(const CompressedParams& c) {
   return shares;
 }
 
-void choose_item(void* context, int64_t item, int) {
+void choose_item(void* context, int64_t item, int thread) {
   const EntryCall& call = *static_cast<const EntryCall*>(context);
   const CompressedParams& c = *call.c;
   const int64_t row = item / c.kv_heads, kv_head = item % c.kv_heads;
   const int64_t first = (kv_head * c.rows + row) * (c.heads / c.kv_heads);
-  Chooser{call, c,      call.kept + first * call.most, call.factors + first * call.passes(),
-          row,  kv_head}
+  Planes planes(c, call.most, nullptr);
+  planes = Planes(c, call.most, call.planes + thread * planes.floats());
+  Chooser{call,    c,     call.kept + first * call.most, call.factors + first * call.passes(), row,
+          kv_head, planes}
       .choose();
 }
 
@@ -341,14 +399,17 @@ void compressed(const CompressedParams& p, ThreadPool& pool) {
   describe(call, hi);
   float* shares = shares_of(p);
   call.shares = shares;
-  const UnitPlan plan(call);
+  const UnitPlan plan(call, pool);
   float* kept = nullptr;
   if (splits_units(plan, pool)) {
     const int64_t rows = p.rows * p.heads;
+    const int64_t planes =
+        p.ids == nullptr ? 0 : pool.size() * Planes(p, call.most, nullptr).floats();
     kept = static_cast<float*>(
-        malloc(static_cast<size_t>(rows * (call.most + call.passes())) * sizeof(float)));
+        malloc(static_cast<size_t>(rows * (call.most + call.passes()) + planes) * sizeof(float)));
     call.kept = kept;
     call.factors = kept + rows * call.most;
+    call.planes = call.factors + rows * call.passes();
   }
   run_units(call, plan, unit_ops<EntryKeys>(call), pool);
   if (kept != nullptr && p.ids != nullptr) pool.run(p.rows * p.kv_heads, choose_item, &call);

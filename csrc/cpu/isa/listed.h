@@ -163,7 +163,7 @@ inline void attend_listed(const AttendParams& p, const int32_t* begins, ThreadPo
   call.page = kPass;
   call.table_width = (most + kPass - 1) / kPass;
   call.unit_rows = p.heads / p.kv_heads;
-  const UnitPlan plan(call);
+  const UnitPlan plan(call, pool);
   if (plan.count() > 0) run_units(call, plan, unit_ops<ListedKeys>(call), pool);
   free(hi);
 }

@@ -37,7 +37,7 @@ struct Entry {
   static void whole(const AttendParams& p, const Unit& u, char* scratch) {
     K keys;
     UnitRun<S> run(p, u, scratch, source(keys));
-    const TileScope tiles;
+    const TileScope tiles(run.rows);
     run.prepare();
     run.clear(run.own_total);
     for (int64_t at = u.first_segment; at < u.last_segment; ++at) {
@@ -52,7 +52,7 @@ struct Entry {
                       float* partial) {
     K keys;
     UnitRun<S> run(p, u, scratch, source(keys));
-    const TileScope tiles;
+    const TileScope tiles(run.rows);
     run.prepare();
     run.attend_segment(at * kSegment, partial);
   }

@@ -21,18 +21,21 @@ inline void UnitRun<S>::fetch_keys(const Pass<B>& of, uint32_t bits) const {
   }
 }
 
-// The rows at work, side by side: straight from q, or gathered. Tiles read whole groups of 16
-// rows.
+// The rows at work, side by side: straight from q, or gathered. Tiles read whole groups of 16 rows;
+// what lies behind the last row gives scores that nobody reads.
 template <class S>
 inline const typename UnitRun<S>::A* UnitRun<S>::queries(const Active* active, int64_t count) {
   const int64_t first = active[0].row, read = kTiles ? (count + 15) / 16 * 16 : count;
-  if (active[count - 1].row == first + count - 1 && first + read <= rows) return q + first * p.dim;
+  if (first + read <= rows && are_neighbours(active, count)) return q + first * p.dim;
   for (int64_t r = 0; r < count; ++r) {
-    std::memcpy(q_sub + r * p.dim, q + active[r].row * p.dim,
-                static_cast<size_t>(p.dim) * sizeof(A));
+    const A* from = q + active[r].row * p.dim;
+    A* to = q_sub + r * p.dim;
+    if (kTiles) {  // whole vectors, and no call
+      for (int64_t i = 0; i < p.dim; i += 32) store(to + i, load<F<W>>(from + i));
+    } else {
+      std::memcpy(to, from, static_cast<size_t>(p.dim) * sizeof(A));
+    }
   }
-  std::memset(static_cast<void*>(q_sub + count * p.dim), 0,
-              static_cast<size_t>((read - count) * p.dim) * sizeof(A));
   return q_sub;
 }
 
@@ -76,17 +79,46 @@ inline void UnitRun<S>::attend_rows(const Active* active, int64_t count, int64_t
                                     float* partial) {
   Span span{kPass, 0};
   for (int64_t r = 0; r < count; ++r) {
-    const Span own = span_of(p, info[active[r].row], first);
+    const Span own = span_of(p, info[active[r].row], active[r], first);
     if (own.begin < span.begin) span.begin = own.begin;
     if (own.end > span.end) span.end = own.end;
   }
-  score(queries(active, count), count, span);
-  for (int64_t r = 0; r < count; ++r) softmax_row(active[r], r, first, span, partial);
 #if SACCADE_AMX
+  ask_begin(pass.v[0]);
+#endif
+  score(queries(active, count), count, span);
+  softmax(active, count, first, span, partial);
+#if SACCADE_AMX
+  if (next.chunks > 0) ask_begin(next.k[0]);
   pad_probabilities(count, span);
 #endif
   turn_keys(first, span);
   values(active, count, span, partial);
+}
+
+// All rows of a pass. With lists, rows that see the same quarters of it go together, so that few
+// products are of keys that no row sees; a few rows of one kind wait for the next.
+template <class S>
+inline void UnitRun<S>::attend_pass(int64_t index, int64_t first, float* partial) {
+  const Active* all = segment.of(index);
+  const int64_t count = segment.counts[index];
+  if (p.blocks == nullptr || count <= kFew) {
+    for (int64_t at = 0; at < count; at += kSub)
+      attend_rows(all + at, count - at < kSub ? count - at : kSub, first, partial);
+    return;
+  }
+  int64_t ends[17] = {};
+  for (int64_t r = 0; r < count; ++r) ++ends[quarters_of(all[r].bits) + 1];
+  for (int64_t kind = 0; kind < 16; ++kind) ends[kind + 1] += ends[kind];
+  for (int64_t r = 0; r < count; ++r) by_kind[ends[quarters_of(all[r].bits)]++] = all[r];
+  int64_t at = 0;
+  for (int64_t kind = 0; kind < 16; ++kind) {
+    while (ends[kind] - at >= kSub) attend_rows(by_kind + at, kSub, first, partial), at += kSub;
+    if (ends[kind] - at <= kFew) continue;
+    attend_rows(by_kind + at, ends[kind] - at, first, partial);
+    at = ends[kind];
+  }
+  if (at < count) attend_rows(by_kind + at, count - at, first, partial);
 }
 
 template <class S>
@@ -150,10 +182,10 @@ inline void UnitRun<S>::attend_segment(int64_t begin, float* partial) {
     follow_memory();
     started = true;
     expect_turned();
-    for (int64_t at = 0; at < segment.counts[i]; at += kSub) {
-      const int64_t left = segment.counts[i] - at;
-      attend_rows(segment.of(i) + at, left < kSub ? left : kSub, begin + i * kPass, partial);
-    }
+#if SACCADE_AMX
+    expect_lines(segment.counts[i]);
+#endif
+    attend_pass(i, begin + i * kPass, partial);
   }
 }
 

@@ -131,13 +131,64 @@ inline void UnitRun<S>::value_rest(const Active* active, int64_t count, const Sp
 
 #if SACCADE_AMX
 
+// Many rows ask for the next pass while they are weighed, in equal parts.
+template <class S>
+inline void UnitRun<S>::expect_lines(int64_t count) {
+  asked_k = p.page * p.dim / kLine;
+  asked_v = p.page * p.v_dim / kLine;
+  asked = 0;
+  const bool asks = rows > kStreamRows && next.chunk == p.page && p.v_pages != nullptr;
+  ask_at_once = asks ? (next.chunks * (asked_k + asked_v) + count - 1) / count : 0;
+}
+
+template <class S>
+inline void UnitRun<S>::ask_lines() {
+  for (int64_t end = asked + ask_at_once; asked < end; ++asked) {
+    const int64_t c = asked / (asked_k + asked_v), line = asked % (asked_k + asked_v);
+    if (c >= next.chunks) return;
+    const B* from = line < asked_k ? next.k[c] : next.v[c];
+    if (from == nullptr) continue;
+    __builtin_prefetch(from + (line < asked_k ? line : line - asked_k) * kLine, 0, 2);
+  }
+}
+
+// The first 4 KiB of what a few rows read next: the processor's own reading ahead goes on from
+// there.
+template <class S>
+inline void UnitRun<S>::ask_begin(const B* from) const {
+  if (from == nullptr || !streams()) return;
+  for (int64_t line = 0; line < 64; ++line) __builtin_prefetch(from + line * kLine, 0, 2);
+}
+
+// 64 keys from `k` on, `ldb` elements between pairs of channels, for up to 16 rows.
+template <class S>
+template <bool kStreams>
+inline void UnitRun<S>::wide_scores(const A* queries, const B* k, float* to) {
+  const int64_t ldb = p.page * kU, steps = p.dim / 32;
+  amx::wide_clear();
+  for (int64_t i = 0; i < steps; ++i)
+    amx::wide_step<kStreams>(queries + i * 32, p.dim, k + i * 16 * ldb, ldb);
+  amx::wide_put(to, kPass);
+}
+
 template <class S>
 inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span& keys, const B* k,
                                     float* to) {
-  for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
+  const int64_t ldb = p.page * kU, steps = p.dim / 32;
+  int64_t at = keys.begin / 32 * 32;
+  // A stream of pages is read whole rows at a time where it goes on in memory. Pages here and there
+  // are faster in halves: their lines are asked for all over the page, and come together.
+  const bool wide = count <= 16 && (!streams() || k_end != nullptr);
+  for (; wide && at < keys.end && at + 64 <= pass.chunk; at += 64) {
+    if (streams()) {
+      wide_scores<true>(queries, k + at * kU, to + at);
+    } else {
+      wide_scores<false>(queries, k + at * kU, to + at);
+    }
+  }
+  for (; at < keys.end; at += 32) {
     for (int64_t r = 0; r < count; r += 32) {
       const A* a = queries + r * p.dim;
-      const int64_t ldb = p.page * kU, steps = p.dim / 32;
       float* c = to + r * kPass + at;
       if (r + 16 < count) {
         amx::product<2, 2>(c, kPass, a, p.dim, k + at * kU, ldb, steps);
@@ -148,11 +199,40 @@ inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span&
   }
 }
 
+// 64 channels of up to 16 rows, over the keys of one chunk.
+template <class S>
+template <bool kStreams>
+inline void UnitRun<S>::wide_values(float* o, int64_t channel, const Span& keys, int64_t chunk) {
+  amx::wide_fetch(o + channel, p.v_dim);
+  for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
+    amx::wide_step<kStreams>(probabilities + chunk * pass.chunk + at, kPass,
+                             value_at(pass.v[chunk], at, channel), v_tile * kU);
+  }
+  amx::wide_put(o + channel, p.v_dim);
+}
+
+// All channels of up to 16 rows, page by page, each in the order of memory.
+template <class S>
+inline void UnitRun<S>::all_values(const Span& span, float* o) {
+  for (int64_t c = 0; c < pass.chunks; ++c) {
+    const Span keys = in_chunk(span, c);
+    if (keys.begin >= keys.end || pass.v[c] == nullptr) continue;
+    for (int64_t channel = 0; channel < p.v_dim; channel += 64) {
+      if (streams()) {
+        wide_values<true>(o, channel, keys, c);
+      } else {
+        wide_values<false>(o, channel, keys, c);
+      }
+    }
+  }
+}
+
+// `o`: outputs of the rows at work, side by side.
 template <class S>
 template <int R, int C>
-inline void UnitRun<S>::value_tile(int64_t r, int64_t channel, const Span& span) {
-  float* o = o_sub + r * p.v_dim + channel;
-  amx::fetch<R, C>(o, p.v_dim);
+inline void UnitRun<S>::value_tile(float* o, int64_t r, int64_t channel, const Span& span) {
+  float* to = o + r * p.v_dim + channel;
+  amx::fetch<R, C>(to, p.v_dim);
   for (int64_t c = 0; c < pass.chunks; ++c) {
     if (pass.v[c] == nullptr) continue;
     const Span keys = in_chunk(span, c);
@@ -161,44 +241,59 @@ inline void UnitRun<S>::value_tile(int64_t r, int64_t channel, const Span& span)
                       value_at(pass.v[c], at, channel), v_tile * kU);
     }
   }
-  amx::put<R, C>(o, p.v_dim);
+  amx::put<R, C>(to, p.v_dim);
 }
 
-// Tiles want rows at equal distances: outputs are gathered, shrunk on the way, and put back.
+// Outputs of the rows at work, shrunk, to `all`.
+template <class S>
+inline void UnitRun<S>::begin_outputs(const Active* active, int64_t count, float* all,
+                                      const float* o) const {
+  for (int64_t r = 0; r < count; ++r) {
+    const float* from = o + active[r].row * p.v_dim;
+    float* to = all + r * p.v_dim;
+    if ((fresh >> r & 1) != 0) {
+      for (int64_t i = 0; i < p.v_dim; i += W) store(to + i, F<W>{});
+    } else if (shrink[r] != 1.0f || to != from) {
+      const F<W> by = splat<W>(shrink[r]);
+      for (int64_t i = 0; i < p.v_dim; i += W) store(to + i, load<F<W>>(from + i) * by);
+    }
+  }
+}
+
+// Tiles want 16 rows at equal distances: where those at work do not lie so, their outputs are
+// gathered, shrunk on the way, and put back.
 template <class S>
 inline void UnitRun<S>::value_tiles(const Active* active, int64_t count, const Span& span,
                                     float* o) {
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t i = 0; i < p.v_dim; i += W) {
-      store(o_sub + r * p.v_dim + i,
-            load<F<W>>(o + active[r].row * p.v_dim + i) * splat<W>(shrink[r]));
-    }
-  for (int64_t channel = 0; channel < p.v_dim; channel += 32) {
+  const int64_t first = active[0].row;
+  const bool in_place = count % 16 == 0 && are_neighbours(active, count);
+  float* all = in_place ? o + first * p.v_dim : o_sub;
+  begin_outputs(active, count, all, o);
+  const bool narrow = count <= 16 && v_tile % 64 == 0 && (!streams() || v_end != nullptr);
+  if (narrow) all_values(span, all);
+  for (int64_t channel = narrow ? p.v_dim : 0; channel < p.v_dim; channel += 32) {
     const bool wide = channel + 32 <= p.v_dim;
     for (int64_t r = 0; r < count; r += 32) {
       const bool tall = r + 16 < count;
-      if (tall && wide) value_tile<2, 2>(r, channel, span);
-      if (tall && !wide) value_tile<2, 1>(r, channel, span);
-      if (!tall && wide) value_tile<1, 2>(r, channel, span);
-      if (!tall && !wide) value_tile<1, 1>(r, channel, span);
+      if (tall && wide) value_tile<2, 2>(all, r, channel, span);
+      if (tall && !wide) value_tile<2, 1>(all, r, channel, span);
+      if (!tall && wide) value_tile<1, 2>(all, r, channel, span);
+      if (!tall && !wide) value_tile<1, 1>(all, r, channel, span);
     }
   }
-  for (int64_t r = 0; r < count; ++r) {
-    std::memcpy(o + active[r].row * p.v_dim, o_sub + r * p.v_dim,
-                static_cast<size_t>(p.v_dim) * sizeof(float));
+  for (int64_t r = 0; !in_place && r < count; ++r) {
+    float* to = o + active[r].row * p.v_dim;
+    for (int64_t i = 0; i < p.v_dim; i += W) store(to + i, load<F<W>>(o_sub + r * p.v_dim + i));
   }
 }
 
-// Rows that pad a group of 16, and keys that pad a step of 32, weigh nothing.
+// Keys that pad a step of 32 weigh nothing. (Rows that pad a group of 16 are never read.)
 template <class S>
 inline void UnitRun<S>::pad_probabilities(int64_t count, const Span& span) {
-  for (int64_t r = 0; r < (count + 15) / 16 * 16; ++r) {
+  for (int64_t r = 0; r < count; ++r) {
     A* to = probabilities + r * kPass;
-    if (r >= count) std::memset(static_cast<void*>(to), 0, kPass * sizeof(A));
-    for (int64_t i = span.begin / 32 * 32; i < span.begin; i += W)
-      put_probabilities(to + i, F<W>{});
-    for (int64_t i = span.end; i < (span.end + 31) / 32 * 32; i += W)
-      put_probabilities(to + i, F<W>{});
+    if (span.begin % 32 != 0) put_probabilities(to + span.begin - W, F<W>{});
+    if (span.end % 32 != 0) put_probabilities(to + span.end, F<W>{});
   }
 }
 

@@ -5,18 +5,24 @@
 namespace saccade {
 namespace SACCADE_ISA {
 
-UnitPlan::UnitPlan(const AttendParams& p) : p_(p) {
-  const int64_t group = p.heads / p.kv_heads;
-  const int64_t plain = p.unit_rows > 0 ? p.unit_rows : kMaxRows;
-  const int64_t most = p.blocks != nullptr ? kMaxListedRows : plain;
+UnitPlan::UnitPlan(const AttendParams& p, const ThreadPool& pool) : p_(p) {
+  first_ = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
+  const bool listed = p.blocks != nullptr, given = p.unit_rows > 0 && !listed;
+  int64_t most = listed ? kMaxListedRows : given ? p.unit_rows : kMaxRows;
+  const int64_t least = listed ? kLeastListedRows : given ? most : kLeastRows;
+  for (cut(most); most > least && count() < kUnitsOfThread * pool.size(); cut(most)) most /= 2;
+}
+
+// Units of up to `most` rows.
+void UnitPlan::cut(int64_t most) {
+  const int64_t group = p_.heads / p_.kv_heads;
   heads_ = group < most ? group : most;
   splits_ = (group + heads_ - 1) / heads_;
   tokens_ = most / heads_;
-  first_ = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
   first_[0] = 0;
-  for (int64_t s = 0; s < p.seqs; ++s) {
-    const int64_t rows = p.end_of_rows(s) - p.cu_rows[s];
-    first_[s + 1] = first_[s] + (rows + tokens_ - 1) / tokens_ * p.kv_heads * splits_;
+  for (int64_t s = 0; s < p_.seqs; ++s) {
+    const int64_t rows = p_.end_of_rows(s) - p_.cu_rows[s];
+    first_[s + 1] = first_[s] + (rows + tokens_ - 1) / tokens_ * p_.kv_heads * splits_;
   }
 }
 

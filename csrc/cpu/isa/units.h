@@ -8,7 +8,7 @@ namespace SACCADE_ISA {
 // The units of a call, found by index without storing them.
 class UnitPlan {
  public:
-  explicit UnitPlan(const AttendParams& p);
+  UnitPlan(const AttendParams& p, const ThreadPool& pool);
   ~UnitPlan() { free(first_); }
   UnitPlan(const UnitPlan&) = delete;
   UnitPlan& operator=(const UnitPlan&) = delete;
@@ -19,6 +19,7 @@ class UnitPlan {
   Unit unit(int64_t index) const;
 
  private:
+  void cut(int64_t most);
   void set_keys(Unit& u) const;
 
   const AttendParams& p_;
