@@ -8,12 +8,14 @@ namespace saccade {
 namespace SACCADE_ISA {
 
 constexpr int64_t kMaxTopK = 1024;
+constexpr int64_t kFewTopK = 16;    // as many fit a register of AVX-512
 constexpr int64_t kShortList = 32;  // up to here a walk finds the place as fast as a search
 
-// By descending score; equal scores: the later block first.
-struct Best {
-  float scores[kMaxTopK];
-  int32_t ids[kMaxTopK];
+// By descending score; equal scores: the later block first. kMost: as many as it may hold.
+template <int64_t kMost>
+struct BestOf {
+  float scores[kMost];
+  int32_t ids[kMost];
   int64_t count, k;
 
   SACCADE_INLINE float least() const { return count < k ? -INFINITY : scores[k - 1]; }
@@ -49,21 +51,70 @@ struct Best {
     return low;
   }
 };
+using Best = BestOf<kMaxTopK>;
 
-SACCADE_INLINE bool any_lane(I<kWidth> mask) {
-  uint64_t halves[kWidth / 2], any = 0;
-  std::memcpy(halves, &mask, sizeof(mask));
-  for (uint64_t half : halves) any |= half;
-  return any != 0;
+// Bit l: lane l of a comparison holds.
+SACCADE_INLINE uint32_t lane_bits(I<kWidth> mask) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kWidth; ++lane) bits |= mask[lane] != 0 ? 1u << lane : 0;
+  return bits;
+#endif
 }
 
+// Bits of the scores i .. i + W - 1 that are no worse than `least`, of those below n.
+SACCADE_INLINE uint32_t candidates(const float* scores, int64_t i, int64_t n, float least) {
+  const uint32_t bits = lane_bits(load<F<kWidth>>(scores + i) >= splat<kWidth>(least));
+  return n - i < kWidth ? bits & ((1u << (n - i)) - 1) : bits;
+}
+
+#if defined(__AVX512DQ__)
+// The same as offer_scores where the best fit a register, in order: no branch depends on a score.
+template <class Best>
+SACCADE_INLINE void offer_few(Best& best, const float* scores, int64_t first, int64_t n) {
+  const auto held = static_cast<__mmask16>((1u << best.count) - 1);
+  __m512 top = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), held, best.scores);
+  __m512i ids = _mm512_maskz_loadu_epi32(held, best.ids);
+  const __m512i last = _mm512_set1_epi32(static_cast<int32_t>(best.k - 1));
+  float least = best.least();
+  for (int64_t i = 0; i < n; i += 16) {
+    uint32_t bits = candidates(scores, i, n, least);
+    if (bits == 0) continue;
+    for (; bits != 0; bits &= bits - 1) {
+      const int64_t at = i + __builtin_ctz(bits);
+      const __m512 score = _mm512_set1_ps(scores[at]);
+      const uint32_t before = _mm512_cmp_ps_mask(top, score, _CMP_GT_OQ);  // they stay
+      const auto moved = static_cast<__mmask16>(~before),
+                 place = static_cast<__mmask16>(before + 1);
+      const __m512i next = _mm512_castps_si512(top);
+      top = _mm512_castsi512_ps(_mm512_mask_alignr_epi32(next, moved, next, next, 15));
+      ids = _mm512_mask_alignr_epi32(ids, moved, ids, ids, 15);
+      top = _mm512_mask_mov_ps(top, place, score);
+      ids = _mm512_mask_set1_epi32(ids, place, static_cast<int32_t>(first + at));
+      best.count += best.count < best.k ? 1 : 0;
+    }
+    if (best.count == best.k) least = _mm512_cvtss_f32(_mm512_permutexvar_ps(last, top));
+  }
+  _mm512_storeu_ps(best.scores, top);
+  _mm512_storeu_si512(best.ids, ids);
+}
+#endif
+
 // Offers blocks first .. first + n - 1 with these scores; whole vectors are readable.
+template <class Best>
 SACCADE_INLINE void offer_scores(Best& best, const float* scores, int64_t first, int64_t n) {
-  constexpr int W = kWidth;
-  for (int64_t i = 0; i < n; i += W) {
-    if (!any_lane(load<F<W>>(scores + i) >= splat<W>(best.least()))) continue;
-    for (int64_t e = i; e < i + W && e < n; ++e) {
-      best.offer(scores[e], static_cast<int32_t>(first + e));
+#if defined(__AVX512DQ__)
+  if (best.k <= kFewTopK) return offer_few(best, scores, first, n);
+#endif
+  for (int64_t i = 0; i < n; i += kWidth) {
+    uint32_t bits = candidates(scores, i, n, best.least());
+    for (; bits != 0; bits &= bits - 1) {
+      const int64_t at = i + __builtin_ctz(bits);
+      best.offer(scores[at], static_cast<int32_t>(first + at));
     }
   }
 }

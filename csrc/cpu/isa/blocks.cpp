@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "amx.h"
 #include "best.h"
 #include "product.h"
 #include "tables.h"
@@ -62,16 +63,17 @@ struct Job {
   int64_t slice;
 };
 
-template <class S>
+template <class S, int64_t kMost>
 struct Tile {
+  using Best = BestOf<kMost>;
   using A = typename S::A;
   using B = typename S::B;
   static constexpr int kU = S::kUnit;
   const SelectBlocksParams& p;
   int64_t seq, kv_head, row, group, count;
   B* panel;       // [dim / unit][kPanel][unit], means as lanes
-  A* q;           // [rows of a tile][dim]
-  float* scores;  // [rows of a tile][kPanel]
+  A* q;           // [rows of a tile, whole groups of 16][dim]
+  float* scores;  // as many rows of kPanel
   Best* best;     // [rows of a tile]
 
   // ScoreBlock protocol of for_tiles.
@@ -81,6 +83,24 @@ struct Tile {
     product<S, W, NV, M>(acc, q + r * p.dim, p.dim, panel + at * kU, kPanel * kU, p.dim / kU);
     for (int m = 0; m < M; ++m)
       for (int n = 0; n < NV; ++n) store(scores + (r + m) * kPanel + at + n * W, acc[m][n]);
+  }
+
+  // Scores of the panel's first n columns, whole vectors of them.
+  void score_panel(int64_t n) {
+#if SACCADE_AMX
+    for (int64_t r = 0; r < count; r += 32)
+      for (int64_t at = 0; at < n; at += 32) {
+        const A* rows = q + r * p.dim;
+        float* to = scores + r * kPanel + at;
+        if (r + 16 < count) {
+          amx::product<2, 2>(to, kPanel, rows, p.dim, panel + at * kU, kPanel * kU, p.dim / 32);
+        } else {
+          amx::product<1, 2>(to, kPanel, rows, p.dim, panel + at * kU, kPanel * kU, p.dim / 32);
+        }
+      }
+#else
+    for_tiles<W>(*this, count, 0, (n + W - 1) / W * W);
+#endif
   }
 
   int64_t history(int64_t r) const { return p.positions[row + r / group] / p.block; }
@@ -172,12 +192,13 @@ struct Tile {
   }
 
   void run() {
+    const TileScope tiles;
     load_rows();
     const int64_t blocks = history(count - 1);  // rows ascend: the last one has the most history
     for (int64_t first = 0; first < blocks; first += kPanel) {
       const int64_t n = blocks - first < kPanel ? blocks - first : kPanel;
       load_panel(first, n);
-      for_tiles<W>(*this, count, 0, (n + W - 1) / W * W);
+      score_panel(n);
       for (int64_t r = 0; r < count; ++r) {
         const int64_t own = history(r) - first;
         if (own > 0) offer_scores(best[r], scores + r * kPanel, first, own < n ? own : n);
@@ -187,22 +208,23 @@ struct Tile {
   }
 };
 
-template <class S>
-int64_t carve(Tile<S>& tile, int64_t rows, char* at) {
+template <class S, int64_t kMost>
+int64_t carve(Tile<S, kMost>& tile, int64_t rows, char* at) {
   const auto take = [&at](int64_t bytes) {
     char* piece = at;
     at += (bytes + 63) / 64 * 64;
     return piece;
   };
   const char* begin = at;
+  const int64_t whole = (rows + 15) / 16 * 16;
   tile.panel = reinterpret_cast<typename S::B*>(take(tile.p.dim * kPanel * sizeof(*tile.panel)));
-  tile.q = reinterpret_cast<typename S::A*>(take(rows * tile.p.dim * sizeof(*tile.q)));
-  tile.scores = reinterpret_cast<float*>(take(rows * kPanel * 4));
-  tile.best = reinterpret_cast<Best*>(take(rows * sizeof(Best)));
+  tile.q = reinterpret_cast<typename S::A*>(take(whole * tile.p.dim * sizeof(*tile.q)));
+  tile.scores = reinterpret_cast<float*>(take(whole * kPanel * 4));
+  tile.best = reinterpret_cast<BestOf<kMost>*>(take(rows * sizeof(*tile.best)));
   return at - begin;
 }
 
-template <class S>
+template <class S, int64_t kMost>
 void select_item(void* context, int64_t item, int thread) {
   const Job& job = *static_cast<Job*>(context);
   const SelectBlocksParams& p = *job.p;
@@ -212,12 +234,13 @@ void select_item(void* context, int64_t item, int thread) {
   const int64_t row = p.cu_rows[seq] + (item - job.first_item[seq]) / p.kv_heads * job.tokens;
   const int64_t end = p.cu_rows[seq + 1], tokens = end - row < job.tokens ? end - row : job.tokens;
   const int64_t group = job.heads_per_kv;
-  Tile<S> tile{p, seq, owner, row, group, tokens * group, nullptr, nullptr, nullptr, nullptr};
+  Tile<S, kMost> tile{p,       seq,     owner,   row,    group, tokens * group,
+                      nullptr, nullptr, nullptr, nullptr};
   carve(tile, job.tokens * group, job.scratch + thread * job.slice);
   tile.run();
 }
 
-template <class S>
+template <class S, int64_t kMost>
 void select_with(const SelectBlocksParams& p, ThreadPool& pool) {
   const int64_t group = p.heads / p.kv_heads;
   Job job{&p, kTile / group < 1 ? 1 : kTile / group, group, nullptr, nullptr, 0};
@@ -227,10 +250,10 @@ void select_with(const SelectBlocksParams& p, ThreadPool& pool) {
     const int64_t tokens = p.cu_rows[s + 1] - p.cu_rows[s];
     job.first_item[s + 1] = job.first_item[s] + (tokens + job.tokens - 1) / job.tokens * p.kv_heads;
   }
-  Tile<S> measure{p, 0, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
+  Tile<S, kMost> measure{p, 0, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
   job.slice = (carve(measure, job.tokens * group, nullptr) + 4095) / 4096 * 4096;
   job.scratch = pool.scratch(job.slice);
-  pool.run(job.first_item[p.seqs], select_item<S>, &job);
+  pool.run(job.first_item[p.seqs], select_item<S, kMost>, &job);
   free(job.first_item);
 }
 
@@ -250,7 +273,10 @@ void block_means(const BlockMeansParams& p, ThreadPool& pool) {
 }
 
 void select_blocks(const SelectBlocksParams& p, ThreadPool& pool) {
-  with_step(p.dtype, [&](auto step) { select_with<decltype(step)>(p, pool); });
+  with_step(p.dtype, [&](auto step) {
+    using S = decltype(step);
+    p.topk <= kFewTopK ? select_with<S, kFewTopK>(p, pool) : select_with<S, kMaxTopK>(p, pool);
+  });
 }
 
 }  // namespace SACCADE_ISA

@@ -32,6 +32,10 @@ bool gains(const LinearParams& p) {
   return gains(p.dtype, p.in, 0, 0);
 }
 
+bool gains(const SelectBlocksParams& p) {
+  return gains(p.dtype, p.dim, 0, 0);
+}
+
 template <class Params>
 bool gains(const Params& p) {
   return p.dtype == DType::kBF16;
@@ -52,8 +56,8 @@ KernelTable improved(KernelTable all) {
   all.attend_turns = better<AttendTurnsParams, attend_turns, &KernelTable::attend_turns>;
   all.linear = better<LinearParams, linear, &KernelTable::linear>;
   all.compressed = better<CompressedParams, compressed, &KernelTable::compressed>;
-#if !SACCADE_AMX
   all.select_blocks = better<SelectBlocksParams, select_blocks, &KernelTable::select_blocks>;
+#if !SACCADE_AMX
   all.select_bounded = better<SelectBoundedParams, select_bounded, &KernelTable::select_bounded>;
   all.select_keys = better<SelectKeysParams, select_keys, &KernelTable::select_keys>;
   all.select_pooled = better<SelectPooledParams, select_pooled, &KernelTable::select_pooled>;
