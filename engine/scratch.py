@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..kernels import native
-from ..kernels.attend import gpu_scratch_bytes
+from ..kernels.attend import cpu_scratch_bytes, gpu_scratch_bytes
 from ..kernels.turns import gpu_scratch_bytes as turn_scratch_bytes
 from .attention.base import LayerShape
 from .attention.policy import AttentionPolicy
@@ -19,6 +19,8 @@ from .graphs import width
 from .layers.hyper_connection import hyper_scratch_bytes
 from .layers.kinds import attention_kind
 from .layers.mlp import expert_scratch_bytes, mlp_scratch_bytes
+
+ARENA = 32 << 20  # for the kernels of a few threads
 
 
 def scratch_bytes(
@@ -39,7 +41,7 @@ def scratch_bytes(
         lists = _list_bytes(config, shapes, policy, length)
         chosen = expert_scratch_bytes(model, dtype, config.max_num_batched_tokens)
         return total + max(_gpu_bytes(config, model, shapes, length), lists, chosen)
-    return total + _kernel_bytes(config, shapes, policy, length)
+    return total + _unit_bytes(shapes) + _kernel_bytes(config, shapes, policy, length)
 
 
 def _step_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
@@ -47,7 +49,7 @@ def _step_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) 
 
     Per row: residual, norm, update; q, k, v and the attention output (and its fp32 partial results
     where a method merges); gate, up and their product; angles. Then the logits of all sampled rows,
-    twice, and of one piece of prompt rows; then a fixed arena per thread for the kernels.
+    twice, and of one piece of prompt rows; then a fixed arena for the kernels.
     """
     heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     row = (3 * model.hidden_size + heads) * dtype.itemsize
@@ -55,7 +57,7 @@ def _step_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) 
     logits = (2 * seqs + 256) * model.vocab_size * 4
     own = attention_kind(model).scratch_bytes(model, dtype, tokens, seqs)
     own += mlp_scratch_bytes(model, dtype, tokens) + hyper_scratch_bytes(model, dtype, tokens)
-    return tokens * (row + partial) + logits + own + (32 << 20)
+    return tokens * (row + partial) + logits + own + ARENA
 
 
 def _undo_bytes(
@@ -86,6 +88,19 @@ def _kernel_bytes(
             if isinstance(method, ScratchMethod) and shape.recurrent is None
         ),
         default=0,
+    )
+
+
+def _unit_bytes(shapes: list[LayerShape]) -> int:
+    """What attention's units take on the processor, where many threads take more than the arena."""
+    threads = native.threads()
+    values = [shape.latent.rank if shape.latent else shape.v_head_dim for shape in shapes]
+    return max(
+        0,
+        *(
+            cpu_scratch_bytes(max(shape.kept), v_dim, threads) - ARENA
+            for shape, v_dim in zip(shapes, values, strict=True)
+        ),
     )
 
 

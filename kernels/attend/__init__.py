@@ -7,7 +7,7 @@ from __future__ import annotations
 from .api import ATTEND, attend, dense_ways
 from .call import AttendCall
 from .keys import BlockLists, Keys
-from .scratch import gpu_scratch_bytes
+from .scratch import cpu_scratch_bytes, gpu_scratch_bytes
 
 __all__ = [
     "ATTEND",
@@ -15,6 +15,7 @@ __all__ = [
     "BlockLists",
     "Keys",
     "attend",
+    "cpu_scratch_bytes",
     "dense_ways",
     "gpu_scratch_bytes",
 ]

@@ -53,7 +53,8 @@ def attend(
     v_pages hold none.
     Returns out [T, H, dv] (`out_dtype`, default q's) and lse float32 [T, H] (natural log, sink
     included). A row without visible keys gives out 0 and lse -inf (or the sink logit). Row results
-    depend on that row's keys alone. Raises ValueError when shapes, dtypes or options are unusable.
+    depend on that row's keys alone (with AMX also on whether pages have fewer than 32 tokens: its
+    tiles take 32 keys at a time). Raises ValueError when shapes, dtypes or options are unusable.
     """
     _check_tensors(layout, q, k_pages, v_pages)
     _check_values(q.shape[2], layout.dims(k_pages, v_pages)[1], value_dim)

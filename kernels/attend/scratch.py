@@ -1,9 +1,28 @@
-"""What a call of attention on a GPU allocates: an upper bound, for the memory plan."""
+"""What a call of attention allocates: upper bounds, for the memory plan."""
 
 from __future__ import annotations
 
-from .. import triton_sizes
+from .. import native, triton_sizes
 from . import cuda, dense_rules, gather_rules, latent_rules, tiles
+
+# As csrc/cpu/isa/attend.h has them: rows of a unit with block lists, of other sets and with tiles.
+LISTED_ROWS, LISTED_ROWS_OF_TILES = 512, 2048
+SEEN = 24 + 17 * 16  # bytes of a row and of what it sees of a segment
+LANES = 16
+
+
+def cpu_scratch_bytes(head_dim: int, v_dim: int, threads: int) -> int:
+    """Bytes of the units that so many threads have at work, which are largest with block lists.
+
+    Two partial results, the query and what it sees for each row; besides the scores of 32 rows and
+    the keys and values of a pass, where they are gathered; and partial results of segments that
+    wait to be merged. Nothing grows with the context.
+    """
+    rows = LISTED_ROWS_OF_TILES if native.chosen_isa() == "amx" else LISTED_ROWS
+    partial = 4 * (v_dim + LANES + 1)
+    own = rows * (2 * partial + 4 * head_dim + SEEN) + 4 * 256 * (head_dim + 2 * v_dim)
+    waiting = min(LANES * threads, 256) * LISTED_ROWS * partial
+    return threads * (own + (128 << 10)) + waiting
 
 
 def gpu_scratch_bytes(

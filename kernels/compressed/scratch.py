@@ -29,7 +29,8 @@ def cpu_scratch_bytes(
 
     A unit keeps an exponential per row and entry, and a factor per row and pass; with few units
     threads share them, so that up to two units per thread are at work; then partial results of
-    segments wait to be merged. The rest is a unit's own and does not grow with the context.
+    segments wait to be merged. The rest is a unit's own and grows with the context only by what a
+    list is chosen from.
     """
     unit = max(heads // owners, unit_rows())
     most = -(-entries // PASS) * PASS
@@ -37,5 +38,6 @@ def cpu_scratch_bytes(
     partial = unit * (value_dim + LANES + 1)
     waiting = (2 * threads + min(LANES * threads, ROUND)) * partial
     panels = PASS * (dim + value_dim + 1) + dim + value_dim
-    own = unit * dim + SUB * (dim + value_dim + 2 * PASS + 1) + 2 * partial + panels
+    chosen = 2 * most + 4096  # weights of entries and of blocks, which are no more
+    own = unit * dim + SUB * (dim + value_dim + 2 * PASS + 1) + 2 * partial + panels + chosen
     return 4 * (kept + waiting + threads * own + 2 * rows) + threads * (unit * ROW + 3 * 4096)
