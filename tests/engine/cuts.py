@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from saccade import Engine, RequestOutput, SamplingParams
 from saccade.engine.generation import Generation
 from saccade.engine.pages import pages_for
+from saccade.kernels import native
 
 from .engine_probe import Recorder, Rows, bitwise, small_pool, some_tokens
 
@@ -90,22 +91,36 @@ Answer = tuple[RequestOutput, list[Rows]]
 
 
 class Alone:
-    """What requests give when they have the engine to themselves, in one shot; remembered."""
+    """What requests give when they have an engine to themselves, in one shot; remembered.
+
+    Its pages have 64 tokens, whatever those of the other engine; but tiles of AMX take 32 keys at a
+    time, and pages of 16 go by other instructions, which round otherwise: they have an engine of
+    their own.
+    """
 
     def __init__(self, folder: Path, policy: dict[str, str]) -> None:
-        self.engine = Engine(
-            folder, kv_cache_memory=1 << 21, page_size=64, enable_prefix_caching=False, **policy
-        )
-        self._recorder = Recorder(self.engine)
+        self._folder, self._policy = folder, policy
+        self._engines: dict[int, tuple[Engine, Recorder]] = {}
         self._known: dict[Any, Answer] = {}
 
-    def answer(self, prompt: tuple[int, ...], params: SamplingParams) -> Answer:
-        key = (prompt, repr(params))
+    def answer(
+        self, prompt: tuple[int, ...], params: SamplingParams, page_size: int = 64
+    ) -> Answer:
+        size = 16 if page_size < 32 and native.chosen_isa() == "amx" else 64
+        key = (prompt, repr(params), size)
         if key not in self._known:
-            output = self.engine.generate(list(prompt), params)[0]
+            engine, recorder = self._engine(size)
+            output = engine.generate(list(prompt), params)[0]
             ids = [f"{output.request_id}-{index}" for index in range(params.n)]
-            self._known[key] = output, [self._recorder.rows.pop(id) for id in ids]
+            self._known[key] = output, [recorder.rows.pop(id) for id in ids]
         return self._known[key]
+
+    def _engine(self, size: int) -> tuple[Engine, Recorder]:
+        if size not in self._engines:
+            pages = {"kv_cache_memory": 1 << 21, "page_size": size, "enable_prefix_caching": False}
+            engine = Engine(self._folder, **pages, **self._policy)
+            self._engines[size] = engine, Recorder(engine)
+        return self._engines[size]
 
 
 def engine_for(
@@ -142,23 +157,29 @@ def serve(
 
 def check(wish: Wish, generation: Generation, recorder: Recorder, alone: Alone) -> None:
     output = generation.whole()
-    expected, expected_rows = alone.answer(wish.prompt, wish.params)
+    expected, expected_rows = alone.answer(wish.prompt, wish.params, recorder.page_size)
     assert output.error is None
     assert output.prompt_logprobs == expected.prompt_logprobs
     assert output.outputs == expected.outputs  # tokens, logprobs, reasons
     for branch, rows in zip(generation.branches, expected_rows, strict=True):
-        check_rows(recorder.rows[branch.request.id], rows, alone, branch.request.tokens)
+        found = recorder.rows[branch.request.id]
+        check_rows(found, rows, alone, branch.request.tokens, recorder.page_size)
 
 
 def check_rows(
-    found: Rows, expected: Rows, alone: Alone, tokens: Callable[[int, int], list[int]]
+    found: Rows,
+    expected: Rows,
+    alone: Alone,
+    tokens: Callable[[int, int], list[int]],
+    page_size: int,
 ) -> None:
     """Rows that the lonely run did not compute (a fork's prompt) come from its one-shot run."""
     assert max(found) == max(expected)
     missing = sorted(found.keys() - expected.keys())
     if missing:
         prompt = tuple(tokens(0, missing[-1] + 1))
-        _, (own,) = alone.answer(prompt, SamplingParams(temperature=0, max_tokens=1))
+        params = SamplingParams(temperature=0, max_tokens=1)
+        _, (own,) = alone.answer(prompt, params, page_size)
         expected = {**own, **expected}
     for position, row in found.items():
         assert bitwise(row, expected[position]), f"logits of position {position} differ"

@@ -21,6 +21,7 @@ class Recorder:
     def __init__(self, engine: Engine, compare: bool = True) -> None:
         """compare: False where rows with NaN are expected."""
         self._compare = compare
+        self.page_size = engine.config.page_size
         self.rows: dict[str, Rows] = {}  # by the id of the scheduler's request
         self.counts: list[int] = []  # rows of every step
         self._run = engine._runner.run

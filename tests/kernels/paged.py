@@ -145,6 +145,8 @@ def check(problem: Problem, factor: float = 2.0) -> Result:
     out, lse = problem.run()
     truth, truth_lse = oracle(problem, exact=True)
     rounded, rounded_lse = oracle(problem, exact=False)
+    # torch's products of fp32 are nearer to exact on some processors than on others.
+    factor = max(factor, 3.0) if out.dtype == torch.float32 else factor
     within_budget(out, rounded, truth, factor)
     # The kernel's logarithm has base 2: its conversion rounds twice more.
     within_budget(lse, rounded_lse, truth_lse, factor=3.0)

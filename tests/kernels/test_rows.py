@@ -75,7 +75,9 @@ def test_rms_norm_of_weights_around_zero(isa, dtype, width):
     x, weight = numbers(5, width, dtype=dtype), numbers(width, dtype=dtype) * 0.1
     truth = normed(x.double(), 1 + weight.double())
     out = rms_norm(x, weight, EPS, None, 1.0)
-    within_budget(out, normed(x.float(), 1 + weight.float()).to(dtype), truth)
+    # torch's own sums of fp32 are nearer to exact on some processors than on others.
+    same = normed(x.float(), 1 + weight.float()).to(dtype)
+    within_budget(out, same, truth, steps=2.0 if dtype == torch.float32 else 1.0)
 
 
 def rotated(x, cos, sin):
