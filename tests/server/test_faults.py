@@ -421,8 +421,8 @@ def test_embeddings_that_a_drain_leaves_are_unavailable(serve: Serve) -> None:
     assert waiting.reply.json()["error"]["code"] == "shutting_down"
 
 
-# Its tokens are many seconds' work.
-GIANT = "def add " * 700_000
+# Its tokens are seconds of work on a fast machine, and many on a slow one.
+GIANT = "def add " * 1_900_000  # within what a body may have
 
 
 def ask_beside(server: Running, path: str, body: dict[str, Any], **headers: str) -> Any:
@@ -465,7 +465,7 @@ def test_terminated_while_a_long_text_is_encoded(serve: Serve) -> None:
     assert server.wait(30) == 0
     assert time.monotonic() - began < 6
     thread.join(10)
-    assert not found or found[0].status_code != 200
+    assert not found or found[0].status_code not in (200, 413)
 
 
 def test_overload_is_refused_at_once_and_the_admitted_finish(serve: Serve) -> None:
