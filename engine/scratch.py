@@ -94,14 +94,13 @@ def _kernel_bytes(
 def _unit_bytes(shapes: list[LayerShape]) -> int:
     """What attention's units take on the processor, where many threads take more than the arena."""
     threads = native.threads()
-    values = [shape.latent.rank if shape.latent else shape.v_head_dim for shape in shapes]
-    return max(
-        0,
-        *(
-            cpu_scratch_bytes(max(shape.kept), v_dim, threads) - ARENA
-            for shape, v_dim in zip(shapes, values, strict=True)
-        ),
-    )
+    most = max(cpu_scratch_bytes(max(shape.kept), _value_dim(shape), threads) for shape in shapes)
+    return max(0, most - ARENA)
+
+
+def _value_dim(shape: LayerShape) -> int:
+    """Channels of what a layer sums up: of its latents, if it has any."""
+    return shape.latent.rank if shape.latent else shape.v_head_dim
 
 
 def _gpu_bytes(
@@ -116,7 +115,7 @@ def _gpu_bytes(
             shape.num_heads,
             max(shape.num_kv_heads, 1),
             max(shape.kept),
-            shape.latent.rank if shape.latent else shape.v_head_dim,
+            _value_dim(shape),
             length,
             latent=shape.latent is not None,
         )

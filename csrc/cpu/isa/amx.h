@@ -166,6 +166,16 @@ SACCADE_INLINE void product(float* c, int64_t ldc, const uint16_t* a, int64_t ld
   put<R, C>(c, ldc);
 }
 
+// The same with 32 lanes for `left` rows of A, of which no more than 32 are computed.
+SACCADE_INLINE void rows_product(int64_t left, float* c, int64_t ldc, const uint16_t* a,
+                                 int64_t lda, const uint16_t* b, int64_t ldb, int64_t steps) {
+  if (left > 16) {
+    product<2, 2>(c, ldc, a, lda, b, ldb, steps);
+  } else {
+    product<1, 2>(c, ldc, a, lda, b, ldb, steps);
+  }
+}
+
 }  // namespace amx
 #endif
 

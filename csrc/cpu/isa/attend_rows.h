@@ -122,9 +122,7 @@ struct SegmentRows {
   int64_t capacity;
 
   Active* of(int64_t pass) const { return rows + pass * capacity; }
-  void add(int64_t pass, int64_t row, uint32_t bits, uint64_t fine) {
-    of(pass)[counts[pass]++] = {static_cast<int32_t>(row), bits, fine};
-  }
+  void add(int64_t pass, const Active& active) { of(pass)[counts[pass]++] = active; }
 
   void collect(const AttendParams& p, Row* info, int64_t count, int64_t segment_first) {
     for (int64_t pass = 0; pass < kPasses; ++pass) counts[pass] = 0;
@@ -135,7 +133,7 @@ struct SegmentRows {
       }
       for (int64_t pass = 0; pass < kPasses; ++pass) {
         const Span span = span_of(p, info[r], segment_first + pass * kPass);
-        if (span.begin < span.end) add(pass, r, 0, 0);
+        if (span.begin < span.end) add(pass, {static_cast<int32_t>(r), 0, 0});
       }
     }
   }
@@ -155,7 +153,7 @@ struct SegmentRows {
     const auto flush = [&] {
       if (active.bits == 0) return;
       const Span span = span_of(p, row, active, first + pass * kPass);
-      if (span.begin < span.end) of(pass)[counts[pass]++] = active;
+      if (span.begin < span.end) add(pass, active);
       active.bits = 0;
       active.fine = 0;
     };

@@ -89,15 +89,9 @@ struct Tile {
   void score_panel(int64_t n) {
 #if SACCADE_AMX
     for (int64_t r = 0; r < count; r += 32)
-      for (int64_t at = 0; at < n; at += 32) {
-        const A* rows = q + r * p.dim;
-        float* to = scores + r * kPanel + at;
-        if (r + 16 < count) {
-          amx::product<2, 2>(to, kPanel, rows, p.dim, panel + at * kU, kPanel * kU, p.dim / 32);
-        } else {
-          amx::product<1, 2>(to, kPanel, rows, p.dim, panel + at * kU, kPanel * kU, p.dim / 32);
-        }
-      }
+      for (int64_t at = 0; at < n; at += 32)
+        amx::rows_product(count - r, scores + r * kPanel + at, kPanel, q + r * p.dim, p.dim,
+                          panel + at * kU, kPanel * kU, p.dim / 32);
 #else
     for_tiles<W>(*this, count, 0, (n + W - 1) / W * W);
 #endif

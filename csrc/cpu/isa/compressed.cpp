@@ -38,8 +38,8 @@ int64_t complete_entries(const CompressedParams& c, int64_t position) {
 // Where the weights of entries lie while a list is made of them: entry i at place i / per of plane
 // i % per, per entries a block, so that those of neighbouring blocks are neighbours.
 struct Planes {
-  int64_t per, over, before,
-      stride;  // before: zeros in front of a plane; over: entries that overlap
+  int64_t per, over;       // entries of a block, and that an entry overlaps
+  int64_t before, stride;  // zeros in front of a plane; from one to the next
   float *at, *weights;
 
   Planes(const CompressedParams& c, int64_t most, float* floats)
@@ -51,7 +51,10 @@ struct Planes {
     at = floats + before;
     weights = floats + per * stride;
   }
-  int64_t floats() const { return (per + 1) * stride; }
+  static int64_t floats(const CompressedParams& c, int64_t most) {
+    const Planes planes(c, most, nullptr);
+    return (planes.per + 1) * planes.stride;
+  }
   float* plane(int64_t index) const { return at + index * stride; }
 };
 
@@ -163,8 +166,7 @@ struct EntryKeys final : Source<S> {
     if (call.kept == nullptr) {
       exponentials = carve.take<float>(rows * call.most);
       factors = carve.take<float>(rows * call.passes());
-      if (call.c->ids != nullptr)
-        planes = carve.take<float>(Planes(*call.c, call.most, nullptr).floats());
+      if (call.c->ids != nullptr) planes = carve.take<float>(Planes::floats(*call.c, call.most));
     } else {
       const int64_t first = (u.kv_head * p.rows + u.row) * u.heads;
       exponentials = call.kept + first * call.most;
@@ -383,8 +385,7 @@ void choose_item(void* context, int64_t item, int thread) {
   const CompressedParams& c = *call.c;
   const int64_t row = item / c.kv_heads, kv_head = item % c.kv_heads;
   const int64_t first = (kv_head * c.rows + row) * (c.heads / c.kv_heads);
-  Planes planes(c, call.most, nullptr);
-  planes = Planes(c, call.most, call.planes + thread * planes.floats());
+  const Planes planes(c, call.most, call.planes + thread * Planes::floats(c, call.most));
   Chooser{call,    c,     call.kept + first * call.most, call.factors + first * call.passes(), row,
           kv_head, planes}
       .choose();
@@ -403,8 +404,7 @@ void compressed(const CompressedParams& p, ThreadPool& pool) {
   float* kept = nullptr;
   if (splits_units(plan, pool)) {
     const int64_t rows = p.rows * p.heads;
-    const int64_t planes =
-        p.ids == nullptr ? 0 : pool.size() * Planes(p, call.most, nullptr).floats();
+    const int64_t planes = p.ids == nullptr ? 0 : pool.size() * Planes::floats(p, call.most);
     kept = static_cast<float*>(
         malloc(static_cast<size_t>(rows * (call.most + call.passes()) + planes) * sizeof(float)));
     call.kept = kept;

@@ -139,12 +139,9 @@ void run_item_amx(const Job& job, int64_t item, int thread) {
   const TileScope tiles(count);
   for (int64_t panel = begin; panel < end; ++panel) {
     const uint16_t* b = weight + panel * p.in * kPanel;
-    int64_t m = 0;
-    for (; m + 16 < count; m += 32) {
-      amx::product<2, 2>(c + m * kPanel, kPanel, x + m * p.in, p.in, b, 2 * kPanel, p.in / 32);
-    }
-    if (m < count)
-      amx::product<1, 2>(c + m * kPanel, kPanel, x + m * p.in, p.in, b, 2 * kPanel, p.in / 32);
+    for (int64_t m = 0; m < count; m += 32)
+      amx::rows_product(count - m, c + m * kPanel, kPanel, x + m * p.in, p.in, b, 2 * kPanel,
+                        p.in / 32);
     put_panel(p, c, row, count, panel);
   }
 }

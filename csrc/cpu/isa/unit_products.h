@@ -188,13 +188,8 @@ inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span&
   }
   for (; at < keys.end; at += 32) {
     for (int64_t r = 0; r < count; r += 32) {
-      const A* a = queries + r * p.dim;
-      float* c = to + r * kPass + at;
-      if (r + 16 < count) {
-        amx::product<2, 2>(c, kPass, a, p.dim, k + at * kU, ldb, steps);
-      } else {
-        amx::product<1, 2>(c, kPass, a, p.dim, k + at * kU, ldb, steps);
-      }
+      amx::rows_product(count - r, to + r * kPass + at, kPass, queries + r * p.dim, p.dim,
+                        k + at * kU, ldb, steps);
     }
   }
 }
