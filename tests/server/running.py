@@ -43,11 +43,12 @@ class Running:
         """The lines of one kind."""
         return [line for line in self.lines() if line["event"] == name]
 
-    def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
-        """The count-th line of this kind, when it is there."""
+    def wait_for(self, event: str, count: int = 1, **fields: Any) -> dict[str, Any]:
+        """The count-th line of this kind that has these fields, when it is there."""
         until = time.monotonic() + START_S
         while time.monotonic() < until:
-            if len(found := self.events(event)) >= count:
+            found = [line for line in self.events(event) if fields.items() <= line.items()]
+            if len(found) >= count:
                 return found[count - 1]
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.02)

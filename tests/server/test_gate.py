@@ -141,11 +141,7 @@ def test_a_page_with_openais_own_client_may_ask(serve: Serve) -> None:
     assert reply.status_code == 200 and reply.headers["access-control-allow-headers"] == names
     assert reply.headers["access-control-allow-origin"] == "https://app.example"
     assert "access-control-allow-credentials" not in reply.headers
-    id = reply.headers["x-request-id"]
-    until = time.monotonic() + 10
-    while not any(line["id"] == id for line in server.events("request")):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    server.wait_for("request", id=reply.headers["x-request-id"])
     for key, status in (("key", 200), ("other", 401)):
         headers = {**origin, "authorization": f"Bearer {key}", "x-stainless-lang": "js"}
         reply = server.http.post("/v1/completions", json={"prompt": "x"}, headers=headers)
@@ -214,12 +210,8 @@ def test_the_log_has_a_line_for_every_request(server: Running) -> None:
     headers = {"x-request-id": "log-me"}
     body = {"prompt": "secret words", "max_tokens": 5, "ignore_eos": True, "stream": True}
     server.http.post("/v1/completions", json=body, headers=headers)
-    found: list[dict] = []
-    deadline = time.monotonic() + 10
-    while not found and time.monotonic() < deadline:  # written after the last byte has been sent
-        found = [line for line in server.events("request") if line["id"] == "log-me"]
-        time.sleep(0.05)
-    (line,) = found
+    line = server.wait_for("request", id="log-me")  # written after the last byte has been sent
+    assert len([each for each in server.events("request") if each["id"] == "log-me"]) == 1
     assert line["status"] == 200 and line["path"] == "/v1/completions" and line["stream"] is True
     assert line["prompt_tokens"] > 0 and line["completion_tokens"] == 5
     assert line["finish"] == ["length"] and line["model"] == "tiny"
@@ -231,7 +223,8 @@ def test_the_log_has_a_line_for_every_request(server: Running) -> None:
 def test_prompts_are_logged_if_asked(serve: Serve) -> None:
     server = serve("--log-prompts")
     completion(server, "secret words")
-    assert any("secret words" in str(line.get("prompt")) for line in server.events("request"))
+    line = server.wait_for("request", path="/v1/completions")
+    assert "secret words" in str(line["prompt"])
 
 
 def test_tokens_are_counted_as_they_come(server: Running) -> None:

@@ -489,9 +489,5 @@ def test_what_is_quoted_of_a_request_is_not_long(server: Running) -> None:
     assert reply.status_code == 400 and len(message) < 2100
     assert message.startswith("attention method 'xxx") and message.endswith("mosa")
     reply = server.http.get("/" + "y" * 9000)
-    id = reply.headers["x-request-id"]
-    until = time.monotonic() + 10
-    while not (lines := [each for each in server.events("request") if each["id"] == id]):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    assert len(lines[0]["path"]) == 500
+    line = server.wait_for("request", id=reply.headers["x-request-id"])
+    assert len(line["path"]) == 500
