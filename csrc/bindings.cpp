@@ -80,6 +80,7 @@ PYBIND11_MODULE(_native, m) {
   offer(kernels, "key_conv", &KernelTable::key_conv);
   offer(kernels, "gated_delta", &KernelTable::gated_delta);
   offer(kernels, "merge", &KernelTable::merge);
+  offer(kernels, "correct", &KernelTable::correct);
   offer(kernels, "write_pages", &KernelTable::write_pages);
   offer(kernels, "keep_above", &KernelTable::keep_above);
   offer(kernels, "keep_best", &KernelTable::keep_best);

@@ -7,7 +7,7 @@ from . import cuda, dense_rules, gather_rules, latent_rules, tiles
 
 # As csrc/cpu/isa/attend.h has them: rows of a unit with block lists, of other sets and with tiles.
 LISTED_ROWS, LISTED_ROWS_OF_TILES = 512, 2048
-SEEN = 24 + 17 * 16  # bytes of a row and of what it sees of a segment
+SEEN = 36 + 17 * 16  # bytes of a row and of what it sees of a segment
 LANES = 16
 
 
@@ -21,7 +21,7 @@ def cpu_scratch_bytes(head_dim: int, v_dim: int, threads: int) -> int:
     rows = LISTED_ROWS_OF_TILES if native.chosen_isa() == "amx" else LISTED_ROWS
     partial = 4 * (v_dim + LANES + 1)
     own = rows * (2 * partial + 4 * head_dim + SEEN) + 4 * 256 * (head_dim + 2 * v_dim)
-    waiting = min(LANES * threads, 256) * LISTED_ROWS * partial
+    waiting = (min(LANES * threads, 256) + 2 * threads) * LISTED_ROWS * partial
     return threads * (own + (128 << 10)) + waiting
 
 

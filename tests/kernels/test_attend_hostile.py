@@ -71,10 +71,16 @@ def test_absent_pages(isa, dtype, wrong, options):
     problem = make([500], [40], dtype=dtype).having(**options)
     table = problem.keys.page_table.clone()
     table[0, 2] = wrong
-    got = problem.seeing(page_table=table).run()
-    ids = torch.tensor([0, 1, *range(3, 8)], dtype=torch.int32).expand(1, 4, -1).contiguous()
-    lists = BlockLists(ids, torch.zeros(40, dtype=torch.int32), 64)
-    assert same(got, problem.seeing(blocks=lists).run())
+
+    def listed(*blocks: int) -> BlockLists:
+        ids = torch.tensor(blocks, dtype=torch.int32).expand(1, 4, -1).contiguous()
+        return BlockLists(ids, torch.zeros(40, dtype=torch.int32), 64)
+
+    present = problem.seeing(blocks=listed(0, 1, *range(3, 8))).run()
+    assert same(problem.seeing(page_table=table, blocks=listed(*range(8))).run(), present)
+    # Without lists sums are taken in other steps.
+    for got, expected in zip(problem.seeing(page_table=table).run(), present, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_no_page_at_all(isa):
@@ -90,3 +96,7 @@ def test_negative_positions(isa):
     problem = make([70], [3])
     out, lse = problem.seeing(positions=torch.tensor([-1, -5, -(2**40)])).run()
     assert (out == 0).all() and (lse == -torch.inf).all()
+    for options in ({}, {"window": 9}):  # nor do those of a row that sees something concern it
+        positions = torch.tensor([-(2**40), 60, -(2**33)])
+        lse = problem.seeing(positions=positions, **options).run()[1]
+        assert (lse[[0, 2]] == -torch.inf).all() and lse[1].isfinite().all()

@@ -29,13 +29,13 @@ from saccade.kernels.store import PageLayout
 layout = PageLayout(64)
 k, v = layout.allocate(TOKENS // 64, owners, dim, dim, dtype)
 k.fill_(1), v.fill_(1)
-spread = torch.arange(8, dtype=torch.int32) * (TOKENS // 8 // stride)
+spread = torch.arange(32, dtype=torch.int32) * (TOKENS // 32 // stride)  # too long for one sum
 where = Candidates(cu, positions, table, stride, 64)
 
 def call(where):
     n = rows if where.positions[0] > 0 else 1  # the first call is to leave little behind
     of_row = torch.zeros(n, dtype=torch.int32)
-    lists = BlockLists(spread.expand(1, heads, 8).contiguous(), of_row, stride)
+    lists = BlockLists(spread.expand(1, heads, 32).contiguous(), of_row, stride)
     keys = Keys(cu.clamp(max=n), where.positions[:n], table, blocks=lists)
     return attend(layout, q[:n], k, v, keys, 0.1)
 """

@@ -39,6 +39,9 @@ SACCADE_INLINE void tile_store(int t, void* to, int64_t stride) {
   for (int r = 0; r < 16; ++r)
     std::memcpy(static_cast<char*>(to) + r * stride, tiles()[t].bytes[r], 64);
 }
+SACCADE_INLINE void tile_pass(int t, const void* from, int64_t stride) {
+  tile_load(t, from, stride);
+}
 inline void tile_dp(int c, int a, int b) {
   Tile &tc = tiles()[c], &ta = tiles()[a], &tb = tiles()[b];
   for (int m = 0; m < 16; ++m) {
@@ -76,17 +79,24 @@ inline void release() {
 // The tile number is part of the instruction, so these must be macros over literals.
 #define tile_zero(t) _tile_zero(t)
 #define tile_load(t, from, stride) _tile_loadd(t, from, stride)
+#define tile_pass(t, from, stride) _tile_stream_loadd(t, from, stride)
 #define tile_store(t, to, stride) _tile_stored(t, to, stride)
 #define tile_dp(c, a, b) _tile_dpbf16ps(c, a, b)
 #endif
 
 // One step of k (32 elements) of a product with R x C tiles: A rows `lda` elements apart, B pair
 // rows `ldb` elements apart. R and C are 1 or 2; the accumulators are tiles 0 (row 0), 1 (row 0,
-// right), 2 (row 1), 3 (row 1, right).
-template <int R, int C>
+// right), 2 (row 1), 3 (row 1, right). kOnce: B goes past the first-level cache, in which A and C
+// are to stay.
+template <int R, int C, bool kOnce = false>
 SACCADE_INLINE void step(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb) {
-  tile_load(6, b, ldb * 2);
-  if constexpr (C == 2) tile_load(7, b + 32, ldb * 2);
+  if constexpr (kOnce) {
+    tile_pass(6, b, ldb * 2);
+    if constexpr (C == 2) tile_pass(7, b + 32, ldb * 2);
+  } else {
+    tile_load(6, b, ldb * 2);
+    if constexpr (C == 2) tile_load(7, b + 32, ldb * 2);
+  }
   tile_load(4, a, lda * 2);
   tile_dp(0, 4, 6);
   if constexpr (C == 2) tile_dp(1, 4, 7);
@@ -158,21 +168,22 @@ SACCADE_INLINE void wide_put(float* c, int64_t ldc) {
 }
 
 // C[16 R][16 C] = A[16 R][32 steps] * B[16 steps pairs][16 C lanes][2].
-template <int R, int C>
+template <int R, int C, bool kOnce = false>
 SACCADE_INLINE void product(float* c, int64_t ldc, const uint16_t* a, int64_t lda,
                             const uint16_t* b, int64_t ldb, int64_t steps) {
   clear<R, C>();
-  for (int64_t k = 0; k < steps; ++k) step<R, C>(a + k * 32, lda, b + k * 16 * ldb, ldb);
+  for (int64_t k = 0; k < steps; ++k) step<R, C, kOnce>(a + k * 32, lda, b + k * 16 * ldb, ldb);
   put<R, C>(c, ldc);
 }
 
 // The same with 32 lanes for `left` rows of A, of which no more than 32 are computed.
+template <bool kOnce = false>
 SACCADE_INLINE void rows_product(int64_t left, float* c, int64_t ldc, const uint16_t* a,
                                  int64_t lda, const uint16_t* b, int64_t ldb, int64_t steps) {
   if (left > 16) {
-    product<2, 2>(c, ldc, a, lda, b, ldb, steps);
+    product<2, 2, kOnce>(c, ldc, a, lda, b, ldb, steps);
   } else {
-    product<1, 2>(c, ldc, a, lda, b, ldb, steps);
+    product<1, 2, kOnce>(c, ldc, a, lda, b, ldb, steps);
   }
 }
 

@@ -3,7 +3,8 @@
 // A unit is up to kMaxRows query rows of one sequence and one KV head: consecutive tokens x the
 // heads of the group. A segment is kSegment keys at an absolute position. Each row's result is the
 // merge, in order, of its segments' partial results, whoever computed them: one thread after the
-// other (many units) or several at once (few units).
+// other (many units) or several at once (few units). A row whose list holds few keys is summed by
+// one thread and needs no partial results: most of its segments would hold one block.
 #pragma once
 #include <stdlib.h>
 
@@ -25,6 +26,8 @@ constexpr int64_t kPasses = kSegment / kPass;
 // products full; with tiles, memory takes as long as they do, and yet more rows read it less often.
 constexpr int64_t kMaxRows = SACCADE_AMX ? 512 : (kNarrow ? 120 : 128);
 constexpr int64_t kMaxListedRows = SACCADE_AMX ? 2048 : 512;
+// Keys of a list that are summed without partial results.
+constexpr int64_t kFewKeys = kSegment;
 // As few as this where otherwise a thread would have fewer units than these.
 constexpr int64_t kLeastRows = SACCADE_AMX ? 256 : kMaxRows, kLeastListedRows = 512;
 constexpr int64_t kUnitsOfThread = 4;
@@ -81,6 +84,12 @@ SACCADE_INLINE const int32_t* list_of(const AttendParams& p, int64_t row, int64_
                                       int64_t kv_head) {
   const int64_t list = p.list_of_row != nullptr ? p.list_of_row[row] : row;
   return p.blocks + (list * p.owners + (p.owners == p.heads ? head : kv_head)) * p.list_width;
+}
+
+// Whether an ascending list, -1 padded, holds few keys.
+SACCADE_INLINE bool is_short(const AttendParams& p, const int32_t* list) {
+  const int64_t most = kFewKeys / p.block;
+  return p.list_width <= most || list[most] < 0;
 }
 
 // Whether an ascending list, -1 padded, holds a block with keys of [first, last).

@@ -14,6 +14,7 @@ struct Span {
 struct Row {
   int32_t lo, hi, past;  // sees key j: lo <= j < hi, and j > past or j < sinks
   int32_t cursor;        // where in `list` the current segment begins
+  bool is_short;         // the list holds few keys
   const int32_t* list;   // ascending block ids, -1 padded, or null: no list
 };
 
@@ -30,6 +31,7 @@ struct Active {
 
 // Whether the rows of `count` entries are neighbours, in order.
 SACCADE_INLINE bool are_neighbours(const Active* active, int64_t count) {
+  if (active[count - 1].row != active[0].row + count - 1) return false;
   for (int64_t i = 1; i < count; ++i)
     if (active[i].row != active[0].row + i) return false;
   return true;
@@ -39,11 +41,14 @@ SACCADE_INLINE Row make_row(const AttendParams& p, const Unit& u, int64_t at, in
   const int64_t position = p.positions[at], limit = p.table_width * p.page;
   const int64_t hi = p.end_of_row(at, u.kv_head);
   Row row;
-  row.hi = static_cast<int32_t>(hi < limit ? hi : limit);  // no key lies beyond the page table
+  // No key lies beyond the page table, or before its beginning.
+  row.hi = static_cast<int32_t>(hi < 0 ? 0 : hi < limit ? hi : limit);
   row.lo = p.lo != nullptr && p.lo[at] > 0 ? p.lo[at] : 0;
-  row.past = p.window > 0 ? static_cast<int32_t>(position - p.window) : -1;
+  const int64_t past = p.window > 0 ? position - p.window : -1;
+  row.past = static_cast<int32_t>(past < -1 ? -1 : past < limit ? past : limit);
   row.cursor = 0;
   row.list = p.blocks != nullptr ? list_of(p, at, head, u.kv_head) : nullptr;
+  row.is_short = row.list != nullptr && is_short(p, row.list);
   return row;
 }
 
@@ -119,18 +124,19 @@ SACCADE_INLINE I<kWidth> seen(const AttendParams& p, const Row& row, const Activ
 struct SegmentRows {
   int64_t counts[kPasses];
   Active* rows;  // [kPasses][capacity]
+  // [capacity], whole vectors: no block that begins before this key is left in a row's list.
+  int32_t* next;
   int64_t capacity;
 
   Active* of(int64_t pass) const { return rows + pass * capacity; }
   void add(int64_t pass, const Active& active) { of(pass)[counts[pass]++] = active; }
 
-  void collect(const AttendParams& p, Row* info, int64_t count, int64_t segment_first) {
+  // shorts: the rows with short lists, or else all others.
+  void collect(const AttendParams& p, Row* info, int64_t count, int64_t segment_first,
+               bool shorts) {
     for (int64_t pass = 0; pass < kPasses; ++pass) counts[pass] = 0;
+    if (p.blocks != nullptr) return collect_lists(p, info, count, segment_first, shorts);
     for (int64_t r = 0; r < count; ++r) {
-      if (info[r].list != nullptr) {
-        collect_listed(p, info[r], r, segment_first);
-        continue;
-      }
       for (int64_t pass = 0; pass < kPasses; ++pass) {
         const Span span = span_of(p, info[r], segment_first + pass * kPass);
         if (span.begin < span.end) add(pass, {static_cast<int32_t>(r), 0, 0});
@@ -139,15 +145,25 @@ struct SegmentRows {
   }
 
  private:
+  void collect_lists(const AttendParams& p, Row* info, int64_t count, int64_t first, bool shorts) {
+    constexpr int W = kWidth;
+    const I<W> last = splat_int<W>(static_cast<int32_t>(first + kSegment));
+    for (int64_t r = 0; r < count; r += W) {
+      uint32_t bits = lane_bits<W>(load<I<W>>(next + r) < last);
+      if (count - r < W) bits &= (1u << (count - r)) - 1;
+      for (; bits != 0; bits &= bits - 1) {
+        const int64_t at = r + __builtin_ctz(bits);
+        if (info[at].is_short == shorts) collect_listed(p, info[at], at, first);
+      }
+    }
+  }
+
   // Entries of one row for the blocks of its list that lie in the segment, at most one per pass.
   void collect_listed(const AttendParams& p, Row& row, int64_t r, int64_t first) {
     const int64_t last = first + kSegment;
     int64_t c = row.cursor;
-    while (c < p.list_width && row.list[c] >= 0 && (row.list[c] + int64_t{1}) * p.block <= first) {
-      ++c;
-    }
-    row.cursor = static_cast<int32_t>(c);  // segments ascend, so the next one looks from here on
-    if (c == p.list_width || row.list[c] < 0 || row.list[c] * p.block >= last) return;
+    const auto is_block = [&] { return c < p.list_width && row.list[c] >= 0; };
+    while (is_block() && (row.list[c] + int64_t{1}) * p.block <= first) ++c;
     Active active{static_cast<int32_t>(r), 0, 0};
     int64_t pass = 0;
     const auto flush = [&] {
@@ -157,7 +173,7 @@ struct SegmentRows {
       active.bits = 0;
       active.fine = 0;
     };
-    for (; c < p.list_width && row.list[c] >= 0 && row.list[c] * p.block < last; ++c) {
+    for (; is_block() && row.list[c] * p.block < last; ++c) {
       const int64_t from = row.list[c] * p.block - first, to = from + p.block;
       const int64_t begin = from > 0 ? from : 0, end = to < kSegment ? to : kSegment;
       for (int64_t at = begin; at < end; at = (at / kPass + 1) * kPass) {
@@ -167,8 +183,11 @@ struct SegmentRows {
         active.bits |= bits_of(at - base, stop, 16);
         if (p.block < 16) active.fine |= bits_of(at - base, stop, kLeastBlock);
       }
+      if (to > kSegment) break;
     }
     flush();
+    row.cursor = static_cast<int32_t>(c);  // segments ascend, so the next one looks from here on
+    next[r] = is_block() ? static_cast<int32_t>(row.list[c] * p.block) : INT32_MAX;
   }
 
   // Bits for the keys [begin, end) of a pass, `keys` of them a bit.

@@ -44,18 +44,22 @@ struct UnitRun : Results {
   // As few rows are not worth products of their own (with tiles, which take 16).
   static constexpr int64_t kFew = 8;
 
+  static constexpr int64_t kWeights = kPass * 4 / static_cast<int64_t>(sizeof(A));
+
   const float to_log2;   // raw score -> log2 units
   const int64_t v_tile;  // channels of V that lie together (see value_tile); of gathered V, all
   Row* info;
+  int64_t short_rows = 0;                      // with short lists
+  int64_t all_begin = 0, all_end = INT64_MAX;  // keys that no range or window hides from any row
   SegmentRows segment;
-  Active* by_kind;         // [rows]: those of one pass, in another order
-  A* q;                    // [rows][dim]
-  A* q_sub;                // [kSub][dim]: the rows at work, where they do not lie side by side in q
-  float* scores;           // [kSub][kPass]
-  A* probabilities;        // [kSub][kPass]; in the place of the scores, if as wide as they are
-  float* shrink;           // [kSub]: by how much earlier sums and outputs shrink in this pass
-  float* o_sub;            // [kSub][v_dim]: outputs of the rows at work, for tiles
-  B* turned;               // V panels of one pass, where the values are channels of the keys
+  Active* by_kind;   // [rows]: those of one pass, in another order
+  A* q;              // [rows][dim]
+  A* q_sub;          // [kSub][dim]: the rows at work, where they do not lie side by side in q
+  float* scores;     // [kSub][kPass]
+  A* probabilities;  // [kSub][kWeights], in the place of the scores: a row is done with its own
+  float* shrink;     // [kSub]: by how much earlier sums and outputs shrink in this pass
+  float* o_sub;      // [kSub][v_dim]: outputs of the rows at work, for tiles
+  B* turned;         // V panels of one pass, where the values are channels of the keys
   uint32_t is_turned = 0;  // which groups of keys they hold already
   // Bit r: the r-th row at work had seen nothing, and what lies in its place is no number of ours.
   uint32_t fresh = 0;
@@ -69,10 +73,14 @@ struct UnitRun : Results {
   // processor reads ahead by itself, and faster than when it is asked.
   const B *k_end = nullptr, *v_end = nullptr;
   bool asks_values = true, asks_keys = true;
-  // Lines of the next pass that units of many rows have asked for, with tiles; how many they ask
-  // for at a time; how many K and V of a page have.
-  int64_t asked = 0, ask_at_once = 0, asked_k = 0, asked_v = 0;
+  // Lines of a page of the next pass that units of many rows have asked for, with tiles, and of
+  // which page; how many they ask for at a time; how many K and V of a page have.
+  int64_t asked = 0, asked_chunk = 0, ask_at_once = 0, asked_k = 0, asked_v = 0;
   static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(B));  // elements
+  // With tiles: the keys at work go by the first-level cache, which has room for the rows at work.
+  // (More of them, or wider ones, leave it anyway, and go through it faster than past it.)
+  static constexpr int64_t kPassingBy = 192 * kPass;  // elements
+  bool passes_by = false;
   // Bit i: some row's list holds keys 16 i .. 16 i + 15 of the pass. kAll: no lists, or all of it.
   static constexpr uint32_t kAll = ~0u;
   uint32_t listed = kAll, listed_next = kAll;
@@ -87,12 +95,12 @@ struct UnitRun : Results {
     info = carve.take<Row>(rows);
     segment.capacity = rows;
     segment.rows = carve.take<Active>(kPasses * rows);
+    segment.next = carve.take<int32_t>(p.blocks == nullptr ? 0 : (rows + W - 1) / W * W);
     by_kind = carve.take<Active>(p.blocks == nullptr ? 0 : rows);
     q = carve.take<A>(rows * p.dim);
     q_sub = carve.take<A>(kSub * p.dim);
     scores = carve.take<float>(kSub * kPass);
-    probabilities =
-        sizeof(A) == sizeof(float) ? reinterpret_cast<A*>(scores) : carve.take<A>(kSub * kPass);
+    probabilities = reinterpret_cast<A*>(scores);
     shrink = carve.take<float>((kSub + W - 1) / W * W);
     o_sub = carve.take<float>(kTiles ? kSub * p.v_dim : 0);
     turned = carve.take<B>(p.v_pages == nullptr ? kPass * p.v_dim : 0);
@@ -103,8 +111,13 @@ struct UnitRun : Results {
   }
 
   void prepare() {
+    for (int64_t r = 0; p.blocks != nullptr && r < rows; ++r) segment.next[r] = 0;
     for (int64_t r = 0; r < rows; ++r) {
-      info[r] = make_row(p, u, row_of(r), head_of(r));
+      const Row& row = info[r] = make_row(p, u, row_of(r), head_of(r));
+      if (row.lo > all_begin) all_begin = row.lo;
+      if (row.past >= all_begin) all_begin = row.past + 1;
+      if (row.hi < all_end) all_end = row.hi;
+      short_rows += row.is_short;
       copy_q(r);
     }
   }
@@ -182,9 +195,10 @@ struct UnitRun : Results {
   template <bool kStreams>
   void wide_values(float* o, int64_t channel, const Span& keys, int64_t chunk);
   void all_values(const Span& span, float* o);
-  template <int R, int C>
+  template <int R, int C, bool kOnce = false>
   void value_tile(float* o, int64_t r, int64_t channel, const Span& span);
   void value_tiles(const Active* active, int64_t count, const Span& span, float* o);
+  void add_outputs(const Active* active, int64_t count, float* o) const;
   void begin_outputs(const Active* active, int64_t count, float* all, const float* o) const;
   void pad_probabilities(int64_t count, const Span& span);
 #endif
@@ -192,14 +206,19 @@ struct UnitRun : Results {
   // Scores and probabilities, in unit_softmax.h.
   SACCADE_INLINE F<W> capped(F<W> s) const;
   SACCADE_INLINE F<W> highest(const Active& active, const Span& own, int64_t first, float* s) const;
-  SACCADE_INLINE void begin_row(int64_t r, int64_t row, float* partial);
   template <bool kKeeps>
-  SACCADE_INLINE F<W> weigh(int64_t r, const Span& own, float now, float* kept);
+  SACCADE_INLINE F<W> weigh(int64_t r, const Span& own, float base, bool huge, float* kept);
+  SACCADE_INLINE F<W> weigh_own(int64_t r, int64_t row, const Span& own, int64_t first,
+                                const Span& span, float now);
+  template <bool kPlain>
+  SACCADE_INLINE bool soften(const Active* active, int64_t r, int64_t some, int64_t first,
+                             const Span& span, float* partial);
   SACCADE_INLINE void softmax(const Active* active, int64_t count, int64_t first, const Span& span,
-                              float* partial);
+                              bool plain, float* partial);
 
   // Passes and segments, in unit_passes.h.
   void fetch_keys(const Pass<B>& of, uint32_t bits) const;
+  bool is_plain(const Active* active, int64_t count, int64_t first, Span& span) const;
   const A* queries(const Active* active, int64_t count);
   void expect_turned();
   void turn_keys(int64_t first, const Span& span);
@@ -210,8 +229,11 @@ struct UnitRun : Results {
   static void forget_unlisted(Pass<B>& of, uint32_t bits);
   const B* end_of(const B* const* panels, int64_t dim) const;
   void follow_memory();
-  // The partial result over one segment of keys, which begins at `begin`.
-  void attend_segment(int64_t begin, float* partial);
+  // Adds what rows see of one segment of keys, which begins at `begin`: those with short lists, or
+  // all others.
+  void attend_segment(int64_t begin, bool shorts, float* partial);
+  // All that rows with short lists see.
+  void attend_shorts(float* total);
 };
 
 }  // namespace SACCADE_ISA

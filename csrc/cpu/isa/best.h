@@ -53,26 +53,36 @@ struct BestOf {
 };
 using Best = BestOf<kMaxTopK>;
 
-// Bit l: lane l of a comparison holds.
-SACCADE_INLINE uint32_t lane_bits(I<kWidth> mask) {
-#if defined(__AVX512DQ__)
-  return _mm512_movepi32_mask((__m512i)mask);
-#elif defined(__AVX2__)
-  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
-#else
-  uint32_t bits = 0;
-  for (int lane = 0; lane < kWidth; ++lane) bits |= mask[lane] != 0 ? 1u << lane : 0;
-  return bits;
-#endif
-}
-
 // Bits of the scores i .. i + W - 1 that are no worse than `least`, of those below n.
 SACCADE_INLINE uint32_t candidates(const float* scores, int64_t i, int64_t n, float least) {
-  const uint32_t bits = lane_bits(load<F<kWidth>>(scores + i) >= splat<kWidth>(least));
+  const uint32_t bits = lane_bits<kWidth>(load<F<kWidth>>(scores + i) >= splat<kWidth>(least));
   return n - i < kWidth ? bits & ((1u << (n - i)) - 1) : bits;
 }
 
 #if defined(__AVX512DQ__)
+// How many lanes of x stand before each lane: those that Before(theirs, its own) says.
+template <class V, class Before>
+SACCADE_INLINE __m512i lane_ranks(V x, Before before) {
+  const __m512i one = _mm512_set1_epi32(1);
+  __m512i turned = (__m512i)x, ranks = _mm512_setzero_si512();
+  for (int step = 1; step < 16; ++step) {
+    turned = _mm512_alignr_epi32(turned, turned, 1);
+    ranks = _mm512_mask_add_epi32(ranks, before((V)turned, x), ranks, one);
+  }
+  return ranks;
+}
+
+// A score that k of the first n reach: of the largest of every 16th, the k-th. NaN counts for
+// nothing.
+SACCADE_INLINE float reached(const float* scores, int64_t n, int64_t k) {
+  __m512 high = _mm512_set1_ps(-INFINITY);
+  for (int64_t i = 0; i + 16 <= n; i += 16) high = _mm512_max_ps(_mm512_loadu_ps(scores + i), high);
+  const __m512i larger =
+      lane_ranks(high, [](__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); });
+  const __mmask16 best = _mm512_cmplt_epi32_mask(larger, _mm512_set1_epi32(static_cast<int>(k)));
+  return _mm512_mask_reduce_min_ps(best, high);
+}
+
 // The same as offer_scores where the best fit a register, in order: no branch depends on a score.
 template <class Best>
 SACCADE_INLINE void offer_few(Best& best, const float* scores, int64_t first, int64_t n) {
@@ -81,6 +91,10 @@ SACCADE_INLINE void offer_few(Best& best, const float* scores, int64_t first, in
   __m512i ids = _mm512_maskz_loadu_epi32(held, best.ids);
   const __m512i last = _mm512_set1_epi32(static_cast<int32_t>(best.k - 1));
   float least = best.least();
+  if (n >= 48) {  // worth a look ahead: most scores then need none of the following
+    const float sure = reached(scores, n, best.k);
+    least = least > sure ? least : sure;
+  }
   for (int64_t i = 0; i < n; i += 16) {
     uint32_t bits = candidates(scores, i, n, least);
     if (bits == 0) continue;
@@ -97,7 +111,8 @@ SACCADE_INLINE void offer_few(Best& best, const float* scores, int64_t first, in
       ids = _mm512_mask_set1_epi32(ids, place, static_cast<int32_t>(first + at));
       best.count += best.count < best.k ? 1 : 0;
     }
-    if (best.count == best.k) least = _mm512_cvtss_f32(_mm512_permutexvar_ps(last, top));
+    const float now = _mm512_cvtss_f32(_mm512_permutexvar_ps(last, top));
+    if (best.count == best.k && now > least) least = now;
   }
   _mm512_storeu_ps(best.scores, top);
   _mm512_storeu_si512(best.ids, ids);
@@ -130,8 +145,18 @@ SACCADE_INLINE ListEnds list_ends(int64_t own, int64_t first, int64_t recent) {
   return {head, own + 1 - recent > head ? own + 1 - recent : head, own};
 }
 
-// Ascending, by insertion over shrinking distances.
+// Ascending, by insertion over shrinking distances; few different ids by their ranks.
 SACCADE_INLINE void sort_ids(int32_t* ids, int64_t count) {
+#if defined(__AVX512DQ__)
+  if (count <= 16) {
+    const auto held = static_cast<__mmask16>((1u << count) - 1);
+    const __m512i all = _mm512_mask_loadu_epi32(_mm512_set1_epi32(INT32_MAX), held, ids);
+    const __m512i smaller =
+        lane_ranks(all, [](__m512i a, __m512i b) { return _mm512_cmplt_epi32_mask(a, b); });
+    _mm512_mask_i32scatter_epi32(ids, held, smaller, all, 4);
+    return;
+  }
+#endif
   constexpr int64_t kGaps[] = {301, 132, 57, 23, 10, 4, 1};
   for (const int64_t gap : kGaps)
     for (int64_t i = gap; i < count; ++i) {

@@ -172,15 +172,12 @@ struct Tile {
     return static_cast<B>(0x7fff);  // NaN in bf16 and in fp16
   }
 
-  void write_ids(int64_t r) const {
+  void write_ids(int64_t r) {
     const int64_t width = p.topk + 1;
     int32_t* to = p.ids + ((row + r / group) * p.heads + kv_head * group + r % group) * width;
-    int64_t n = 0;
-    for (; n < best[r].count; ++n) {  // ascending
-      int64_t at = n;
-      for (; at > 0 && to[at - 1] > best[r].ids[n]; --at) to[at] = to[at - 1];
-      to[at] = best[r].ids[n];
-    }
+    int64_t n = best[r].count;
+    sort_ids(best[r].ids, n);
+    std::memcpy(to, best[r].ids, static_cast<size_t>(n) * sizeof(*to));
     to[n++] = static_cast<int32_t>(history(r));
     while (n < width) to[n++] = -1;
   }
@@ -188,7 +185,9 @@ struct Tile {
   void run() {
     const TileScope tiles;
     load_rows();
-    const int64_t blocks = history(count - 1);  // rows ascend: the last one has the most history
+    int64_t blocks = 0;  // of the row with the most history, if any may be chosen
+    for (int64_t r = 0; p.topk > 0 && r < count; ++r)
+      blocks = history(r) > blocks ? history(r) : blocks;
     for (int64_t first = 0; first < blocks; first += kPanel) {
       const int64_t n = blocks - first < kPanel ? blocks - first : kPanel;
       load_panel(first, n);

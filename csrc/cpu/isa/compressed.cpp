@@ -29,8 +29,12 @@ struct EntryCall : AttendParams {
   int64_t passes() const { return most / kPass; }
 };
 
+// No entry lies beyond the page table.
 int64_t complete_entries(const CompressedParams& c, int64_t position) {
-  return position + 1 < c.length ? 0 : (position + 1 - c.length) / c.stride + 1;
+  const int64_t known = c.table_width * c.slots;
+  if (position + 1 < c.length) return 0;
+  const int64_t complete = (position + 1 - c.length) / c.stride + 1;
+  return complete < known ? complete : known;
 }
 
 // ---- lists ----
@@ -108,7 +112,7 @@ struct Chooser {
         const int64_t from = i - over + 1, back = from < 0 ? (per - 1 - from) / per : 0;
         const F<W> x = load<F<W>>(planes.plane(from + back * per) + j - back);
         if (c.largest != 0) {
-          weight = x > weight ? x : weight;
+          weight = ((x > weight) | (x != x)) ? x : weight;  // NaN stays, and is never chosen
         } else {
           weight += x * splat<W>(call.shares[i]);
         }

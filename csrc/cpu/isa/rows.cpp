@@ -163,6 +163,34 @@ void sigmoid_mul_rows(const SigmoidMulParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// Shares of two partial results that both saw something, and the lse of both.
+struct Shares {
+  float a, b, lse;
+
+  Shares(float la, float lb) {
+    const float top = la > lb ? la : lb, less = expf((la > lb ? lb : la) - top);
+    const float total = 1.0f + less;
+    a = (la > lb ? 1.0f : less) / total;
+    b = (la > lb ? less : 1.0f) / total;
+    lse = top + logf(total);
+  }
+};
+
+// to = a * share_a + b * share_b, of `dim` elements.
+template <class E, class To>
+SACCADE_INLINE void mix(typename To::T* to, const typename E::T* a, float share_a,
+                        const typename E::T* b, float share_b, int64_t dim) {
+  for_vectors<W>(
+      dim,
+      [&](int64_t i) {
+        To::template put<W>(to + i, E::template get<W>(a + i) * splat<W>(share_a) +
+                                        E::template get<W>(b + i) * splat<W>(share_b));
+      },
+      [&](int64_t i) {
+        put_one<To>(to + i, get_one<E>(a + i) * share_a + get_one<E>(b + i) * share_b);
+      });
+}
+
 template <class E>
 void merge_rows(const MergeParams& p, int64_t begin, int64_t end) {
   using T = typename E::T;
@@ -171,26 +199,46 @@ void merge_rows(const MergeParams& p, int64_t begin, int64_t end) {
     const T* b = static_cast<const T*>(p.out_b) + row * p.dim;
     T* out = static_cast<T*>(p.out) + row * p.dim;
     const float la = p.lse_a[row], lb = p.lse_b[row];
-    const float top = la > lb ? la : lb;
     const bool empty_a = la == -INFINITY, empty_b = lb == -INFINITY;
     if (empty_a || empty_b) {  // the other side passes through, bit for bit
       for (int64_t i = 0; i < p.dim; ++i) out[i] = empty_b ? (empty_a ? T{} : a[i]) : b[i];
-      p.lse[row] = empty_b ? la : lb;  // not `top`: a NaN is no empty side
+      p.lse[row] = empty_b ? la : lb;  // not the larger: a NaN is no empty side
       continue;
     }
-    const float less = expf((la > lb ? lb : la) - top), total = 1.0f + less;
-    const float share_a = (la > lb ? 1.0f : less) / total;
-    const float share_b = (la > lb ? less : 1.0f) / total;
-    for_vectors<W>(
-        p.dim,
-        [&](int64_t i) {
-          E::template put<W>(out + i, E::template get<W>(a + i) * splat<W>(share_a) +
-                                          E::template get<W>(b + i) * splat<W>(share_b));
-        },
-        [&](int64_t i) {
-          put_one<E>(out + i, get_one<E>(a + i) * share_a + get_one<E>(b + i) * share_b);
-        });
-    p.lse[row] = top + logf(total);
+    const Shares shares(la, lb);
+    mix<E, E>(out, a, shares.a, b, shares.b, p.dim);
+    p.lse[row] = shares.lse;
+  }
+}
+
+template <class To>
+SACCADE_INLINE void round_to(typename To::T* to, const float* from, int64_t dim) {
+  for_vectors<W>(
+      dim, [&](int64_t i) { To::template put<W>(to + i, load<F<W>>(from + i)); },
+      [&](int64_t i) { put_one<To>(to + i, from[i]); });
+}
+
+// Rows are (row, head) pairs. A side that saw nothing adds nothing.
+template <class E>
+void correct_rows(const CorrectParams& p, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    typename E::T* to = static_cast<typename E::T*>(p.answer) + row * p.dim;
+    const float* a = p.out + row * p.dim;
+    const int64_t source = p.source[row / p.heads], at = source * p.heads + row % p.heads;
+    const bool known = source >= 0 && source < p.known, merges = p.weights != nullptr;
+    if (!known || (merges && p.weights[at] == -INFINITY)) {
+      round_to<E>(to, a, p.dim);
+      continue;
+    }
+    const float* b = p.table + at * p.dim;
+    if (!merges) {
+      mix<ElementF32, E>(to, a, 1.0f, b, 1.0f, p.dim);
+    } else if (p.lse[row] == -INFINITY) {
+      round_to<E>(to, b, p.dim);
+    } else {
+      const Shares shares(p.lse[row], p.weights[at]);
+      mix<ElementF32, E>(to, a, shares.a, b, shares.b, p.dim);
+    }
   }
 }
 
@@ -230,6 +278,14 @@ void merge(const MergeParams& p, ThreadPool& pool) {
       p.dtype, [&] { for_row_groups(p, p.rows, 2 * p.dim, pool, merge_rows<ElementF32>); },
       [&] { for_row_groups(p, p.rows, 2 * p.dim, pool, merge_rows<ElementBF16>); },
       [&] { for_row_groups(p, p.rows, 2 * p.dim, pool, merge_rows<ElementF16>); });
+}
+
+void correct(const CorrectParams& p, ThreadPool& pool) {
+  const int64_t rows = p.rows * p.heads;
+  by_dtype(
+      p.dtype, [&] { for_row_groups(p, rows, 2 * p.dim, pool, correct_rows<ElementF32>); },
+      [&] { for_row_groups(p, rows, 2 * p.dim, pool, correct_rows<ElementBF16>); },
+      [&] { for_row_groups(p, rows, 2 * p.dim, pool, correct_rows<ElementF16>); });
 }
 
 // Reads `data` once on all threads and returns a checksum: the ceiling of every memory-bound

@@ -82,6 +82,20 @@ SACCADE_INLINE F<W> max(F<W> a, F<W> b) {
   return a > b ? a : b;
 }
 
+// Bit l: lane l of a comparison holds.
+template <int W>
+SACCADE_INLINE uint32_t lane_bits(I<W> mask) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < W; ++lane) bits |= mask[lane] != 0 ? 1u << lane : 0;
+  return bits;
+#endif
+}
+
 // Lane l is lane from[l] of a and b, those of b numbered from W on.
 template <int W>
 SACCADE_INLINE I<W> shuffle(I<W> a, I<W> b, I<W> from) {
@@ -183,19 +197,25 @@ SACCADE_INLINE F<W> scale_normal(F<W> p, F<W> x) {
 }
 #endif
 
-// 2^x for x <= 0 (and a little above), relative error below 1e-7; exactly 1 at 0, exactly 0 below
-// 2^-126 and at -inf; NaN at NaN.
+#if defined(__AVX512DQ__)
+// 2^f for a fraction f, relative error below 1e-7; exactly 1 at 0.
 template <int W>
-SACCADE_INLINE F<W> exp2_nonpositive(F<W> x) {
-#if defined(__AVX512DQ__)  // half the instructions
-  const F<W> f = fraction<W>(x);
+SACCADE_INLINE F<W> exp2_fraction(F<W> f) {
   F<W> p = splat<W>(1.8671300495043397e-3f);
   p = fma<W>(p, f, splat<W>(9.017030708491802e-3f));
   p = fma<W>(p, f, splat<W>(5.579991266131401e-2f));
   p = fma<W>(p, f, splat<W>(2.4016444385051727e-1f));
   p = fma<W>(p, f, splat<W>(6.931512951850891e-1f));
-  p = fma<W>(p, f, splat<W>(1.0f));
-  return scale_normal<W>(p, x);
+  return fma<W>(p, f, splat<W>(1.0f));
+}
+#endif
+
+// 2^x for x <= 0 (and a little above), relative error below 1e-7; exactly 1 at 0, exactly 0 below
+// 2^-126 and at -inf; NaN at NaN.
+template <int W>
+SACCADE_INLINE F<W> exp2_nonpositive(F<W> x) {
+#if defined(__AVX512DQ__)  // half the instructions
+  return scale_normal<W>(exp2_fraction<W>(fraction<W>(x)), x);
 #else
   const F<W> floor = splat<W>(-126.0f);
   const F<W> clamped = max<W>(floor, x);
@@ -212,6 +232,27 @@ SACCADE_INLINE F<W> exp2_nonpositive(F<W> x) {
   const F<W> value = (F<W>)((I<W>)p + exponent);
   return x < floor ? F<W>{} : value;
 #endif
+}
+
+// While it lives, what would be denormal is 0 in this thread.
+struct FlushScope {
+#if defined(__AVX512DQ__)
+  const unsigned before = _mm_getcsr();
+  FlushScope() { _mm_setcsr(before | _MM_FLUSH_ZERO_ON); }
+  ~FlushScope() { _mm_setcsr(before); }
+#else
+  FlushScope() {}
+#endif
+};
+
+// The same in a FlushScope, which spares a comparison.
+template <int W>
+SACCADE_INLINE F<W> exp2_flushed(F<W> x) {
+#if defined(__AVX512DQ__)
+  if constexpr (W == 16)
+    return (F<W>)_mm512_scalef_ps((__m512)exp2_fraction<W>(fraction<W>(x)), (__m512)x);
+#endif
+  return exp2_nonpositive<W>(x);
 }
 
 // exp(x), saturating at the ends; NaN at NaN.

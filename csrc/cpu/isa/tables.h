@@ -22,6 +22,7 @@ void sigmoid_mul(const SigmoidMulParams&, ThreadPool&);
 void key_conv(const KeyConvParams&, ThreadPool&);
 void gated_delta(const GatedDeltaParams&, ThreadPool&);
 void merge(const MergeParams&, ThreadPool&);
+void correct(const CorrectParams&, ThreadPool&);
 void write_pages(const WritePagesParams&, ThreadPool&);
 void block_means(const BlockMeansParams&, ThreadPool&);
 void window_means(const WindowMeansParams&, ThreadPool&);

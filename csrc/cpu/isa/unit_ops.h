@@ -38,11 +38,15 @@ struct Entry {
     K keys;
     UnitRun<S> run(p, u, scratch, source(keys));
     const TileScope tiles(run.rows);
+    const FlushScope flush;
     run.prepare();
     run.clear(run.own_total);
-    for (int64_t at = u.first_segment; at < u.last_segment; ++at) {
+    run.attend_shorts(run.own_total);
+    const bool in_segments = run.short_rows < run.rows;
+    for (int64_t at = u.first_segment; in_segments && at < u.last_segment; ++at) {
       if (!may_see(p, u, at)) continue;
-      run.attend_segment(at * kSegment, run.own_partial);
+      run.clear(run.own_partial);
+      run.attend_segment(at * kSegment, false, run.own_partial);
       run.merge_into(run.own_total, run.own_partial);
     }
     run.finish(run.own_total);
@@ -53,8 +57,14 @@ struct Entry {
     K keys;
     UnitRun<S> run(p, u, scratch, source(keys));
     const TileScope tiles(run.rows);
+    const FlushScope flush;
     run.prepare();
-    run.attend_segment(at * kSegment, partial);
+    run.clear(partial);
+    if (at == kShorts) {
+      run.attend_shorts(partial);
+    } else {
+      run.attend_segment(at * kSegment, false, partial);
+    }
   }
   static void conclude(const AttendParams& p, const Unit& u, const float* total) {
     K keys;

@@ -74,20 +74,42 @@ inline void UnitRun<S>::turn_group(const B* k, B* v, int64_t known) const {
   }
 }
 
+// Whether the rows at work see the same stretch of a pass, `span`, and all of it, and nothing but
+// their scores counts.
+template <class S>
+inline bool UnitRun<S>::is_plain(const Active* active, int64_t count, int64_t first,
+                                 Span& span) const {
+  if (p.softcap > 0 || source != nullptr) return false;
+  span = {0, kPass};
+  if (p.blocks != nullptr) {
+    if (p.block < 16) return false;
+    const uint32_t bits = active[0].bits;
+    for (int64_t r = 1; r < count; ++r)
+      if (active[r].bits != bits) return false;
+    const uint32_t run = bits >> __builtin_ctz(bits);
+    if ((run & (run + 1)) != 0) return false;
+    span = {__builtin_ctz(bits) * 16, (32 - __builtin_clz(bits)) * 16};
+  }
+  return first + span.begin >= all_begin && first + span.end <= all_end;
+}
+
 template <class S>
 inline void UnitRun<S>::attend_rows(const Active* active, int64_t count, int64_t first,
                                     float* partial) {
-  Span span{kPass, 0};
-  for (int64_t r = 0; r < count; ++r) {
+  Span span;
+  const bool plain = is_plain(active, count, first, span);
+  if (!plain) span = {kPass, 0};
+  for (int64_t r = 0; !plain && r < count; ++r) {
     const Span own = span_of(p, info[active[r].row], active[r], first);
     if (own.begin < span.begin) span.begin = own.begin;
     if (own.end > span.end) span.end = own.end;
   }
 #if SACCADE_AMX
+  passes_by = (span.end - span.begin) * (p.dim + p.v_dim) <= kPassingBy;
   ask_begin(pass.v[0]);
 #endif
   score(queries(active, count), count, span);
-  softmax(active, count, first, span, partial);
+  softmax(active, count, first, span, plain, partial);
 #if SACCADE_AMX
   if (next.chunks > 0) ask_begin(next.k[0]);
   pad_probabilities(count, span);
@@ -157,9 +179,8 @@ inline void UnitRun<S>::follow_memory() {
 }
 
 template <class S>
-inline void UnitRun<S>::attend_segment(int64_t begin, float* partial) {
-  clear(partial);
-  segment.collect(p, info, rows, begin);
+inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partial) {
+  segment.collect(p, info, rows, begin, shorts);
   bool started = false;
   for (int64_t i = 0; i < kPasses; ++i) {
     if (segment.counts[i] == 0) continue;
@@ -187,6 +208,12 @@ inline void UnitRun<S>::attend_segment(int64_t begin, float* partial) {
 #endif
     attend_pass(i, begin + i * kPass, partial);
   }
+}
+
+template <class S>
+inline void UnitRun<S>::attend_shorts(float* total) {
+  for (int64_t at = u.first_segment; short_rows > 0 && at < u.last_segment; ++at)
+    if (may_see(p, u, at)) attend_segment(at * kSegment, true, total);
 }
 
 }  // namespace SACCADE_ISA

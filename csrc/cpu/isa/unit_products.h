@@ -76,7 +76,7 @@ struct UnitRun<S>::ValueBlock {  // columns are channels
       const bool asks =
           r == 0 && run.asks_keys && run.listed_next == kAll && run.next.k[c] != nullptr;
       const B* k = asks ? run.next.k[c] + channel * share : nullptr;
-      const A* weights = run.probabilities + r * kPass + c * run.pass.chunk;
+      const A* weights = run.probabilities + r * kWeights + c * run.pass.chunk;
       const B* v = run.value_at(run.pass.v[c], 0, channel);
       Span some;
       for (int64_t from = keys.begin; run.next_run(c, keys.end, from, some); k = nullptr) {
@@ -87,7 +87,7 @@ struct UnitRun<S>::ValueBlock {  // columns are channels
         } else {
           ahead = run.ahead_of(k, NV * W * share, steps);
         }
-        product<S, W, NV, M>(acc, weights + some.begin, kPass, v + some.begin * run.v_tile,
+        product<S, W, NV, M>(acc, weights + some.begin, kWeights, v + some.begin * run.v_tile,
                              run.v_tile * kU, steps, ahead);
       }
     }
@@ -123,7 +123,7 @@ inline void UnitRun<S>::value_rest(const Active* active, int64_t count, const Sp
         const int64_t c = key / pass.chunk, at = key % pass.chunk;
         if (pass.v[c] == nullptr) continue;
         const B* v = value_at(pass.v[c], at / kU * kU, i) + at % kU;
-        sum += S::one(probabilities + r * kPass + key) * S::one(v);
+        sum += S::one(probabilities + r * kWeights + key) * S::one(v);
       }
       *to = sum;
     }
@@ -136,19 +136,18 @@ template <class S>
 inline void UnitRun<S>::expect_lines(int64_t count) {
   asked_k = p.page * p.dim / kLine;
   asked_v = p.page * p.v_dim / kLine;
-  asked = 0;
+  asked = asked_chunk = 0;
   const bool asks = rows > kStreamRows && next.chunk == p.page && p.v_pages != nullptr;
   ask_at_once = asks ? (next.chunks * (asked_k + asked_v) + count - 1) / count : 0;
 }
 
 template <class S>
 inline void UnitRun<S>::ask_lines() {
-  for (int64_t end = asked + ask_at_once; asked < end; ++asked) {
-    const int64_t c = asked / (asked_k + asked_v), line = asked % (asked_k + asked_v);
-    if (c >= next.chunks) return;
-    const B* from = line < asked_k ? next.k[c] : next.v[c];
-    if (from == nullptr) continue;
-    __builtin_prefetch(from + (line < asked_k ? line : line - asked_k) * kLine, 0, 2);
+  for (int64_t left = ask_at_once; left > 0 && asked_chunk < next.chunks; --left) {
+    const B* from = asked < asked_k ? next.k[asked_chunk] : next.v[asked_chunk];
+    const int64_t line = asked < asked_k ? asked : asked - asked_k;
+    if (from != nullptr) __builtin_prefetch(from + line * kLine, 0, 2);
+    if (++asked == asked_k + asked_v) asked = 0, ++asked_chunk;
   }
 }
 
@@ -188,8 +187,13 @@ inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span&
   }
   for (; at < keys.end; at += 32) {
     for (int64_t r = 0; r < count; r += 32) {
-      amx::rows_product(count - r, to + r * kPass + at, kPass, queries + r * p.dim, p.dim,
-                        k + at * kU, ldb, steps);
+      const A* q = queries + r * p.dim;
+      float* scores_at = to + r * kPass + at;
+      if (passes_by) {
+        amx::rows_product<true>(count - r, scores_at, kPass, q, p.dim, k + at * kU, ldb, steps);
+      } else {
+        amx::rows_product<false>(count - r, scores_at, kPass, q, p.dim, k + at * kU, ldb, steps);
+      }
     }
   }
 }
@@ -200,7 +204,7 @@ template <bool kStreams>
 inline void UnitRun<S>::wide_values(float* o, int64_t channel, const Span& keys, int64_t chunk) {
   amx::wide_fetch(o + channel, p.v_dim);
   for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
-    amx::wide_step<kStreams>(probabilities + chunk * pass.chunk + at, kPass,
+    amx::wide_step<kStreams>(probabilities + chunk * pass.chunk + at, kWeights,
                              value_at(pass.v[chunk], at, channel), v_tile * kU);
   }
   amx::wide_put(o + channel, p.v_dim);
@@ -224,16 +228,20 @@ inline void UnitRun<S>::all_values(const Span& span, float* o) {
 
 // `o`: outputs of the rows at work, side by side.
 template <class S>
-template <int R, int C>
+template <int R, int C, bool kOnce>
 inline void UnitRun<S>::value_tile(float* o, int64_t r, int64_t channel, const Span& span) {
   float* to = o + r * p.v_dim + channel;
-  amx::fetch<R, C>(to, p.v_dim);
+  if (p.blocks != nullptr) {
+    amx::clear<R, C>();
+  } else {
+    amx::fetch<R, C>(to, p.v_dim);
+  }
   for (int64_t c = 0; c < pass.chunks; ++c) {
     if (pass.v[c] == nullptr) continue;
     const Span keys = in_chunk(span, c);
     for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
-      amx::step<R, C>(probabilities + r * kPass + c * pass.chunk + at, kPass,
-                      value_at(pass.v[c], at, channel), v_tile * kU);
+      amx::step<R, C, kOnce>(probabilities + r * kWeights + c * pass.chunk + at, kWeights,
+                             value_at(pass.v[c], at, channel), v_tile * kU);
     }
   }
   amx::put<R, C>(to, p.v_dim);
@@ -255,27 +263,51 @@ inline void UnitRun<S>::begin_outputs(const Active* active, int64_t count, float
   }
 }
 
+// The sums of a pass to the outputs of the rows at work.
+template <class S>
+inline void UnitRun<S>::add_outputs(const Active* active, int64_t count, float* o) const {
+  for (int64_t r = 0; r < count; ++r) {
+    const float* from = o_sub + r * p.v_dim;
+    float* to = o + active[r].row * p.v_dim;
+    if ((fresh >> r & 1) != 0) {
+      for (int64_t i = 0; i < p.v_dim; i += W) store(to + i, load<F<W>>(from + i));
+    } else {
+      const F<W> by = splat<W>(shrink[r]);
+      for (int64_t i = 0; i < p.v_dim; i += W)
+        store(to + i, fma<W>(load<F<W>>(to + i), by, load<F<W>>(from + i)));
+    }
+  }
+}
+
 // Tiles want 16 rows at equal distances: where those at work do not lie so, their outputs are
-// gathered, shrunk on the way, and put back.
+// gathered, shrunk on the way, and put back. With lists they hardly ever do: a pass is summed by
+// itself, and added.
 template <class S>
 inline void UnitRun<S>::value_tiles(const Active* active, int64_t count, const Span& span,
                                     float* o) {
   const int64_t first = active[0].row;
-  const bool in_place = count % 16 == 0 && are_neighbours(active, count);
+  const bool adds = p.blocks != nullptr;
+  const bool in_place = !adds && count % 16 == 0 && are_neighbours(active, count);
   float* all = in_place ? o + first * p.v_dim : o_sub;
-  begin_outputs(active, count, all, o);
   const bool narrow = count <= 16 && v_tile % 64 == 0 && (!streams() || v_end != nullptr);
+  if (!adds) {
+    begin_outputs(active, count, all, o);
+  } else if (narrow) {
+    std::memset(all, 0, static_cast<size_t>(count * p.v_dim) * sizeof(float));
+  }
   if (narrow) all_values(span, all);
   for (int64_t channel = narrow ? p.v_dim : 0; channel < p.v_dim; channel += 32) {
     const bool wide = channel + 32 <= p.v_dim;
     for (int64_t r = 0; r < count; r += 32) {
       const bool tall = r + 16 < count;
-      if (tall && wide) value_tile<2, 2>(all, r, channel, span);
+      if (tall && wide && passes_by) value_tile<2, 2, true>(all, r, channel, span);
+      if (tall && wide && !passes_by) value_tile<2, 2>(all, r, channel, span);
       if (tall && !wide) value_tile<2, 1>(all, r, channel, span);
       if (!tall && wide) value_tile<1, 2>(all, r, channel, span);
       if (!tall && !wide) value_tile<1, 1>(all, r, channel, span);
     }
   }
+  if (adds) return add_outputs(active, count, o);
   for (int64_t r = 0; !in_place && r < count; ++r) {
     float* to = o + active[r].row * p.v_dim;
     for (int64_t i = 0; i < p.v_dim; i += W) store(to + i, load<F<W>>(o_sub + r * p.v_dim + i));
@@ -285,8 +317,9 @@ inline void UnitRun<S>::value_tiles(const Active* active, int64_t count, const S
 // Keys that pad a step of 32 weigh nothing. (Rows that pad a group of 16 are never read.)
 template <class S>
 inline void UnitRun<S>::pad_probabilities(int64_t count, const Span& span) {
+  if (span.begin % 32 == 0 && span.end % 32 == 0) return;
   for (int64_t r = 0; r < count; ++r) {
-    A* to = probabilities + r * kPass;
+    A* to = probabilities + r * kWeights;
     if (span.begin % 32 != 0) put_probabilities(to + span.begin - W, F<W>{});
     if (span.end % 32 != 0) put_probabilities(to + span.end, F<W>{});
   }

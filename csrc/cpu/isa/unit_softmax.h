@@ -67,6 +67,7 @@ SACCADE_INLINE F<kWidth> UnitRun<S>::highest(const Active& active, const Span& o
       store(s + i, pass.k[i / pass.chunk] == nullptr ? none : capped(load<F<W>>(s + i)));
     }
   }
+  if (source != nullptr) source->hide(s, own);  // after the cap, which knows no -inf
   const Hidden hidden = hidden_in(p, row, active, own, first);
   const int64_t last = own.end - W;
   const int64_t step = hidden == Hidden::kEdges && last > own.begin ? last - own.begin : W;
@@ -76,29 +77,31 @@ SACCADE_INLINE F<kWidth> UnitRun<S>::highest(const Active& active, const Span& o
   return high;
 }
 
-// Where a row has seen nothing so far, what lies in its place is not a number of ours.
-template <class S>
-SACCADE_INLINE void UnitRun<S>::begin_row(int64_t r, int64_t row, float* partial) {
-  if (tops(partial)[row] != -INFINITY) return;
-  fresh |= 1u << r;
-  store(sums(partial) + row * W, F<W>{});
-  if (kTiles) return;  // they begin at 0 themselves
-  std::memset(partial + row * p.v_dim, 0, static_cast<size_t>(p.v_dim) * sizeof(float));
+// Largest scores of a row that sees all of a span, lane by lane.
+template <int W>
+SACCADE_INLINE F<W> largest_of(const float* s, const Span& span) {
+  F<W> even = load<F<W>>(s + span.begin), odd = even;
+  int64_t i = span.begin + W;
+  for (; i + 2 * W <= span.end; i += 2 * W) {
+    even = max<W>(even, load<F<W>>(s + i));
+    odd = max<W>(odd, load<F<W>>(s + i + W));
+  }
+  if (i < span.end) even = max<W>(even, load<F<W>>(s + i));
+  return max<W>(even, odd);
 }
 
-// Scores of the r-th row at work -> probabilities relative to its largest so far, `now`. Returns
-// their sums by lane.
+// Scores of the r-th row at work -> probabilities relative to `base`. Returns their sums by lane.
 template <class S>
 template <bool kKeeps>
-SACCADE_INLINE F<kWidth> UnitRun<S>::weigh(int64_t r, const Span& own, float now, float* kept) {
+SACCADE_INLINE F<kWidth> UnitRun<S>::weigh(int64_t r, const Span& own, float base, bool huge,
+                                           float* kept) {
   const float* s = scores + r * kPass;
-  A* to = probabilities + r * kPass;
-  const float base = now == -INFINITY ? 0.0f : now;
+  A* to = probabilities + r * kWeights;
   const F<W> factor = splat<W>(to_log2), minus = splat<W>(-base);
-  const bool huge = base > kFusible || base < -kFusible;
   const auto weight = [&](int64_t i) {
     const F<W> x = load<F<W>>(s + i);
-    const F<W> e = exp2_nonpositive<W>(huge ? x * factor + minus : fma<W>(x, factor, minus));
+    const F<W> y = huge ? x * factor + minus : fma<W>(x, factor, minus);
+    const F<W> e = exp2_flushed<W>(y);
     if constexpr (kKeeps) store(kept + i, e);
     return e;
   };
@@ -118,48 +121,87 @@ SACCADE_INLINE F<kWidth> UnitRun<S>::weigh(int64_t r, const Span& own, float now
   return total;
 }
 
+// The same for a row that may see a part of `span` alone.
+template <class S>
+SACCADE_INLINE F<kWidth> UnitRun<S>::weigh_own(int64_t r, int64_t row, const Span& own,
+                                               int64_t first, const Span& span, float now) {
+  A* to = probabilities + r * kWeights;
+  const float base = now == -INFINITY ? 0.0f : now;
+  const bool huge = base > kFusible || base < -kFusible;
+  float* kept = source != nullptr ? source->kept(row, first, now) : nullptr;
+  const F<W> total = kept != nullptr ? weigh<true>(r, own, base, huge, kept)
+                                     : weigh<false>(r, own, base, huge, kept);
+  for (int64_t i = span.begin; i < own.begin; i += W) put_probabilities(to + i, F<W>{});
+  for (int64_t i = own.end; i < span.end; i += W) put_probabilities(to + i, F<W>{});
+  return total;
+}
+
+// Up to W rows, from the r-th at work on: what a row needs once is computed for all of them.
+// kPlain: they see all of `span`, and nothing but their scores counts (is_plain); where their
+// maxima are out of the ordinary, false is returned and nothing has happened.
+template <class S>
+template <bool kPlain>
+SACCADE_INLINE bool UnitRun<S>::soften(const Active* active, int64_t r, int64_t some, int64_t first,
+                                       const Span& span, float* partial) {
+  F<W> lanes[W];
+  float top[W], now[W];
+  Span own[W];
+  const F<W> none = splat<W>(-INFINITY);
+  for (int64_t m = some; m < W; ++m) lanes[m] = kPlain ? F<W>{} : none, top[m] = -INFINITY;
+  for (int64_t m = 0; m < some; ++m) {
+    const Active& row = active[r + m];
+    float* s = scores + (r + m) * kPass;
+    top[m] = tops(partial)[row.row];
+    if (p.blocks != nullptr) __builtin_prefetch(sums(partial) + row.row * W, 1, 3);
+    if constexpr (kPlain) {
+      lanes[m] = largest_of<W>(s, span);
+    } else {
+      own[m] = span_of(p, info[row.row], row, first);
+      lanes[m] = highest(row, own[m], first, s);
+    }
+  }
+  const F<W> high = max_of_rows<W>(lanes) * splat<W>(to_log2), before = load<F<W>>(top);
+  const F<W> larger = before > high ? before : high;
+  store(now, larger);
+  if constexpr (kPlain) {
+    const F<W> most = splat<W>(kFusible);
+    if (lane_bits<W>((larger <= most) & (larger >= -most)) != (1u << W) - 1) return false;
+  }
+  const F<W> base = larger == none ? F<W>{} : larger;
+  float shrinks[W];
+  store(shrinks, exp2_nonpositive<W>(before - base));
+  std::memcpy(shrink + r, shrinks, sizeof(shrinks));
+  const uint32_t begun = lane_bits<W>(before == none);  // rows that had seen nothing
+  fresh |= begun << r;
+  float *const all_sums = sums(partial), *const all_tops = tops(partial);
+  for (int64_t m = 0; m < some; ++m) {
+    const int64_t row = active[r + m].row;
+    const bool begins = (begun >> m & 1) != 0;
+    float* sum = all_sums + row * W;
+    if (!kTiles && begins)  // with tiles they begin at 0 themselves
+      std::memset(partial + row * p.v_dim, 0, static_cast<size_t>(p.v_dim) * sizeof(float));
+#if SACCADE_AMX
+    ask_lines();
+#endif
+    const F<W> total = kPlain ? weigh<false>(r + m, span, now[m], false, nullptr)
+                              : weigh_own(r + m, row, own[m], first, span, now[m]);
+    store(sum, fma<W>(begins ? F<W>{} : load<F<W>>(sum), splat<W>(shrinks[m]), total));
+    // The maximum skips NaN; a row that saw nothing else must not pass for one that saw nothing.
+    const bool is_lost = !kPlain && now[m] == -INFINITY && sum_lanes<W>(total) != 0.0f;
+    all_tops[row] = is_lost ? NAN : now[m];
+  }
+  return true;
+}
+
 // Scores of the rows at work -> probabilities over `span`; keeps the rows' maxima and sums.
 template <class S>
 SACCADE_INLINE void UnitRun<S>::softmax(const Active* active, int64_t count, int64_t first,
-                                        const Span& span, float* partial) {
+                                        const Span& span, bool plain, float* partial) {
   fresh = 0;
-  for (int64_t r = 0; r < count; r += W) {  // what a row needs once is computed for W rows
+  for (int64_t r = 0; r < count; r += W) {
     const int64_t some = count - r < W ? count - r : W;
-    F<W> lanes[W];
-    float top[W], now[W];
-    Span own[W];
-    for (int64_t m = 0; m < W; ++m) lanes[m] = splat<W>(-INFINITY), top[m] = -INFINITY;
-    for (int64_t m = 0; m < some; ++m) {
-      const Active& row = active[r + m];
-      begin_row(r + m, row.row, partial);
-      own[m] = span_of(p, info[row.row], row, first);
-      float* s = scores + (r + m) * kPass;
-      if (source != nullptr) source->hide(s, own[m]);
-      lanes[m] = highest(row, own[m], first, s);
-      top[m] = tops(partial)[row.row];
-    }
-    const F<W> high = max_of_rows<W>(lanes) * splat<W>(to_log2), before = load<F<W>>(top);
-    const F<W> larger = before > high ? before : high;
-    store(now, larger);
-    const F<W> base = larger == splat<W>(-INFINITY) ? F<W>{} : larger;
-    store(shrink + r, exp2_nonpositive<W>(before - base));
-    for (int64_t m = 0; m < some; ++m) {
-      const int64_t row = active[r + m].row;
-      A* to = probabilities + (r + m) * kPass;
-      for (int64_t i = span.begin; i < own[m].begin; i += W) put_probabilities(to + i, F<W>{});
-      for (int64_t i = own[m].end; i < span.end; i += W) put_probabilities(to + i, F<W>{});
-#if SACCADE_AMX
-      ask_lines();
-#endif
-      float* kept = source != nullptr ? source->kept(row, first, now[m]) : nullptr;
-      const F<W> total = kept != nullptr ? weigh<true>(r + m, own[m], now[m], kept)
-                                         : weigh<false>(r + m, own[m], now[m], kept);
-      float* sum = sums(partial) + row * W;
-      store(sum, fma<W>(load<F<W>>(sum), splat<W>(shrink[r + m]), total));
-      // The maximum skips NaN; a row that saw nothing else must not pass for one that saw nothing.
-      const bool is_lost = now[m] == -INFINITY && sum_lanes<W>(total) != 0.0f;
-      tops(partial)[row] = is_lost ? NAN : now[m];
-    }
+    if (!plain || !soften<true>(active, r, some, first, span, partial))
+      soften<false>(active, r, some, first, span, partial);
   }
 }
 

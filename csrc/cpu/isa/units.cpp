@@ -69,6 +69,18 @@ void UnitPlan::set_keys(Unit& u) const {
 
 namespace {
 
+// Whether some rows of a unit have short lists, and some do not.
+struct Kinds {
+  bool shorts, others;
+
+  Kinds(const AttendParams& p, const Unit& u) : shorts(false), others(p.blocks == nullptr) {
+    const int64_t step = p.owners == p.heads ? 1 : u.heads;  // heads that share a list
+    for (int64_t row = u.row; p.blocks != nullptr && row < u.row + u.tokens; ++row)
+      for (int64_t head = u.head; head < u.head + u.heads; head += step)
+        (is_short(p, list_of(p, row, head, u.kv_head)) ? shorts : others) = true;
+  }
+};
+
 struct UnitCall {
   const AttendParams& p;
   const UnitPlan& plan;
@@ -129,13 +141,16 @@ void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
     }
     queued = 0;
   };
+  const auto queue = [&](const Unit& u, int64_t at) {
+    call.unit_of_item[queued] = &u;
+    call.segment_of_item[queued] = at;
+    if (++queued == per_round) flush();
+  };
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t at = units[i].first_segment; at < units[i].last_segment; ++at) {
-      if (!may_see(call.p, units[i], at)) continue;
-      call.unit_of_item[queued] = &units[i];
-      call.segment_of_item[queued] = at;
-      if (++queued == per_round) flush();
-    }
+    const Kinds kinds(call.p, units[i]);
+    if (kinds.shorts) queue(units[i], kShorts);
+    for (int64_t at = units[i].first_segment; kinds.others && at < units[i].last_segment; ++at)
+      if (may_see(call.p, units[i], at)) queue(units[i], at);
   }
   flush();
   for (int64_t i = 0; i < count; ++i) {
@@ -154,7 +169,7 @@ bool splits_units(const UnitPlan& plan, const ThreadPool& pool) {
   const bool few = plan.count() < 2 * pool.size();
   for (int64_t i = 0; few && i < plan.count(); ++i) {
     const Unit u = plan.unit(i);
-    several |= u.last_segment - u.first_segment > 1;
+    several |= u.last_segment - u.first_segment > 1 && Kinds(plan.params(), u).others;
   }
   return several;
 }

@@ -15,6 +15,7 @@ class UnitPlan {
 
   int64_t count() const { return first_[p_.seqs]; }
   int64_t largest() const { return tokens_ * heads_; }
+  const AttendParams& params() const { return p_; }
 
   Unit unit(int64_t index) const;
 
@@ -26,6 +27,9 @@ class UnitPlan {
   int64_t heads_, splits_, tokens_;
   int64_t* first_;
 };
+
+// In the place of a segment: all that rows with short lists see.
+constexpr int64_t kShorts = -1;
 
 // How one arithmetic computes units.
 struct UnitOps {

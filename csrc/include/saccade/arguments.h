@@ -116,6 +116,11 @@ inline void fields(Arguments& in, MergeParams& p) {
   in(p.dtype, p.rows, p.dim, p.out_a, p.lse_a, p.out_b, p.lse_b, p.out, p.lse);
 }
 
+inline void fields(Arguments& in, CorrectParams& p) {
+  in(p.dtype, p.rows, p.heads, p.dim, p.known, p.out, p.lse, p.table, p.weights, p.source,
+     p.answer);
+}
+
 inline void fields(Arguments& in, WritePagesParams& p) {
   in(p.dtype, p.rows, p.kv_heads, p.dim, p.v_dim, p.page, p.pages, p.steps, p.k_pages, p.v_pages,
      p.k, p.k_row, p.k_head, p.v, p.v_row, p.v_head, p.slots, p.clear);

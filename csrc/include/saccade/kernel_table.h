@@ -16,6 +16,7 @@ struct KernelTable {
   void (*key_conv)(const KeyConvParams&, ThreadPool&);
   void (*gated_delta)(const GatedDeltaParams&, ThreadPool&);
   void (*merge)(const MergeParams&, ThreadPool&);
+  void (*correct)(const CorrectParams&, ThreadPool&);
   void (*write_pages)(const WritePagesParams&, ThreadPool&);
   void (*block_means)(const BlockMeansParams&, ThreadPool&);
   void (*window_means)(const WindowMeansParams&, ThreadPool&);

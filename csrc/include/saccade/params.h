@@ -177,6 +177,18 @@ struct MergeParams {
   float* lse;
 };
 
+// Every row with one of a table's rows: merged, or added where the table has no weights.
+struct CorrectParams {
+  DType dtype;  // of the answer; partial results are fp32
+  int64_t rows, heads, dim, known;
+  const float* out;       // [rows, heads, dim]
+  const float* lse;       // [rows, heads]
+  const float* table;     // [known, heads, dim]
+  const float* weights;   // [known, heads], their lse, or null
+  const int64_t* source;  // [rows], which of them; `known`: none
+  void* answer;           // [rows, heads, dim]
+};
+
 // The first key of each sequence, its weight scaled after attention.
 struct ScaleFirstParams {
   DType dtype;  // of q, k, v and the result
