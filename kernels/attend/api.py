@@ -54,7 +54,9 @@ def attend(
     Returns out [T, H, dv] (`out_dtype`, default q's) and lse float32 [T, H] (natural log, sink
     included). A row without visible keys gives out 0 and lse -inf (or the sink logit). Row results
     depend on that row's keys alone (with AMX also on whether pages have fewer than 32 tokens: its
-    tiles take 32 keys at a time). Raises ValueError when shapes, dtypes or options are unusable.
+    tiles take 32 keys at a time), as long as values are finite: a key that a row does not see
+    weighs 0 where its neighbours do, and 0 times infinity is NaN. Raises ValueError when shapes,
+    dtypes or options are unusable.
     """
     _check_tensors(layout, q, k_pages, v_pages)
     _check_values(q.shape[2], layout.dims(k_pages, v_pages)[1], value_dim)

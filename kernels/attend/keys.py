@@ -15,15 +15,40 @@ class BlockLists:
     """Explicit blocks of keys: the list type that every sparse method produces and every kernel
     accepts.
 
-    ids: int32 [lists, owners, n], ascending block ids, padded with -1. Block b holds the absolute
-    positions [b * block, (b + 1) * block). owners is the number of query heads, or of KV heads
-    (then a GQA group shares a list). list_of_row: int32 [T], the list that each query row uses
-    (rows of a tile may share one); None: every row has a list of its own, in the order of the rows.
+    ids: int32 [lists, owners, n], ascending block ids, each once, padded with -1. Block b holds the
+    absolute positions [b * block, (b + 1) * block). owners is the number of query heads, or of KV
+    heads (then a GQA group shares a list). list_of_row: int32 [T], the list that each query row
+    uses (rows of a tile may share one); None: every row has a list of its own, in the order of the
+    rows. Blocks of fewer than 16 positions: the bits of a result also depend on n, which says from
+    where on keys are gathered, and positions ascend.
     """
 
     ids: torch.Tensor
     list_of_row: torch.Tensor | None
     block: int
+
+
+def fault_of_rows(
+    cu_rows: torch.Tensor, positions: torch.Tensor, page_table: torch.Tensor
+) -> str | None:
+    """What is wrong with rows and pages, None: nothing. See `Keys`."""
+    rows = positions.shape
+    if cu_rows.dtype != torch.int32 or page_table.dtype != torch.int32:
+        return "cu_rows and page_table must be int32"
+    if positions.dtype != torch.int64 or len(rows) != 1:
+        return f"positions must be int64 {list(rows)}"
+    shapes = tuple(page_table.shape), tuple(cu_rows.shape)
+    if len(shapes[0]) != 2 or shapes[1] != (shapes[0][0] + 1,):
+        return (
+            "page_table must be [S, max pages] and cu_rows [S + 1], "
+            f"got {shapes[0]} and {shapes[1]}"
+        )
+    if gpu.serves(cu_rows):  # to look at the bounds costs nothing in CPU memory alone
+        return None
+    bounds = cu_rows.tolist()
+    if bounds[0] == 0 and bounds[-1] == rows[0] and bounds == sorted(bounds):
+        return None
+    return f"cu_rows must ascend from 0 to {rows[0]}, got {bounds[:8]}"
 
 
 @dataclass(frozen=True)
@@ -55,28 +80,11 @@ class Keys:
         layers share the keys.
         """
         rows = self.positions.shape
-        if self.cu_rows.dtype != torch.int32 or self.page_table.dtype != torch.int32:
-            return "cu_rows and page_table must be int32"
-        if self.positions.dtype != torch.int64 or len(rows) != 1:
-            return f"positions must be int64 {list(rows)}"
-        shapes = tuple(self.page_table.shape), tuple(self.cu_rows.shape)
-        if len(shapes[0]) != 2 or shapes[1] != (shapes[0][0] + 1,):
-            return (
-                "page_table must be [S, max pages] and cu_rows [S + 1], "
-                f"got {shapes[0]} and {shapes[1]}"
-            )
+        if (fault := fault_of_rows(self.cu_rows, self.positions, self.page_table)) is not None:
+            return fault
         for name, bound in (("lo", self.lo), ("hi", self.hi)):
             if bound is not None and (bound.dtype != torch.int32 or bound.shape != rows):
                 return f"{name} must be int32 [{rows[0]}]"
         if (self.window is not None and self.window < 1) or self.sinks < 0:
             return f"window {self.window} must be positive and sinks {self.sinks} not negative"
-        return self._fault_of_cut(rows[0])
-
-    def _fault_of_cut(self, rows: int) -> str | None:
-        """Every row belongs to one sequence (looked at where that costs nothing: in CPU memory)."""
-        if gpu.serves(self.cu_rows):
-            return None
-        bounds = self.cu_rows.tolist()
-        if bounds[0] == 0 and bounds[-1] == rows and bounds == sorted(bounds):
-            return None
-        return f"cu_rows must ascend from 0 to {rows}, got {bounds[:8]}"
+        return None

@@ -83,5 +83,7 @@ def _check_tensors(q: torch.Tensor, entries: torch.Tensor, candidates: Candidate
         raise ValueError(
             "compressed: q and entries must share a dtype, heads be a multiple of owners"
         )
+    if candidates.fault is not None:
+        raise ValueError(f"compressed: {candidates.fault}")
     if candidates.positions.shape != q.shape[:1]:
         raise ValueError(f"compressed: positions must be [{q.shape[0]}]")

@@ -15,6 +15,9 @@ def supports(call: CompressedCall) -> str | None:
         return "entries are not contiguous"
     if call.q.dtype == torch.bfloat16 and call.q.shape[2] % 2:
         return "odd head dim in bf16"
+    for name, size in (("page", call.candidates.page_size), ("stride", call.spans.stride)):
+        if size & (size - 1):
+            return f"a {name} of {size} tokens, no power of two"
     return native.unsupported(call.q, call.entries)
 
 

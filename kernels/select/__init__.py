@@ -39,6 +39,13 @@ def select_blocks(
         )
     if q.shape[1] % means.shape[2] or candidates.positions.shape != q.shape[:1]:
         raise ValueError("select_blocks: heads must be a multiple of KV heads, positions [T]")
+    if candidates.fault is not None:
+        raise ValueError(f"select_blocks: {candidates.fault}")
+    if means.shape[1] != max(1, candidates.page_size // candidates.block):
+        raise ValueError(
+            f"select_blocks: {means.shape[1]} means a page of {candidates.page_size} do not fit "
+            f"blocks of {candidates.block}"
+        )
     if not 0 <= topk <= 256:
         raise ValueError(f"select_blocks: topk must be in 0..256, not {topk}")
     ids: torch.Tensor = SELECT_BLOCKS(q, means, candidates, topk)

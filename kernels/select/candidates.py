@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+
+from ..attend.keys import fault_of_rows
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,15 @@ class Candidates:
     page_table: torch.Tensor
     block: int
     page_size: int
+
+    @cached_property
+    def fault(self) -> str | None:
+        """What is wrong with them, None: nothing. Looked at once, however many layers ask."""
+        if self.block < 1 or self.page_size < 1:
+            return f"block {self.block} and page size {self.page_size} must be positive"
+        if self.positions.stride() != (1,) and self.positions.numel() > 1:
+            return "positions must be contiguous"
+        return fault_of_rows(self.cu_rows, self.positions, self.page_table)
 
     @property
     def blocks(self) -> int:

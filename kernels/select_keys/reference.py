@@ -30,12 +30,17 @@ def select_keys(
         blocks = int(positions.max()) // candidates.block + 1
         pages = candidates.page_table[s, : -(-blocks * candidates.block // layout.page_size)]
         keys = layout.gather_keys(k_pages, pages.long().clamp(min=0))
+        # The table may end within the last block.
+        missing = blocks * candidates.block - keys.shape[0]
+        keys = torch.nn.functional.pad(keys, (0, 0, 0, 0, 0, max(missing, 0)))
         keys = keys[: blocks * candidates.block].float().repeat_interleave(group, dim=1)
         scores = torch.einsum("thd,lhd->thl", q[rows].float(), keys) * scale
         if rule.union == "mean_prob":
             scores = (scores - lse[rows, :, None]).exp().sum(1, keepdim=True)
         key = torch.arange(keys.shape[0])
-        unseen = (key > positions[:, None]) | (pages.repeat_interleave(layout.page_size) < 0)[key]
+        absent = (pages < 0).repeat_interleave(layout.page_size)
+        absent = torch.nn.functional.pad(absent, (0, max(missing, 0)), value=True)[: len(key)]
+        unseen = (key > positions[:, None]) | absent
         scores = scores.masked_fill(unseen[:, None] | scores.isnan(), -torch.inf)
         best = scores.view(*scores.shape[:2], blocks, candidates.block).amax(-1)
         for row, own in enumerate((positions // candidates.block).tolist()):

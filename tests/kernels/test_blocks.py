@@ -163,6 +163,19 @@ def test_doors() -> None:
         select_blocks(problem.q, means, candidates, 257)
     with pytest.raises(ValueError, match="do not fit"):
         select_blocks(problem.q[..., :16], means, candidates, 1)
+    for text, wrong in (
+        ("positions must be int64", {"positions": keys.positions.int()}),
+        ("positions must be contiguous", {"positions": torch.zeros((2, 3)).long()[:, 0]}),
+        ("must be int32", {"page_table": keys.page_table.long()}),
+        ("cu_rows must ascend", {"cu_rows": keys.cu_rows * 2}),
+        (r"cu_rows \[S \+ 1\]", {"cu_rows": keys.cu_rows[:1]}),
+        ("block 0", {"block": 0}),
+        ("1 means a page of 64 do not fit blocks of 16", {"block": 16}),
+    ):
+        bad = replace(candidates, **wrong)
+        q = problem.q.expand(bad.positions.shape[0], -1, -1)
+        with pytest.raises(ValueError, match=text):
+            select_blocks(q, means, bad, 1)
     done = completed_blocks(keys.cu_rows, keys.positions, keys.page_table, 64, 64)
     with pytest.raises(ValueError, match="means must be"):
         block_means(problem.layout, problem.k, means[:, :, :1], done)
@@ -171,3 +184,28 @@ def test_doors() -> None:
 def test_slots_of_a_sequence() -> None:
     table = torch.tensor([3, 1], dtype=torch.int32)
     assert slots_of(table, torch.tensor([0, 63, 64]), 64).tolist() == [192, 255, 64]
+
+
+def test_no_block_but_its_own(isa: str) -> None:
+    """However many blocks there are before it, none is chosen, and nothing else is touched."""
+    length, block = 600 * 16, 16
+    problem = make([length], [3])
+    means = torch.randn(problem.k.shape[0], 4, problem.k.shape[1], problem.q.shape[2])
+    keys = problem.keys
+    where = Candidates(keys.cu_rows, keys.positions, keys.page_table, block, 64)
+    ids = select_blocks(problem.q, means, where, 0)
+    assert torch.equal(ids, (where.positions // block).int()[:, None, None].expand_as(ids))
+    everything = select_blocks(problem.q, means, where, 256)
+    assert bool((everything[..., :-1] < everything[..., 1:]).all())
+
+
+def test_rows_in_any_order(isa: str) -> None:
+    """A row with little history may stand behind one with much."""
+    problem = make([1500], [64])
+    means = means_of(problem, [1500], 64)
+    cu, table = problem.keys.cu_rows, problem.keys.page_table
+    spread = torch.arange(64) * 23
+    ids = select_blocks(problem.q, means, Candidates(cu, spread, table, 64, 64), 5)
+    back = torch.arange(63, -1, -1)
+    turned = Candidates(cu, spread[back], table, 64, 64)
+    assert torch.equal(select_blocks(problem.q[back], means, turned, 5), ids[back])

@@ -11,7 +11,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from saccade.kernels.compressed import COMPRESSED, CompressedCall, ListRule, Spans, compressed
+from saccade.kernels.compressed import (
+    COMPRESSED,
+    POOLS,
+    CompressedCall,
+    ListRule,
+    Spans,
+    compressed,
+)
 from saccade.kernels.compressed.reference import block_weights
 from saccade.kernels.select import Candidates
 from saccade.kernels.testing import within_budget
@@ -253,8 +260,9 @@ def test_an_entry_without_a_page_is_not_seen(isa: str, dtype: torch.dtype) -> No
     assert torch.allclose(lse, exact_lse.float(), atol=1e-5)
 
 
-def test_nan_is_never_chosen(isa: str) -> None:
-    problem = make(Spans(32, 16), 64, 64, torch.float32)
+@pytest.mark.parametrize("pool", POOLS)
+def test_nan_is_never_chosen(isa: str, pool: str) -> None:
+    problem = make(Spans(32, 16, pool), 64, 64, torch.float32)
     page = problem.where.page_table[0, 9].long()
     problem.entries[page] = torch.nan
     out, _, ids = problem.run()
@@ -322,6 +330,14 @@ def test_doors() -> None:
         compressed(q.bfloat16(), entries, where, RULE, 1.0, 8, problem.spans)
     with pytest.raises(ValueError, match="positions must be"):
         compressed(q[:3], entries, where, RULE, 1.0, 8, problem.spans)
+    for name, wrong in (
+        ("positions must be int64", {"positions": where.positions.int()}),
+        ("must be int32", {"page_table": where.page_table.long()}),
+        ("cu_rows must ascend", {"cu_rows": where.cu_rows + 1}),
+        ("block 0", {"block": 0}),
+    ):
+        with pytest.raises(ValueError, match=name):
+            compressed(q, entries, replace(where, **wrong), RULE, 1.0, 8, Spans(64, 16))
     with pytest.raises(ValueError, match=r"values 48 \.\. 97 within the 88 channels"):
         compressed(q, entries, where, RULE, 1.0, 49, problem.spans, 48)
     with pytest.raises(ValueError, match="4 entries a page of 64 and blocks of 64 do not fit"):

@@ -157,6 +157,15 @@ def test_a_row_selects_the_same_in_any_batch(isa: str, dtype: torch.dtype, union
             assert torch.equal(found[0], ids[row])
 
 
+def test_a_table_that_ends_within_a_block(isa: str) -> None:
+    """As an engine hands it out whose pages are smaller than the blocks."""
+    problem = make([150], [3], page=16)
+    rule = KeyRule(3, 0, 1, "per_head")
+    found = chosen(problem, rule, 64)
+    assert torch.equal(found, chosen(problem, rule, 64, by_reference))
+    assert bool((found[:, :, -1] == 2).all())
+
+
 def test_doors() -> None:
     problem = make([100], [1])
     lse, rule = torch.zeros(1, 4), KeyRule(3)
