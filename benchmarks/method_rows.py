@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..engine.errors import SaccadeError
+from ..kernels.native import single_threaded_torch
 from . import method_cases
 from .cases import Sizes
 from .method_cases import DENSE, PHASES, MethodCase, Problem
@@ -59,8 +60,12 @@ def choosing(run: Run, seconds: float) -> float:
 def measure(
     sizes: Sizes, repeats: int, progress: Callable[[str], None], phases: Iterable[str] = PHASES
 ) -> list[MethodRow]:
-    """Rows of every method in each phase, dense first; SaccadeError when one gives NaN."""
-    return [row for phase in phases for row in _phase(phase, sizes, repeats, progress)]
+    """Rows of every method in each phase, dense first; SaccadeError when one gives NaN.
+
+    As in the engine, torch's own threads sleep: what a method does in torch is little.
+    """
+    with single_threaded_torch():
+        return [row for phase in phases for row in _phase(phase, sizes, repeats, progress)]
 
 
 def _phase(

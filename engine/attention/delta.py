@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,11 +10,13 @@ import torch
 from ...kernels.attend import Keys
 from ...kernels.correct import correct
 from ...kernels.merge import merge
+from ...kernels.store import unwritten
 from .base import Aux, LayerCache, LayerShape, PageField, Step, causal_keys, per_sequence
 from .delta_guard import Anchors, guarded, plan_anchors, state_field
 from .moba import Moba, MobaPlan
 
 _TAIL = 128  # rows at a prompt's end that are exact, at least
+_SLAB = 2048  # rows whose partial results exist at a time, on a processor
 _MODES, _BASES = ("lse", "paper", "recompute"), ("window", "moba")
 
 Partial = tuple[torch.Tensor, torch.Tensor]  # out float32 [n, H, dv], lse float32 [n, H]
@@ -25,6 +27,7 @@ class DeltaPlan:
     """Which rows are exact, and which of them corrects each row."""
 
     base: Keys | MobaPlan
+    slabs: tuple[tuple[slice, Keys], ...]  # base, some rows at a time
     exact: torch.Tensor  # int64 [E]: rows that see more than the base shows them
     keys: Keys  # of the exact rows: what the window leaves out, or everything (base=moba)
     source: torch.Tensor  # int64 [T]: index into `exact`, and E where nothing is to be corrected
@@ -150,7 +153,11 @@ class Delta:
                 sinks=self.sinks,
             )
         )
-        return DeltaPlan(base, exact, self._keys(step, exact), number[anchor], own, anchors)
+        slabs = (
+            () if isinstance(base, MobaPlan) or base.positions.is_cuda else slabs_of(base, _SLAB)
+        )
+        keys = self._keys(step, exact)
+        return DeltaPlan(base, slabs, exact, keys, number[anchor], own, anchors)
 
     @property
     def _reach(self) -> int:
@@ -186,10 +193,12 @@ class Delta:
         )
         if plan.exact.shape[0] == 0:
             return self._pass(shape, cache, q, keys, aux.sink_logits, q.dtype)[0]
-        base = self._pass(shape, cache, q, keys, aux.sink_logits, torch.float32)
         # A sink logit belongs to the base alone, unless the exact rows are not merged with it.
         sinks = aux.sink_logits if self.base == "moba" else None
         part = self._pass(shape, cache, q[plan.exact], plan.keys, sinks, torch.float32)
+        if plan.slabs and self.mode == "lse" and plan.anchors is None:
+            return self._merged(shape, cache, plan, q, aux, part)
+        base = self._pass(shape, cache, q, keys, aux.sink_logits, torch.float32)
         return self._correct(cache, plan, base, part, q.dtype)
 
     def keys_read(self, shape: LayerShape, step: Step, plan: DeltaPlan) -> torch.Tensor:
@@ -218,6 +227,22 @@ class Delta:
         dtype: torch.dtype,
     ) -> Partial:
         return cache.attend(q, keys, shape.scale, shape.softcap, sinks, dtype)
+
+    def _merged(
+        self,
+        shape: LayerShape,
+        cache: LayerCache,
+        plan: DeltaPlan,
+        q: torch.Tensor,
+        aux: Aux,
+        part: Partial,
+    ) -> torch.Tensor:
+        """Mode lse, some rows at a time: fp32 results of all of them leave every cache."""
+        out = unwritten((*q.shape[:2], part[0].shape[2]), q.dtype)
+        for rows, keys in plan.slabs:
+            base = self._pass(shape, cache, q[rows], keys, aux.sink_logits, torch.float32)
+            out[rows] = correct(*base, *part, plan.source[rows], q.dtype)
+        return out
 
     def _correct(
         self,
@@ -256,3 +281,14 @@ class Delta:
         if self.mode != "lse":
             out[plan.exact] = whole.to(dtype)
         return out
+
+
+def slabs_of(keys: Keys, size: int) -> tuple[tuple[slice, Keys], ...]:
+    """The keys of `size` rows at a time, which neither lo, hi nor blocks restrict."""
+    found = []
+    for begin in range(0, keys.positions.shape[0], size):
+        rows = slice(begin, begin + size)
+        positions = keys.positions[rows]
+        cu_rows = (keys.cu_rows - begin).clamp(0, positions.shape[0])
+        found.append((rows, replace(keys, cu_rows=cu_rows, positions=positions)))
+    return tuple(found)

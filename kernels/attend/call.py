@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..store import PageLayout
+from ..store import PageLayout, unwritten
 from .keys import Keys
 
 
@@ -68,7 +68,7 @@ class AttendCall(NamedTuple):
     def results(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory for out [T, H, dv] of `out_dtype` and lse float32 [T, H], not yet written."""
         rows, heads, _ = self.q.shape
-        out = self.q.new_empty((rows, heads, self.v_dim), dtype=self.out_dtype)
+        out = unwritten((rows, heads, self.v_dim), self.out_dtype, self.q.device)
         return out, self.q.new_empty((rows, heads), dtype=torch.float32)
 
     def output_refusal(self) -> str | None:

@@ -1,16 +1,10 @@
-"""Corrections by the compiled merge: some rows at a time, so that their fp32 partial results stay
-in the cache.
-"""
+"""Corrections by the compiled CPU kernel: each row is read once and written once, rounded."""
 
 from __future__ import annotations
 
 import torch
 
 from .. import native
-from ..merge import MERGE
-from .reference import with_empty
-
-SLAB = 256  # rows
 
 
 def supports(
@@ -21,10 +15,13 @@ def supports(
     source: torch.Tensor,
     dtype: torch.dtype,
 ) -> str | None:
-    """None when this way serves the call, otherwise the reason."""
-    if not (out.is_contiguous() and lse.is_contiguous()):
+    """None when the kernel can serve this call, otherwise the reason."""
+    given = (out, lse, table, weights)
+    if not all(x is None or x.is_contiguous() for x in given):
         return "partial results are not contiguous"
-    return native.unsupported(out, lse, table, weights)
+    if dtype not in native.DTYPES:
+        return f"output {dtype}"
+    return native.unsupported(*given)
 
 
 def correct(
@@ -36,15 +33,19 @@ def correct(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """See `saccade.kernels.correct.correct`."""
-    table = with_empty(table, 0.0)
-    if weights is not None:
-        weights = with_empty(weights, -torch.inf)
-    answer = torch.empty(out.shape, dtype=dtype)
-    for begin in range(0, out.shape[0], SLAB):
-        rows = slice(begin, begin + SLAB)
-        chosen = source[rows]
-        if weights is None:
-            answer[rows] = out[rows] + table[chosen]
-        else:
-            answer[rows] = MERGE(out[rows], lse[rows], table[chosen], weights[chosen])[0]
+    rows, heads, dim = out.shape
+    source, answer = source.contiguous(), torch.empty(out.shape, dtype=dtype)
+    native.kernels().correct(
+        native.DTYPES[dtype],
+        rows,
+        heads,
+        dim,
+        table.shape[0],
+        out.data_ptr(),
+        lse.data_ptr(),
+        table.data_ptr(),
+        0 if weights is None else weights.data_ptr(),
+        source.data_ptr(),
+        answer.data_ptr(),
+    )
     return answer

@@ -8,10 +8,18 @@ from ..ops import Implementation, Op
 from . import cpu, cuda, reference, triton
 from .call import WriteCall
 from .layout import PageLayout
-from .memory import zeroed
+from .memory import unwritten, zeroed
 from .rows import RowLayout
 
-__all__ = ["WRITE_PAGES", "PageLayout", "RowLayout", "WriteCall", "write_pages", "zeroed"]
+__all__ = [
+    "WRITE_PAGES",
+    "PageLayout",
+    "RowLayout",
+    "WriteCall",
+    "unwritten",
+    "write_pages",
+    "zeroed",
+]
 
 WRITE_PAGES = Op(
     "write_pages",

@@ -1,4 +1,4 @@
-"""Zeroed memory that costs nothing before it is used."""
+"""Host memory: zeroed that costs nothing before it is used, and large results."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import torch
 # Bytes from which memory is asked for in huge pages (of 2 MiB): of smaller tensors too much would
 # be committed in vain.
 HUGE_FROM = 8 << 20
+# Bytes from which the C library asks the system for memory anew at every call, and gives it back:
+# every small page of it is then a fault (glibc's M_MMAP_THRESHOLD grows no further).
+ANEW_FROM = 32 << 20
 
 
 def zeroed(
@@ -31,3 +34,15 @@ def zeroed(
         with suppress(OSError):  # a system without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).reshape(shape)
+
+
+def unwritten(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """A tensor for results, whatever it holds; on the host large ones lie in huge pages, which are
+    committed a few hundred times as fast.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < ANEW_FROM or torch.device(device).type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return zeroed(shape, dtype, device)
