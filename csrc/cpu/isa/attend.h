@@ -26,8 +26,9 @@ constexpr int64_t kPasses = kSegment / kPass;
 // products full; with tiles, memory takes as long as they do, and yet more rows read it less often.
 constexpr int64_t kMaxRows = SACCADE_AMX ? 512 : (kNarrow ? 120 : 128);
 constexpr int64_t kMaxListedRows = SACCADE_AMX ? 2048 : 512;
-// Keys of a list that are summed without partial results.
-constexpr int64_t kFewKeys = kSegment;
+// Keys of a list that are summed without partial results. (Of longer ones threads share a decode
+// step.)
+constexpr int64_t kFewKeys = 1024;
 // As few as this where otherwise a thread would have fewer units than these.
 constexpr int64_t kLeastRows = SACCADE_AMX ? 256 : kMaxRows, kLeastListedRows = 512;
 constexpr int64_t kUnitsOfThread = 4;
