@@ -33,6 +33,7 @@ class Planner:
         self._shapes = shapes
         self._cache = cache
         self._plans: dict[tuple[Any, ...], tuple[int, Any]] = {}
+        self._parts: dict[tuple[int, ...], Part] = {}
 
     def layers(self) -> list[list[Part]]:
         """Per layer, a part for each lane; none for a recurrent layer."""
@@ -43,9 +44,25 @@ class Planner:
         ]
 
     def _part(self, layer: int, lane: int) -> Part:
+        """Of layers with the same objects, made once: to compare methods and shapes takes longer
+        than to plan them.
+        """
         shape, group = self._shapes[layer], self._cache.group_of[layer]
-        policy, phase = self._lanes[lane].policy, self._lanes[lane].phase
+        policy = self._lanes[lane].policy
         both = (policy.prefill[layer], policy.decode[layer])
+        key = (id(shape), group, id(both[0]), id(both[1]), lane)
+        if key not in self._parts:
+            self._parts[key] = self._new_part(shape, group, both, lane)
+        return self._parts[key]
+
+    def _new_part(
+        self,
+        shape: LayerShape,
+        group: int,
+        both: tuple[AttentionMethod, AttentionMethod],
+        lane: int,
+    ) -> Part:
+        phase = self._lanes[lane].phase
         keepers = tuple(
             (method, self._plan(method, shape, group, lane)[1])
             for method in dict.fromkeys(both)

@@ -9,6 +9,7 @@ import torch
 
 from ..kernels.native import single_threaded_torch
 from . import graphs
+from .attention.base import LayerShape
 from .attention.watch import Watch
 from .batch import Batch, Run, build_batch
 from .cache import KVCache
@@ -94,7 +95,8 @@ class ModelRunner:
         """
         self._model = model
         self._cache = cache
-        self.shapes = model.layer_shapes
+        known: dict[LayerShape, LayerShape] = {}  # equal shapes are one object: see Planner
+        self.shapes = [known.setdefault(shape, shape) for shape in model.layer_shapes]
         self._groups = groups
         self._where = where or place("cpu")
         self._staging = Staging(self._where, model.rope) if self._where.gpu else None

@@ -171,7 +171,7 @@ class Asa:
         means = cache.fields[self._means]
         coarse, _, ids = compressed(q, means, plan.candidates, rule, scale, rank)
         lists = BlockLists(self._shared(cache, plan, ids), None, self.block)
-        return coarse, self._over_latents(cache, replace(plan.keys, blocks=lists), q, scale, rank)
+        return coarse, self._over_latents(cache, plan.keys.within(lists), q, scale, rank)
 
     def kernel_scratch(self, shape: LayerShape, most: StepBounds) -> int:
         """Global: the weights of all means for the rows at work."""

@@ -4,7 +4,7 @@ want most; dense while the text is short.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -178,7 +178,7 @@ class Infllm:
         rule = PooledRule(self.listed, self.init, self.local)
         coarse = entries[1] if len(entries) > 1 else None
         ids = select_pooled(q, entries[0], candidates, rule, shape.scale, coarse)
-        return replace(keys, blocks=BlockLists(ids, None, self.block))
+        return keys.within(BlockLists(ids, None, self.block))
 
     def keys_read(self, shape: LayerShape, step: Step, plan: InfllmPlan) -> torch.Tensor:
         """Sparse: the row's own block up to itself, and whole blocks before it. Dense: all."""

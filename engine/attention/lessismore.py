@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -110,7 +110,7 @@ class SelectionLayers(ABC):
         )
         carried.used = cache.layer > self.start and not chooses
         if carried.used and carried.ids is not None:
-            keys = replace(keys, blocks=self._lists(carried.ids, plan, shape))
+            keys = keys.within(self._lists(carried.ids, plan, shape))
         out, lse = cache.attend(q, keys, shape.scale, shape.softcap, aux.sink_logits)
         if chooses:
             carried.ids = select_keys(

@@ -127,9 +127,4 @@ class Moba:
     def select(self, cache: LayerCache, plan: MobaPlan, q: torch.Tensor) -> Keys:
         """The keys of every row: the blocks that suit each of its heads."""
         ids = select_blocks(q, cache.fields[self._field], plan.candidates, self.history)
-        return Keys(
-            plan.keys.cu_rows,
-            plan.keys.positions,
-            plan.keys.page_table,
-            blocks=BlockLists(ids, None, self.block),
-        )
+        return plan.keys.within(BlockLists(ids, None, self.block))

@@ -4,7 +4,7 @@ blocks that hold its index head's best keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -104,7 +104,7 @@ class Msa:
         )
         if ids.shape[1] != shape.num_kv_heads:
             ids = ids.repeat_interleave(shape.num_heads // ids.shape[1], dim=1)
-        keys = replace(plan.keys, blocks=BlockLists(ids, None, self.block))
+        keys = plan.keys.within(BlockLists(ids, None, self.block))
         return cache.attend(q, keys, shape.scale, shape.softcap, aux.sink_logits)[0]
 
     def kernel_scratch(self, shape: LayerShape, most: StepBounds) -> int:

@@ -210,7 +210,7 @@ class Nsa:
         )
         sets, rows = self._sets(cache, shape.num_kv_heads), plan.keys
         lists = BlockLists(ids, None, self.block)
-        keys = Keys(rows.cu_rows, rows.positions, rows.page_table, blocks=lists)
+        keys = rows.within(lists)
         fine, _ = sets[1].attend(q, keys, scale, shape.softcap, aux.sink_logits)
         if self.branches == "selected":
             return fine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -131,7 +131,7 @@ class Qsa:
         index_q = aux.rows["index_q"]
         ids = select_pooled(index_q, entries, plan.candidates, rule, index_q.shape[2] ** -0.5)
         ids = ids.expand(-1, shape.num_kv_heads, -1)
-        keys = replace(plan.keys, blocks=BlockLists(ids, None, self.block))
+        keys = plan.keys.within(BlockLists(ids, None, self.block))
         return cache.attend(q, keys, shape.scale, shape.softcap, aux.sink_logits)[0]
 
     def keys_read(self, shape: LayerShape, step: Step, plan: QsaPlan) -> torch.Tensor:

@@ -167,7 +167,7 @@ class Attention:
         rows = linear(x, self.qkv)
         width = heads + 2 * kv_heads
         qkv = rows[:, : width * dim].view(x.shape[0], width, dim)
-        q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)  # views, turned in place
+        q, k, v = qkv.split_with_sizes([heads, kv_heads, kv_heads], 1)  # views, turned in place
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm.each_head(q), self.k_norm.each_head(k)
         if self.conv is not None:

@@ -74,6 +74,22 @@ class Keys:
     blocks: BlockLists | None = None
     spans: tuple[tuple[int, int], ...] | None = None
 
+    def within(self, blocks: BlockLists) -> Keys:
+        """The same keys, as far as a row's list holds them: what is known of them still holds."""
+        keys = Keys(
+            self.cu_rows,
+            self.positions,
+            self.page_table,
+            self.lo,
+            self.hi,
+            self.window,
+            self.sinks,
+            blocks,
+            self.spans,
+        )
+        keys.__dict__["fault"] = self.fault
+        return keys
+
     @cached_property
     def fault(self) -> str | None:
         """What is wrong with everything but the blocks, None: nothing. Looked at once, however many
