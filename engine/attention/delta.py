@@ -27,7 +27,7 @@ class DeltaPlan:
     """Which rows are exact, and which of them corrects each row."""
 
     base: Keys | MobaPlan
-    slabs: tuple[tuple[slice, Keys], ...]  # base, some rows at a time
+    slabs: tuple[tuple[slice, Keys], ...]  # base, some rows at a time; none: all at once
     exact: torch.Tensor  # int64 [E]: rows that see more than the base shows them
     keys: Keys  # of the exact rows: what the window leaves out, or everything (base=moba)
     source: torch.Tensor  # int64 [T]: index into `exact`, and E where nothing is to be corrected
@@ -142,20 +142,15 @@ class Delta:
         anchors = None
         if self.anchor_guard:
             anchors = plan_anchors(step, sequence, exact, starts, self.gamma, self._reach)
-        base = (
-            self._moba.plan(shape, step)
-            if self.base == "moba"
-            else Keys(
-                step.cu_rows,
-                step.positions,
-                step.page_table,
-                window=self.window,
-                sinks=self.sinks,
-            )
-        )
-        slabs = (
-            () if isinstance(base, MobaPlan) or base.positions.is_cuda else slabs_of(base, _SLAB)
-        )
+        base: Keys | MobaPlan
+        slabs: tuple[tuple[slice, Keys], ...] = ()
+        if self.base == "moba":
+            base = self._moba.plan(shape, step)
+        else:
+            rows_of = (step.cu_rows, step.positions, step.page_table)
+            base = Keys(*rows_of, window=self.window, sinks=self.sinks)
+            if self.mode == "lse" and anchors is None and not base.positions.is_cuda:
+                slabs = slabs_of(base, _SLAB)
         keys = self._keys(step, exact)
         return DeltaPlan(base, slabs, exact, keys, number[anchor], own, anchors)
 
@@ -196,7 +191,7 @@ class Delta:
         # A sink logit belongs to the base alone, unless the exact rows are not merged with it.
         sinks = aux.sink_logits if self.base == "moba" else None
         part = self._pass(shape, cache, q[plan.exact], plan.keys, sinks, torch.float32)
-        if plan.slabs and self.mode == "lse" and plan.anchors is None:
+        if plan.slabs:
             return self._merged(shape, cache, plan, q, aux, part)
         base = self._pass(shape, cache, q, keys, aux.sink_logits, torch.float32)
         return self._correct(cache, plan, base, part, q.dtype)

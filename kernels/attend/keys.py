@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -76,17 +76,7 @@ class Keys:
 
     def within(self, blocks: BlockLists) -> Keys:
         """The same keys, as far as a row's list holds them: what is known of them still holds."""
-        keys = Keys(
-            self.cu_rows,
-            self.positions,
-            self.page_table,
-            self.lo,
-            self.hi,
-            self.window,
-            self.sinks,
-            blocks,
-            self.spans,
-        )
+        keys = replace(self, blocks=blocks)
         keys.__dict__["fault"] = self.fault
         return keys
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..ops import Implementation, Op
+from ..summarize import slots_per_page
 from . import cpu, cuda, reference, triton
 from .candidates import Candidates
 
@@ -41,7 +42,7 @@ def select_blocks(
         raise ValueError("select_blocks: heads must be a multiple of KV heads, positions [T]")
     if candidates.fault is not None:
         raise ValueError(f"select_blocks: {candidates.fault}")
-    if means.shape[1] != max(1, candidates.page_size // candidates.block):
+    if means.shape[1] != slots_per_page(candidates.block, candidates.page_size, least=1):
         raise ValueError(
             f"select_blocks: {means.shape[1]} means a page of {candidates.page_size} do not fit "
             f"blocks of {candidates.block}"

@@ -25,7 +25,7 @@ class Candidates:
         """What is wrong with them, None: nothing. Looked at once, however many layers ask."""
         if self.block < 1 or self.page_size < 1:
             return f"block {self.block} and page size {self.page_size} must be positive"
-        if self.positions.stride() != (1,) and self.positions.numel() > 1:
+        if not self.positions.is_contiguous():
             return "positions must be contiguous"
         return fault_of_rows(self.cu_rows, self.positions, self.page_table)
 

@@ -149,7 +149,7 @@ struct SegmentRows {
     constexpr int W = kWidth;
     const I<W> last = splat_int<W>(static_cast<int32_t>(first + kSegment));
     for (int64_t r = 0; r < count; r += W) {
-      uint32_t bits = lane_bits<W>(load<I<W>>(next + r) < last);
+      uint32_t bits = lane_bits(load<I<W>>(next + r) < last);
       if (count - r < W) bits &= (1u << (count - r)) - 1;
       for (; bits != 0; bits &= bits - 1) {
         const int64_t at = r + __builtin_ctz(bits);

@@ -44,22 +44,19 @@ struct UnitRun : Results {
   // As few rows are not worth products of their own (with tiles, which take 16).
   static constexpr int64_t kFew = 8;
 
-  static constexpr int64_t kWeights = kPass * 4 / static_cast<int64_t>(sizeof(A));
-
   const float to_log2;   // raw score -> log2 units
   const int64_t v_tile;  // channels of V that lie together (see value_tile); of gathered V, all
   Row* info;
   int64_t short_rows = 0;                      // with short lists
   int64_t all_begin = 0, all_end = INT64_MAX;  // keys that no range or window hides from any row
   SegmentRows segment;
-  Active* by_kind;   // [rows]: those of one pass, in another order
-  A* q;              // [rows][dim]
-  A* q_sub;          // [kSub][dim]: the rows at work, where they do not lie side by side in q
-  float* scores;     // [kSub][kPass]
-  A* probabilities;  // [kSub][kWeights], in the place of the scores: a row is done with its own
-  float* shrink;     // [kSub]: by how much earlier sums and outputs shrink in this pass
-  float* o_sub;      // [kSub][v_dim]: outputs of the rows at work, for tiles
-  B* turned;         // V panels of one pass, where the values are channels of the keys
+  Active* by_kind;         // [rows]: those of one pass, in another order
+  A* q;                    // [rows][dim]
+  A* q_sub;                // [kSub][dim]: the rows at work, where they do not lie side by side in q
+  float* scores;           // [kSub][kPass]; a row's probabilities take their place, once it is done
+  float* shrink;           // [kSub]: by how much earlier sums and outputs shrink in this pass
+  float* o_sub;            // [kSub][v_dim]: outputs of the rows at work, for tiles
+  B* turned;               // V panels of one pass, where the values are channels of the keys
   uint32_t is_turned = 0;  // which groups of keys they hold already
   // Bit r: the r-th row at work had seen nothing, and what lies in its place is no number of ours.
   uint32_t fresh = 0;
@@ -100,7 +97,6 @@ struct UnitRun : Results {
     q = carve.take<A>(rows * p.dim);
     q_sub = carve.take<A>(kSub * p.dim);
     scores = carve.take<float>(kSub * kPass);
-    probabilities = reinterpret_cast<A*>(scores);
     shrink = carve.take<float>((kSub + W - 1) / W * W);
     o_sub = carve.take<float>(kTiles ? kSub * p.v_dim : 0);
     turned = carve.take<B>(p.v_pages == nullptr ? kPass * p.v_dim : 0);
@@ -111,16 +107,20 @@ struct UnitRun : Results {
   }
 
   void prepare() {
-    for (int64_t r = 0; p.blocks != nullptr && r < rows; ++r) segment.next[r] = 0;
     for (int64_t r = 0; r < rows; ++r) {
       const Row& row = info[r] = make_row(p, u, row_of(r), head_of(r));
       if (row.lo > all_begin) all_begin = row.lo;
       if (row.past >= all_begin) all_begin = row.past + 1;
       if (row.hi < all_end) all_end = row.hi;
       short_rows += row.is_short;
+      if (row.list != nullptr) segment.next[r] = 0;
       copy_q(r);
     }
   }
+
+  // The probabilities of the r-th row at work, kWeights from row to row.
+  static constexpr int64_t kWeights = kPass * 4 / static_cast<int64_t>(sizeof(A));
+  A* weights_of(int64_t r) const { return reinterpret_cast<A*>(scores) + r * kWeights; }
 
   void copy_q(int64_t r) {
     const int64_t offset = row_of(r) * p.q_row + head_of(r) * p.q_head;

@@ -55,7 +55,7 @@ using Best = BestOf<kMaxTopK>;
 
 // Bits of the scores i .. i + W - 1 that are no worse than `least`, of those below n.
 SACCADE_INLINE uint32_t candidates(const float* scores, int64_t i, int64_t n, float least) {
-  const uint32_t bits = lane_bits<kWidth>(load<F<kWidth>>(scores + i) >= splat<kWidth>(least));
+  const uint32_t bits = lane_bits(load<F<kWidth>>(scores + i) >= splat<kWidth>(least));
   return n - i < kWidth ? bits & ((1u << (n - i)) - 1) : bits;
 }
 
@@ -148,7 +148,7 @@ SACCADE_INLINE ListEnds list_ends(int64_t own, int64_t first, int64_t recent) {
 // Ascending, by insertion over shrinking distances; few different ids by their ranks.
 SACCADE_INLINE void sort_ids(int32_t* ids, int64_t count) {
 #if defined(__AVX512DQ__)
-  if (count <= 16) {
+  if (count <= kFewTopK) {
     const auto held = static_cast<__mmask16>((1u << count) - 1);
     const __m512i all = _mm512_mask_loadu_epi32(_mm512_set1_epi32(INT32_MAX), held, ids);
     const __m512i smaller =

@@ -83,15 +83,14 @@ SACCADE_INLINE F<W> max(F<W> a, F<W> b) {
 }
 
 // Bit l: lane l of a comparison holds.
-template <int W>
-SACCADE_INLINE uint32_t lane_bits(I<W> mask) {
+SACCADE_INLINE uint32_t lane_bits(I<kWidth> mask) {
 #if defined(__AVX512DQ__)
   return _mm512_movepi32_mask((__m512i)mask);
 #elif defined(__AVX2__)
   return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
 #else
   uint32_t bits = 0;
-  for (int lane = 0; lane < W; ++lane) bits |= mask[lane] != 0 ? 1u << lane : 0;
+  for (int lane = 0; lane < kWidth; ++lane) bits |= mask[lane] != 0 ? 1u << lane : 0;
   return bits;
 #endif
 }
@@ -195,9 +194,7 @@ SACCADE_INLINE F<W> scale_normal(F<W> p, F<W> x) {
     return (F<W>)_mm_maskz_scalef_ps(normal, (__m128)p, (__m128)x);
   }
 }
-#endif
 
-#if defined(__AVX512DQ__)
 // 2^f for a fraction f, relative error below 1e-7; exactly 1 at 0.
 template <int W>
 SACCADE_INLINE F<W> exp2_fraction(F<W> f) {

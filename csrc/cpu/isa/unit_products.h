@@ -76,7 +76,7 @@ struct UnitRun<S>::ValueBlock {  // columns are channels
       const bool asks =
           r == 0 && run.asks_keys && run.listed_next == kAll && run.next.k[c] != nullptr;
       const B* k = asks ? run.next.k[c] + channel * share : nullptr;
-      const A* weights = run.probabilities + r * kWeights + c * run.pass.chunk;
+      const A* weights = run.weights_of(r) + c * run.pass.chunk;
       const B* v = run.value_at(run.pass.v[c], 0, channel);
       Span some;
       for (int64_t from = keys.begin; run.next_run(c, keys.end, from, some); k = nullptr) {
@@ -123,7 +123,7 @@ inline void UnitRun<S>::value_rest(const Active* active, int64_t count, const Sp
         const int64_t c = key / pass.chunk, at = key % pass.chunk;
         if (pass.v[c] == nullptr) continue;
         const B* v = value_at(pass.v[c], at / kU * kU, i) + at % kU;
-        sum += S::one(probabilities + r * kWeights + key) * S::one(v);
+        sum += S::one(weights_of(r) + key) * S::one(v);
       }
       *to = sum;
     }
@@ -204,7 +204,7 @@ template <bool kStreams>
 inline void UnitRun<S>::wide_values(float* o, int64_t channel, const Span& keys, int64_t chunk) {
   amx::wide_fetch(o + channel, p.v_dim);
   for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
-    amx::wide_step<kStreams>(probabilities + chunk * pass.chunk + at, kWeights,
+    amx::wide_step<kStreams>(weights_of(0) + chunk * pass.chunk + at, kWeights,
                              value_at(pass.v[chunk], at, channel), v_tile * kU);
   }
   amx::wide_put(o + channel, p.v_dim);
@@ -240,7 +240,7 @@ inline void UnitRun<S>::value_tile(float* o, int64_t r, int64_t channel, const S
     if (pass.v[c] == nullptr) continue;
     const Span keys = in_chunk(span, c);
     for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
-      amx::step<R, C, kOnce>(probabilities + r * kWeights + c * pass.chunk + at, kWeights,
+      amx::step<R, C, kOnce>(weights_of(r) + c * pass.chunk + at, kWeights,
                              value_at(pass.v[c], at, channel), v_tile * kU);
     }
   }
@@ -319,7 +319,7 @@ template <class S>
 inline void UnitRun<S>::pad_probabilities(int64_t count, const Span& span) {
   if (span.begin % 32 == 0 && span.end % 32 == 0) return;
   for (int64_t r = 0; r < count; ++r) {
-    A* to = probabilities + r * kWeights;
+    A* to = weights_of(r);
     if (span.begin % 32 != 0) put_probabilities(to + span.begin - W, F<W>{});
     if (span.end % 32 != 0) put_probabilities(to + span.end, F<W>{});
   }

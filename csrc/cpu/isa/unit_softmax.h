@@ -96,7 +96,7 @@ template <bool kKeeps>
 SACCADE_INLINE F<kWidth> UnitRun<S>::weigh(int64_t r, const Span& own, float base, bool huge,
                                            float* kept) {
   const float* s = scores + r * kPass;
-  A* to = probabilities + r * kWeights;
+  A* to = weights_of(r);
   const F<W> factor = splat<W>(to_log2), minus = splat<W>(-base);
   const auto weight = [&](int64_t i) {
     const F<W> x = load<F<W>>(s + i);
@@ -125,7 +125,7 @@ SACCADE_INLINE F<kWidth> UnitRun<S>::weigh(int64_t r, const Span& own, float bas
 template <class S>
 SACCADE_INLINE F<kWidth> UnitRun<S>::weigh_own(int64_t r, int64_t row, const Span& own,
                                                int64_t first, const Span& span, float now) {
-  A* to = probabilities + r * kWeights;
+  A* to = weights_of(r);
   const float base = now == -INFINITY ? 0.0f : now;
   const bool huge = base > kFusible || base < -kFusible;
   float* kept = source != nullptr ? source->kept(row, first, now) : nullptr;
@@ -165,13 +165,14 @@ SACCADE_INLINE bool UnitRun<S>::soften(const Active* active, int64_t r, int64_t 
   store(now, larger);
   if constexpr (kPlain) {
     const F<W> most = splat<W>(kFusible);
-    if (lane_bits<W>((larger <= most) & (larger >= -most)) != (1u << W) - 1) return false;
+    if (lane_bits((larger <= most) & (larger >= -most)) != (1u << W) - 1) return false;
   }
   const F<W> base = larger == none ? F<W>{} : larger;
-  float shrinks[W];
-  store(shrinks, exp2_nonpositive<W>(before - base));
-  std::memcpy(shrink + r, shrinks, sizeof(shrinks));
-  const uint32_t begun = lane_bits<W>(before == none);  // rows that had seen nothing
+  const F<W> shrinks = exp2_nonpositive<W>(before - base);
+  float own_shrink[W];
+  store(shrink + r, shrinks);
+  store(own_shrink, shrinks);
+  const uint32_t begun = lane_bits(before == none);  // rows that had seen nothing
   fresh |= begun << r;
   float *const all_sums = sums(partial), *const all_tops = tops(partial);
   for (int64_t m = 0; m < some; ++m) {
@@ -185,7 +186,7 @@ SACCADE_INLINE bool UnitRun<S>::soften(const Active* active, int64_t r, int64_t 
 #endif
     const F<W> total = kPlain ? weigh<false>(r + m, span, now[m], false, nullptr)
                               : weigh_own(r + m, row, own[m], first, span, now[m]);
-    store(sum, fma<W>(begins ? F<W>{} : load<F<W>>(sum), splat<W>(shrinks[m]), total));
+    store(sum, fma<W>(begins ? F<W>{} : load<F<W>>(sum), splat<W>(own_shrink[m]), total));
     // The maximum skips NaN; a row that saw nothing else must not pass for one that saw nothing.
     const bool is_lost = !kPlain && now[m] == -INFINITY && sum_lanes<W>(total) != 0.0f;
     all_tops[row] = is_lost ? NAN : now[m];
