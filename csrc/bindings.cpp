@@ -1,6 +1,8 @@
 // The only binding file: raw pointers, sizes and strides in (see arguments.h), nothing out.
+#include <functional>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "saccade/arguments.h"
 #include "saccade/kernel_table.h"
@@ -10,6 +12,12 @@ namespace py = pybind11;
 using namespace saccade;
 
 namespace {
+
+// Calls of kernels in the order in which they were made, to be made again.
+using Call = std::function<void(const KernelTable&, ThreadPool&)>;
+using Tape = std::vector<Call>;
+
+thread_local Tape* recording = nullptr;  // of the calls that this thread makes, or null
 
 // The kernels of one instruction set with a thread pool of their own. Calls from several Python
 // threads take turns.
@@ -26,9 +34,22 @@ class Kernels {
 
   template <class Params>
   void run(void (*KernelTable::*entry)(const Params&, ThreadPool&), const Params& params) {
+    if (recording != nullptr) {
+      recording->push_back([entry, params](const KernelTable& table, ThreadPool& pool) {
+        (table.*entry)(params, pool);
+      });
+    }
     py::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(mutex_);
     (table_->*entry)(params, pool_);
+  }
+
+  // The calls [first, last) of a tape, without Python in between.
+  void replay(const Tape& tape, size_t first, size_t last) {
+    if (first > last || last > tape.size()) throw py::index_error("no such calls on the tape");
+    py::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t i = first; i < last; ++i) tape[i](*table_, pool_);
   }
 
   double stream_read(uintptr_t data, int64_t bytes) {
@@ -65,10 +86,13 @@ PYBIND11_MODULE(_native, m) {
     const char* reason = nullptr;
     return std::string(kernel_table(isa.c_str(), &reason) == nullptr ? reason : "");
   });
+  py::class_<Tape>(m, "Tape").def(py::init<>()).def("__len__", &Tape::size);
+  m.def("record", [](Tape* tape) { recording = tape; }, py::arg("tape").none(true));
   py::class_<Kernels> kernels(m, "Kernels");
   kernels.def(py::init<const std::string&, int>())
       .def_property_readonly("isa", &Kernels::isa)
       .def_property_readonly("threads", &Kernels::threads)
+      .def("replay", &Kernels::replay)
       .def("stream_read", &Kernels::stream_read);
   offer(kernels, "attend", &KernelTable::attend);
   offer(kernels, "attend_turns", &KernelTable::attend_turns);

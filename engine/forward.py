@@ -64,18 +64,26 @@ class Forward:
         recurrent = [shape.recurrent for shape in shapes if shape.recurrent]
         self._before = batch.tokens_before(max((each.looks_back for each in recurrent), default=0))
 
-    # ---- on a GPU ----
+    # ---- in graphs of decode steps ----
 
     def outline(self) -> Hashable:
         """Who attends in every layer, to which rows."""
-        return tuple(
-            tuple((part.lane, part.number, part.method) for part in layer) for layer in self._parts
+        places = {id(part): place for place, part in enumerate(self._different_parts())}
+        return (
+            tuple(tuple(places[id(part)] for part in layer) for layer in self._parts),
+            tuple((part.lane, part.number, part.method) for part in self._different_parts()),
         )
+
+    def _different_parts(self) -> list[Part]:
+        """Each once: layers that are alike share theirs."""
+        return list({id(part): part for layer in self._parts for part in layer}.values())
 
     def sendable(self) -> Any:
         """All tensors that the step needs on the device, and what goes with them."""
-        every = [part for layer in self._parts for part in layer]
-        plans = [(part.step, part.plan, [plan for _, plan in part.keepers]) for part in every]
+        plans = [
+            (part.step, part.plan, [plan for _, plan in part.keepers])
+            for part in self._different_parts()
+        ]
         own = (self.tokens, self._positions, self.cos, self.sin, self._before)
         return own, plans, self._snapshots
 
@@ -92,10 +100,19 @@ class Forward:
             step, plan = known[id(part.step)], known[id(part.plan)]
             return replace(part, step=step, plan=plan, keepers=keepers)
 
-        self._parts = [[of(part) for part in layer] for layer in self._parts]
+        there_of = {id(part): of(part) for part in self._different_parts()}
+        self._parts = [[there_of[id(part)] for part in layer] for layer in self._parts]
         self.tokens, self._positions, self.cos, self.sin, self._before = there
         self._batch = replace(self._batch, tokens=self.tokens, positions=self._positions)
         return self._buffer
+
+    @property
+    def settled(self) -> list[torch.Tensor]:
+        """Tensors that hold the same in all decode steps with as many sequences: whose rows lie
+        where, one for each.
+        """
+        found = [part.step.cu_rows for part in self._different_parts()]
+        return found + [plan.walk.cu for plan in self._snapshots.values()]
 
     def note_replay(self, captured: Forward) -> None:
         """The step is computed as `captured` was: counts its layers, and what they read."""

@@ -4,7 +4,7 @@ kernel by kernel but replayed in one launch.
 What a step depends on lies in one buffer (see `Staging`) and in the pages; everything else (shapes,
 options, methods) is in its signature. So a graph holds for every step of its signature, once the
 buffer is filled with that step. Page tables are as wide as a few sizes allow, so that signatures
-come again; see `width`.
+come again; see `width`. On a GPU they are CUDA graphs, on the processor tapes; see `tapes.py`.
 """
 
 from __future__ import annotations
@@ -12,48 +12,96 @@ from __future__ import annotations
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Protocol
 
 import torch
 
+from ..kernels import native
 from .devices import Place, Staging
 from .forward import Forward
+from .tapes import Pool, Tape
 
-SETTING = "SACCADE_CUDA_GRAPHS"
+SETTING, TAPES = "SACCADE_CUDA_GRAPHS", "SACCADE_CPU_TAPES"
 MOST_GRAPHS = 48  # kept; the one that was replayed longest ago goes first
 _REMEMBERED = 512  # signatures seen once
 # Known on the host alone, and of no matter where every sequence has one row.
 _IGNORED = frozenset({"spans"})
 
 
-class Recorder(Protocol):
-    """Records what a call does on the device, without doing it."""
+@dataclass(frozen=True)
+class Recording:
+    """What a call does: where its result lies, and what does it again.
 
-    def capture(self, call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        """(where its result will lie, what does it). Raises whatever the call may raise."""
+    replay: None where it cannot be done again, for the reason in `refusal`.
+    """
+
+    result: torch.Tensor
+    replay: Callable[[], None] | None
+    refusal: str | None = None
+
+
+class Recorder(Protocol):
+    """Records what a call does on the device."""
+
+    # Whether recording a call also does it (on the processor). Otherwise nothing has been done, and
+    # what cannot be recorded raises.
+    computes: bool
+
+    def capture(
+        self, call: Callable[[], torch.Tensor], settled: Collection[torch.Tensor] = ()
+    ) -> Recording:
+        """settled: tensors that hold the same at every replay, and may be looked at. Raises
+        whatever the call may raise.
+        """
         ...
 
 
 class CudaRecorder:
     """CUDA graphs, which share one pool of memory."""
 
+    computes = False
+
     def __init__(self) -> None:
         self._pool: Any = None
 
-    def capture(self, call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+    def capture(
+        self, call: Callable[[], torch.Tensor], settled: Collection[torch.Tensor] = ()
+    ) -> Recording:
         """See `Recorder`."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             result = call()
         self._pool = self._pool or graph.pool()
-        return result, graph.replay
+        return Recording(result, graph.replay)
+
+
+class TapeRecorder:
+    """Tapes, which share one pool of memory."""
+
+    computes = True
+
+    def __init__(self) -> None:
+        self._pool = Pool()
+
+    def capture(
+        self, call: Callable[[], torch.Tensor], settled: Collection[torch.Tensor] = ()
+    ) -> Recording:
+        """See `Recorder`."""
+        tape = Tape(self._pool, settled)
+        result = tape.record(call)
+        return Recording(result, None if tape.refusal else tape.play, tape.refusal)
 
 
 def recorder(where: Place) -> Recorder | None:
-    """What records there; None: nothing does, or SACCADE_CUDA_GRAPHS=0 forbids it."""
+    """What records there. None: nothing does, or SACCADE_CUDA_GRAPHS=0 or, on the processor,
+    SACCADE_CPU_TAPES=0 forbids it.
+    """
+    if not where.gpu:
+        allowed = os.environ.get(TAPES) != "0" and native.kernels() is not None
+        return TapeRecorder() if allowed else None
     if where.device.type != "cuda" or os.environ.get(SETTING) == "0":
         return None
     return CudaRecorder()
@@ -100,34 +148,43 @@ class DecodeGraphs:
             self._staging.send(forward.sendable(), graph.buffer)
             forward.note_replay(graph.forward)
         elif key in self._seen and self._seen[key] is None:
-            graph = self._capture(key, forward, compute)
+            recording = self._record(key, forward, compute)
+            if recording is not None and self._recorder.computes:
+                return recording.result
+            graph = self._graphs.get(key)
         if graph is not None:
             graph.replay()
             self.replays += 1
             return graph.hidden
-        forward.send(self._staging)
+        if not self._recorder.computes:
+            forward.send(self._staging)
         hidden = compute(forward)  # also compiles what is compiled at first use
         self._note(key, self._seen.get(key) or forward.bound_to_host)
         return hidden
 
-    def _capture(
+    def _record(
         self, key: Hashable, forward: Forward, compute: Callable[[Forward], torch.Tensor]
-    ) -> _Graph | None:
-        """The graph of this step, which has not run yet; None: it cannot be captured."""
+    ) -> Recording | None:
+        """Makes a graph of this step, which has not run yet, if it can; None: nothing was done."""
         buffer = forward.send(self._staging)
         try:
-            hidden, replay = self._recorder.capture(lambda: compute(forward))
-        except Exception as error:  # noqa: BLE001 - e.g. a method that looks at the device
+            recording = self._recorder.capture(lambda: compute(forward), forward.settled)
+        except Exception as error:  # e.g. a method that looks at the device
+            if self._recorder.computes:
+                raise
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             if reason not in self.refusals:
                 print(f"saccade: decode steps run without CUDA graphs: {reason}", file=sys.stderr)
             self._note(key, reason)
             forward.forget()
             return None
+        if recording.replay is None:
+            self._note(key, recording.refusal)
+            return recording
         if len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
-        self._graphs[key] = _Graph(buffer, hidden, forward, replay)
-        return self._graphs[key]
+        self._graphs[key] = _Graph(buffer, recording.result, forward, recording.replay)
+        return recording
 
     def _note(self, key: Hashable, reason: str | None) -> None:
         self._seen[key] = reason

@@ -99,11 +99,10 @@ class ModelRunner:
         self.shapes = [known.setdefault(shape, shape) for shape in model.layer_shapes]
         self._groups = groups
         self._where = where or place("cpu")
-        self._staging = Staging(self._where, model.rope) if self._where.gpu else None
         recorder = recorder or graphs.recorder(self._where)
-        self.graphs: DecodeGraphs | None = None
-        if self._staging is not None and recorder is not None:
-            self.graphs = DecodeGraphs(self._staging, recorder)
+        staging = Staging(self._where, model.rope)
+        self._staging = staging if self._where.gpu else None
+        self.graphs = DecodeGraphs(staging, recorder) if recorder is not None else None
         self.progress = 0  # layers that have attended since the start
 
     def copy_pages(self, copies: Sequence[PageCopy]) -> None:
@@ -143,7 +142,7 @@ class ModelRunner:
     def _compute(
         self, forward: Forward, chunks: Sequence[Chunk], watch: Watch | None
     ) -> torch.Tensor:
-        """The final hidden states, of decode steps by a graph where there are any."""
+        """The final hidden states, of decode steps by a graph (a tape) where there is one."""
         decode = watch is None and all(
             chunk.count == 1 and chunk.start >= len(chunk.request.prompt) for chunk in chunks
         )
