@@ -11,6 +11,7 @@ from ..kernels.attend import Keys, attend
 from ..kernels.store import PageLayout, write_pages
 from . import peers
 from .cases import Candidate, Case, Problem, Sizes, View, first, ours_name
+from .played import Played
 from .roofline import attend_work, causal_pairs
 from .timing import Rotation, Run
 
@@ -108,7 +109,7 @@ def prefill(rows: int, length: int, dim: int, dtype: torch.dtype, window: int | 
 
 def decode(batch: int, length: int, dim: int, cold: int, run: int) -> Problem:
     """One new token in each of `batch` sequences, bf16; calls rotate through `cold` bytes of K and
-    V, whose pages lie `run` side by side.
+    V, whose pages lie `run` side by side. Ours is played, as in the engine's decode steps.
     """
     dtype = torch.bfloat16
     q = torch.randn(batch, HEADS, dim).to(dtype)
@@ -117,7 +118,7 @@ def decode(batch: int, length: int, dim: int, cold: int, run: int) -> Problem:
     pages = Pages(k, v, copies * batch, run)
     positions = torch.full((batch,), length - 1)
     tables = [slice(i * batch, (i + 1) * batch) for i in range(copies)]
-    ours = Rotation([pages.run(q, table, positions, None) for table in tables])
+    ours = Rotation([Played(pages.run(q, table, positions, None)) for table in tables])
     runs: dict[str, list[Run]] = {}
     for _ in range(copies):
         own_k, own_v = (_batched(each).repeat(batch, 1, 1, 1) for each in (k, v))

@@ -11,6 +11,7 @@ import torch
 from ..engine.attention.spec import describe_methods
 from .cases import Sizes
 from .method_layers import HEADS, MODEL_LAYERS, SHORT, Memory, Subject, dense
+from .played import Played
 from .timing import Rotation, Run
 
 DENSE = "dense"
@@ -101,8 +102,8 @@ def prefill(sizes: Sizes, chosen: Sequence[MethodCase]) -> Problem:
 
 
 def decode(sizes: Sizes, chosen: Sequence[MethodCase]) -> Problem:
-    """The last row of a sequence; calls rotate through sequences that no cache holds together, and
-    the layers of one step through their pages.
+    """The last row of a sequence, played as in decode steps; calls rotate through sequences that no
+    cache holds together, and the layers of one step through their pages.
     """
     tokens = sizes.method_decode - SHORT
     copies = max(1, -(-sizes.cold // Memory.bytes_of(tokens)))
@@ -115,7 +116,11 @@ def decode(sizes: Sizes, chosen: Sequence[MethodCase]) -> Problem:
         ]
         for case in chosen
     }
-    return Problem(tokens, subjects, {spec: Rotation(some) for spec, some in subjects.items()})
+    runs = {
+        spec: Rotation([Played(each.compute, each.prepare) for each in some])
+        for spec, some in subjects.items()
+    }
+    return Problem(tokens, subjects, runs)
 
 
 PHASES: Mapping[str, Callable[[Sizes, Sequence[MethodCase]], Problem]] = {

@@ -22,6 +22,7 @@ from ..engine.attention.parse import parse_method
 from ..engine.attention.protocols import LatentMethod, is_planned
 from ..engine.branches import BranchShape, Turns
 from ..engine.layers.up_projection import UpProjection
+from ..engine.tapes import look_at_keys
 from ..kernels.store import PageLayout, write_pages, zeroed
 
 HEADS, KV_HEADS, DIM = 8, 2, 128
@@ -177,11 +178,18 @@ class Subject:
         self.caches = [self.memory.layer_cache(n) for n in range(self.layers)]
 
     def __call__(self) -> torch.Tensor:
-        """The last layer's output. Of several layers the plan is made anew: it carries something
-        from one to the next.
-        """
+        """The last layer's output."""
+        self.prepare()
+        return self.compute()
+
+    def prepare(self) -> None:
+        """Of several layers the plan is made anew: it carries something from one to the next."""
         if self.layers > 1:
             self.plan = self.method.plan(self.shape, self.step)
+            look_at_keys(self.plan)
+
+    def compute(self) -> torch.Tensor:
+        """All layers."""
         for cache in self.caches:
             out = self.layer(cache)
         return out

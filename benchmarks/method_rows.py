@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from ..engine.errors import SaccadeError
-from ..kernels.native import single_threaded_torch
+from ..kernels import native
 from . import method_cases
 from .cases import Sizes
 from .method_cases import DENSE, PHASES, MethodCase, Problem
-from .method_layers import DIM, HEADS, KV_HEADS, MODEL_LAYERS
-from .op_times import WITHIN, op_times
+from .method_layers import DIM, HEADS, KV_HEADS, MODEL_LAYERS, Subject
+from .op_times import WITHIN, PlayedTimes, op_times
 from .report import SHARED, Table, duration
-from .timing import Figure, Run, Samples, interleave, ratio
+from .timing import Figure, Rotation, Samples, interleave, ratio
 
 # Whatever else a method does counts as choosing: its own code between the ops, too. (Products over
 # heads take queries to latents, and what was attended to back.)
@@ -43,18 +45,43 @@ class MethodRow:
     choosing: float
 
 
-def choosing(run: Run, seconds: float) -> float:
-    """The share of a run's time that is not attention itself, over calls of about SPLIT_TIME.
+def choosing(subjects: Sequence[Subject], seconds: float, plays: bool) -> float:
+    """The share of a method's time that is not attention itself, over calls of about SPLIT_TIME.
 
-    Not measured with the samples: looking into a call costs more than some calls take.
+    plays: as what is recorded, if it can be. Not measured with the samples: looking into a call
+    costs more than some calls take.
     """
+    calls = max(1, round(SPLIT_TIME / seconds))
+    spent, total = _played_times(subjects, calls) if plays else (Counter(), 0.0)
+    if not total:
+        spent, total = _called_times(subjects, calls)
+    return max(0.0, 1 - sum(spent[name] for name in _ATTENDING) / total)
+
+
+def _called_times(subjects: Sequence[Subject], calls: int) -> tuple[Counter[str], float]:
+    """Seconds by op and in all, the subjects in turn."""
+    run = Rotation(subjects)
     run()
     start = time.perf_counter()
     with op_times() as spent:
-        for _ in range(max(1, round(SPLIT_TIME / seconds))):
+        for _ in range(calls):
             run()
-    total = time.perf_counter() - start - spent[WITHIN]
-    return max(0.0, 1 - sum(spent[name] for name in _ATTENDING) / total)
+    return spent, time.perf_counter() - start - spent[WITHIN]
+
+
+def _played_times(subjects: Sequence[Subject], calls: int) -> tuple[Counter[str], float]:
+    """The same of what is played; 0 seconds where it cannot be."""
+    spent: Counter[str] = Counter()
+    if native.kernels() is None:
+        return spent, 0.0
+    tapes = []
+    for subject in subjects:
+        subject.prepare()
+        tapes.append(PlayedTimes(subject.compute))
+        if tapes[-1].refusal:
+            return spent, 0.0
+    run = Rotation([partial(tape.play, spent) for tape in tapes])
+    return spent, sum(run() for _ in range(calls))
 
 
 def measure(
@@ -64,7 +91,7 @@ def measure(
 
     As in the engine, torch's own threads sleep: what a method does in torch is little.
     """
-    with single_threaded_torch():
+    with native.single_threaded_torch():
         return [row for phase in phases for row in _phase(phase, sizes, repeats, progress)]
 
 
@@ -94,7 +121,9 @@ def _row(case: MethodCase, problem: Problem, samples: Samples) -> MethodRow:
         ratio=faster.value,
         ratio_spread=faster.spread,
         keys=problem.share(case.spec),
-        choosing=choosing(problem.runs[case.spec], case.layers * time_.value),
+        choosing=choosing(
+            problem.subjects[case.spec], case.layers * time_.value, case.phase == "decode"
+        ),
     )
 
 
@@ -106,7 +135,8 @@ def table(rows: Sequence[MethodRow]) -> Table:
         f"One layer, bf16, {HEADS} query and {KV_HEADS} KV heads of {DIM}, random keys (so that "
         "neighbours agree in nothing), batch 1.",
         "x dense: times as fast as our own dense attention. keys allow: dense keys over keys read. "
-        "choosing: time that is not attention (summaries, scores, selection, glue).",
+        "choosing: time that is not attention (summaries, scores, selection, glue). decode: played "
+        "as in decode steps of the engine, but adaptive and mosa, which it calls from Python.",
         f"lessismore, tidal: the mean of {MODEL_LAYERS} layers, of which two are dense and two "
         f"choose. mosa: {HEADS} heads that choose, each with a K and V of its own, scores evenly "
         f"spread. asa: a global layer of {KV_HEADS} latents a token. adaptive: tau=0.01 keeps "

@@ -106,14 +106,6 @@ class Forward:
         self._batch = replace(self._batch, tokens=self.tokens, positions=self._positions)
         return self._buffer
 
-    @property
-    def settled(self) -> list[torch.Tensor]:
-        """Tensors that hold the same in all decode steps with as many sequences: whose rows lie
-        where, one for each.
-        """
-        found = [part.step.cu_rows for part in self._different_parts()]
-        return found + [plan.walk.cu for plan in self._snapshots.values()]
-
     def note_replay(self, captured: Forward) -> None:
         """The step is computed as `captured` was: counts its layers, and what they read."""
         for shape, parts in zip(self._shapes, self._parts, strict=True):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ import torch
 from ..kernels import native
 from .devices import Place, Staging
 from .forward import Forward
-from .tapes import Pool, Tape
+from .tapes import Pool, Tape, look_at_keys
 
 SETTING, TAPES = "SACCADE_CUDA_GRAPHS", "SACCADE_CPU_TAPES"
 MOST_GRAPHS = 48  # kept; the one that was replayed longest ago goes first
@@ -50,12 +50,8 @@ class Recorder(Protocol):
     # what cannot be recorded raises.
     computes: bool
 
-    def capture(
-        self, call: Callable[[], torch.Tensor], settled: Collection[torch.Tensor] = ()
-    ) -> Recording:
-        """settled: tensors that hold the same at every replay, and may be looked at. Raises
-        whatever the call may raise.
-        """
+    def capture(self, call: Callable[[], torch.Tensor]) -> Recording:
+        """Raises whatever the call may raise."""
         ...
 
 
@@ -67,9 +63,7 @@ class CudaRecorder:
     def __init__(self) -> None:
         self._pool: Any = None
 
-    def capture(
-        self, call: Callable[[], torch.Tensor], settled: Collection[torch.Tensor] = ()
-    ) -> Recording:
+    def capture(self, call: Callable[[], torch.Tensor]) -> Recording:
         """See `Recorder`."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
@@ -86,11 +80,9 @@ class TapeRecorder:
     def __init__(self) -> None:
         self._pool = Pool()
 
-    def capture(
-        self, call: Callable[[], torch.Tensor], settled: Collection[torch.Tensor] = ()
-    ) -> Recording:
+    def capture(self, call: Callable[[], torch.Tensor]) -> Recording:
         """See `Recorder`."""
-        tape = Tape(self._pool, settled)
+        tape = Tape(self._pool)
         result = tape.record(call)
         return Recording(result, None if tape.refusal else tape.play, tape.refusal)
 
@@ -166,9 +158,11 @@ class DecodeGraphs:
         self, key: Hashable, forward: Forward, compute: Callable[[Forward], torch.Tensor]
     ) -> Recording | None:
         """Makes a graph of this step, which has not run yet, if it can; None: nothing was done."""
+        if self._recorder.computes:
+            look_at_keys(forward.sendable())
         buffer = forward.send(self._staging)
         try:
-            recording = self._recorder.capture(lambda: compute(forward), forward.settled)
+            recording = self._recorder.capture(lambda: compute(forward))
         except Exception as error:  # e.g. a method that looks at the device
             if self._recorder.computes:
                 raise

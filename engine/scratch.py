@@ -15,10 +15,11 @@ from .checkpoint.config_json import ModelConfig
 from .config import EngineConfig
 from .device_sampler import scratch_bytes as sampler_scratch_bytes
 from .devices import Place
-from .graphs import width
+from .graphs import MOST_GRAPHS, width
 from .layers.hyper_connection import hyper_scratch_bytes
 from .layers.kinds import attention_kind
 from .layers.mlp import expert_scratch_bytes, mlp_scratch_bytes
+from .tapes import MOST_HELD
 
 ARENA = 32 << 20  # for the kernels of a few threads
 
@@ -35,29 +36,30 @@ def scratch_bytes(
     """An upper bound on what one step allocates beside weights and pages, sequences being of
     `length` tokens at most.
     """
-    total = _step_bytes(model, dtype, config.max_num_batched_tokens, config.max_num_seqs)
+    tokens, seqs = config.max_num_batched_tokens, config.max_num_seqs
+    total = _row_bytes(model, dtype, tokens, seqs) + (2 * seqs + 256) * model.vocab_size * 4 + ARENA
     total += _undo_bytes(config, shapes, policy, dtype, length)
     if where.gpu:
         lists = _list_bytes(config, shapes, policy, length)
         chosen = expert_scratch_bytes(model, dtype, config.max_num_batched_tokens)
         return total + max(_gpu_bytes(config, model, shapes, length), lists, chosen)
-    return total + _unit_bytes(shapes) + _kernel_bytes(config, shapes, policy, length)
+    tapes = _row_bytes(model, dtype, seqs, seqs) + MOST_GRAPHS * MOST_HELD
+    return total + tapes + _unit_bytes(shapes) + _kernel_bytes(config, shapes, policy, length)
 
 
-def _step_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
-    """What does not depend on the context, nor on the method.
+def _row_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -> int:
+    """What rows take on their way through the model, whatever the context and the method.
 
     Per row: residual, norm, update; q, k, v and the attention output (and its fp32 partial results
-    where a method merges); gate, up and their product; angles. Then the logits of all sampled rows,
-    twice, and of one piece of prompt rows; then a fixed arena for the kernels.
+    where a method merges); gate, up and their product; angles. (Beside them are the logits of all
+    sampled rows, twice, and of one piece of prompt rows; and a fixed arena for the kernels.)
     """
     heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     row = (3 * model.hidden_size + heads) * dtype.itemsize
     partial = 3 * model.num_heads * model.head_dim * 4 + 4 * model.head_dim
-    logits = (2 * seqs + 256) * model.vocab_size * 4
     own = attention_kind(model).scratch_bytes(model, dtype, tokens, seqs)
     own += mlp_scratch_bytes(model, dtype, tokens) + hyper_scratch_bytes(model, dtype, tokens)
-    return tokens * (row + partial) + logits + own + ARENA
+    return tokens * (row + partial) + own
 
 
 def _undo_bytes(

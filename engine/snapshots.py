@@ -38,6 +38,11 @@ class States:
         # [pages, 2]: how many tokens lie behind each state, 0: it is none.
         self._tokens = np.zeros((pages, SLOTS), np.int64)
 
+    @property
+    def count(self) -> int:
+        """All places for states."""
+        return self._tokens.size
+
     def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Pages were copied."""
         self._tokens[np.array(target)] = self._tokens[np.array(source)]
@@ -155,6 +160,7 @@ def plan_states(batch: Batch, group: int, page_size: int, states: States) -> tup
     load, store = np.where(page < 0, -1, page * SLOTS + slot), np.full_like(rows, -1)
     store[at] = to * SLOTS + free
     walk = Walk(*(torch.from_numpy(each) for each in (cu, rows, load, store)))
+    walk.check(len(rows), states.count)
     fresh = torch.from_numpy(page < 0)[:, None, None] if (page < 0).any() else None
     taps = {each: _tap(*each, cu, rows, at) for each in states.convolutions}
     plan = Snapshots(

@@ -8,9 +8,10 @@ torch take as long again, for the weights that pass have put their own data out 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -18,6 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..kernels import native
+from ..kernels.attend import Keys
+from ..kernels.select import Candidates
+from .devices import moved
 
 # Operators whose result, or its size, depends on what tensors hold.
 LOOKING = {
@@ -25,8 +29,10 @@ LOOKING = {
     "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount",
 }  # fmt: skip
 _EMPTY = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}
-_READ = "resolve_conj"  # the first thing that Tensor.tolist does; itself it is no operator
+_READ = "resolve_conj"  # what Tensor.tolist, no operator, begins with in inference mode
 _LINE = 64  # bytes
+# What operators computed keeps its place as long as the tape lives: bytes of it at most.
+MOST_HELD = 512 << 10
 
 
 def storage(tensor: torch.Tensor) -> int:
@@ -60,6 +66,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._pieces: list[tuple[torch.Tensor, StorageWeakRef]] = []
+        self.addresses: set[int] = set()
 
     @property
     def nbytes(self) -> int:
@@ -82,30 +89,51 @@ class Pool:
         ]
         if fitting:
             return self._pieces.pop(min(fitting)[1])[0]
-        return torch.empty(-(-nbytes // _LINE) * _LINE, dtype=torch.uint8)
+        memory = torch.empty(-(-nbytes // _LINE) * _LINE, dtype=torch.uint8)
+        self.addresses.add(memory.data_ptr())
+        return memory
+
+
+class _Run(NamedTuple):
+    """Kernels without an operator in between."""
+
+    replay: Callable[[Any, int, int], None]
+    calls: Any
+    first: int
+    end: int
+
+    def __call__(self) -> None:
+        self.replay(self.calls, self.first, self.end)
+
+    def apart(self) -> list[_Run]:
+        """Each kernel by itself."""
+        return [self._replace(first=i, end=i + 1) for i in range(self.first, self.end)]
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 class Tape:
     """What was done inside `record`. refusal: why it cannot be done again by `play`, or None."""
 
-    def __init__(self, pool: Pool, settled: Collection[torch.Tensor]) -> None:
-        """settled: tensors that hold the same whenever the tape is played."""
+    def __init__(self, pool: Pool) -> None:
         self.refusal: str | None = None
         self._pool = pool
-        self._settled = {each.data_ptr() for each in settled}
         self._kernels = native.kernels()
         self._calls = native.module().Tape()  # type: ignore[union-attr]
         self._played = 0  # of these calls, in `_steps`
         self._steps: list[Callable[[], Any]] = []
+        self._results = 0  # bytes
+        # Memory that is not of the pool, by address: kernels know it by that alone.
+        self._held: dict[int, torch.Tensor] = {}
 
     def record(self, call: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What `call` returns. Raises what it raises."""
-        native.module().record(self._calls)  # type: ignore[union-attr]
-        try:
-            with _Operators(self):
-                result = call()
-        finally:
-            native.module().record(None)  # type: ignore[union-attr]
+        with native.record(self._calls), _Operators(self):
+            result = call()
         self._end_run()
         return result
 
@@ -114,44 +142,69 @@ class Tape:
         for step in self._steps:
             step()
 
+    def __len__(self) -> int:
+        """Calls of kernels."""
+        return len(self._calls)
+
+    def times(self) -> tuple[list[float], float]:
+        """Plays it call by call: seconds of each kernel, and of all operators together."""
+        kernels, operators = [], 0.0
+        for step in self._steps:
+            if isinstance(step, _Run):
+                kernels += [_seconds(call) for call in step.apart()]
+            else:
+                operators += _seconds(step)
+        return kernels, operators
+
     def _end_run(self) -> None:
         if self._played < len(self._calls):
-            run = self._played, len(self._calls)
-            self._steps.append(partial(self._kernels.replay, self._calls, *run))
-            self._played = run[1]
-
-    def _refuse(self, name: str) -> None:
-        self.refusal = self.refusal or f"{name} looks at what a tensor holds"
+            end = len(self._calls)
+            self._steps.append(_Run(self._kernels.replay, self._calls, self._played, end))
+            self._played = end
 
     def note_operator(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any
     ) -> Any:
         """An operator gave `found`; what its caller shall have instead."""
         name = func._schema.name.split("::")[1]
-        if name in _EMPTY:
-            return self._pool.like(found) if found.numel() and found.is_contiguous() else found
-        if name == _READ and args[0].data_ptr() not in self._settled:
-            self._refuse("tolist")
-        elif looks(func, args, kwargs):
-            self._refuse(name)
+        if name in _EMPTY and found.numel() and found.is_contiguous():
+            return self._pool.like(found)
+        for each in tensors((args, kwargs, found)):
+            if storage(each) not in self._pool.addresses:
+                self._held.setdefault(storage(each), each)
+        if name == _READ or looks(func, args, kwargs):
+            name = "tolist" if name == _READ else name
+            self.refusal = self.refusal or f"{name} looks at what a tensor holds"
         elif name == "lift_fresh" and args[0].ndim:
             self.refusal = self.refusal or "numbers of Python are made a tensor"
         elif func._schema.is_mutable:
             self._note(func, args, kwargs, None)
-        elif not func.is_view:
+        else:  # views may be copies, and copies views: where the result lies tells
             given = {storage(each) for each in tensors((args, kwargs))}
             made = [each for each in tensors(found) if each.numel()]
             if any(storage(each) not in given for each in made):
                 self._note(func, args, kwargs, found)
         return found
 
-    def _note(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any
-    ) -> None:
+    def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
         """Something to be computed again, into the same memory."""
         self._end_run()
         again = partial(func, *args, **kwargs)
         self._steps.append(again if found is None else partial(_again, again, found))
+        self._results += sum(each.nbytes for each in tensors(found))
+        if self._results > MOST_HELD:
+            self.refusal = self.refusal or f"operators' results take more than {MOST_HELD} bytes"
+
+
+def look_at_keys(value: Any) -> None:
+    """Looks at all keys in it, which remember what was found: once a step is being recorded, it may
+    not look at what its tensors hold.
+    """
+    known: dict[int, Any] = {}
+    moved(value, lambda tensor: tensor, known)
+    for each in known.values():
+        if isinstance(each, Keys | Candidates):
+            each.fault  # noqa: B018
 
 
 def _again(compute: Callable[[], Any], found: Any) -> None:

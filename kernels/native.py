@@ -8,7 +8,8 @@ why.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -122,6 +123,27 @@ def kernels() -> Any:
     """The process-wide kernel set of the chosen instruction set, or None."""
     isa = chosen_isa()
     return None if isa is None else load(isa)
+
+
+_recording = threading.local()
+
+
+@contextmanager
+def record(calls: Any) -> Iterator[None]:
+    """Inside, the kernels that this thread calls are also noted in `calls`, the module's Tape."""
+    noted: Callable[[Any], None] = getattr(module(), "record")  # noqa: B009  it is there
+    noted(calls)
+    _recording.on = True
+    try:
+        yield
+    finally:
+        _recording.on = False
+        noted(None)
+
+
+def is_recording() -> bool:
+    """Whether this thread is inside `record`."""
+    return getattr(_recording, "on", False)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from contextlib import suppress
 
 import torch
 
+from .. import native
+
 # Bytes from which memory is asked for in huge pages (of 2 MiB): of smaller tensors too much would
 # be committed in vain.
 HUGE_FROM = 8 << 20
@@ -24,10 +26,11 @@ def zeroed(
 
     torch.zeros writes every byte: for gigabytes of pages that alone takes seconds. Here they come
     from an anonymous mapping, page-aligned, and stay alive as long as the tensor. Where the system
-    has huge pages, large tensors lie in them: reading them as a stream is a fifth faster.
+    has huge pages, large tensors lie in them: reading them as a stream is a fifth faster. (What is
+    recorded must be zeroed again, by an operator.)
     """
     count = math.prod(shape)
-    if count == 0 or torch.device(device).type != "cpu":
+    if count == 0 or torch.device(device).type != "cpu" or native.is_recording():
         return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, count * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if count * dtype.itemsize >= HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):

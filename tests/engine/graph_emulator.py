@@ -12,13 +12,9 @@ from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-# Operators whose result, or its size, is known when the device has computed.
-WAITING = {
-    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "nonzero_numpy", "argwhere",
-    "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount",
-}  # fmt: skip
+from saccade.engine.graphs import Recording
+from saccade.engine.tapes import looks, storage, tensors
 
 
 class Waits(RuntimeError):
@@ -42,7 +38,8 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._launching:
             return func(*args, **kwargs)
-        refuse_waiting(func, args, kwargs)
+        if looks(func, args, kwargs):
+            raise Waits(f"{func._schema.name.split('::')[1]} waits for the device")
         if self._captures and func._schema.name == "aten::lift_fresh" and args[0].ndim:
             raise Waits("numbers of the host are made a tensor, which is copied to the device")
         if func._schema.is_mutable:
@@ -92,35 +89,12 @@ class Tape(TorchDispatchMode):
                     each.fill_(torch.nan)
 
 
-def storage(tensor: torch.Tensor) -> int:
-    """Which memory a tensor lies in."""
-    return tensor.untyped_storage().data_ptr()
-
-
-def tensors(value: Any) -> list[torch.Tensor]:
-    """Those in it, however deep."""
-    return [each for each in tree_leaves(value) if isinstance(each, torch.Tensor)]
-
-
-def refuse_waiting(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raises Waits for what waits."""
-    name = func._schema.name.split("::")[1]
-    masks = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
-        each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1]
-    )
-    counted = (
-        name == "repeat_interleave"
-        and kwargs.get("output_size") is None
-        and (isinstance(args[-1], torch.Tensor))
-    )
-    if name in WAITING or masks or counted:
-        raise Waits(f"{name} waits for the device")
-
-
 class Emulator:
     """Stands in for `engine.graphs.CudaRecorder`."""
 
-    def capture(self, call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+    computes = False
+
+    def capture(self, call: Callable[[], torch.Tensor]) -> Recording:
         """See `engine.graphs.Recorder`."""
         from triton.runtime.interpreter import GridExecutor
 
@@ -137,4 +111,4 @@ class Emulator:
             result = call()
         tape.undo()
         tape.poison()
-        return result, tape.replay
+        return Recording(result, tape.replay)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saccade import Engine
-from saccade.engine import graphs
+from saccade.engine import graphs, tapes
 from saccade.engine.devices import Place
 from saccade.kernels import native
 from saccade.kernels.attend import Keys
@@ -72,10 +72,11 @@ def test_numbers_of_the_host_are_not_captured(
     x = torch.zeros(2)
     with pytest.raises(graph_emulator.Waits, match="numbers of the host"):
         Emulator().capture(lambda: x + numbers(x))
-    result, replay = Emulator().capture(lambda: torch.where(x > 0, 5, x + 1))
+    made = Emulator().capture(lambda: torch.where(x > 0, 5, x + 1))
     x.fill_(2)
-    replay()
-    assert result.tolist() == [5, 5]
+    assert made.replay is not None
+    made.replay()
+    assert made.result.tolist() == [5, 5]
 
 
 def test_signatures() -> None:
@@ -109,7 +110,7 @@ def test_a_step_that_cannot_be_captured_is_computed(
     monkeypatch.setattr(native, "kernels", lambda: None)
     folder = checkpoint("llama")
     expected = make_engine(folder, device="cuda", **OPTIONS).generate([5, 6], greedy(5))
-    monkeypatch.setattr(graph_emulator, "WAITING", {"embedding", "index_select"})
+    monkeypatch.setattr(tapes, "LOOKING", {"embedding", "index_select"})
     engine = make_engine(folder, device="cuda", **OPTIONS)
     assert tokens_of(engine.generate([5, 6], greedy(5))[0]) == tokens_of(expected[0])
     made = engine._runner.graphs
