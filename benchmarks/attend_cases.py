@@ -108,8 +108,8 @@ def prefill(rows: int, length: int, dim: int, dtype: torch.dtype, window: int | 
 
 
 def decode(batch: int, length: int, dim: int, cold: int, run: int) -> Problem:
-    """One new token in each of `batch` sequences, bf16; calls rotate through `cold` bytes of K and
-    V, whose pages lie `run` side by side. Ours is played, as in the engine's decode steps.
+    """One new token in each of `batch` sequences, bf16; calls go through `cold` bytes of K and V,
+    whose pages lie `run` side by side. Ours are played, as in the engine's decode steps.
     """
     dtype = torch.bfloat16
     q = torch.randn(batch, HEADS, dim).to(dtype)
@@ -118,7 +118,7 @@ def decode(batch: int, length: int, dim: int, cold: int, run: int) -> Problem:
     pages = Pages(k, v, copies * batch, run)
     positions = torch.full((batch,), length - 1)
     tables = [slice(i * batch, (i + 1) * batch) for i in range(copies)]
-    ours = Rotation([Played(pages.run(q, table, positions, None)) for table in tables])
+    ours = Played([pages.run(q, table, positions, None) for table in tables])
     runs: dict[str, list[Run]] = {}
     for _ in range(copies):
         own_k, own_v = (_batched(each).repeat(batch, 1, 1, 1) for each in (k, v))
@@ -127,9 +127,8 @@ def decode(batch: int, length: int, dim: int, cold: int, run: int) -> Problem:
     rotating = {name: Rotation(each) for name, each in runs.items()}
     rotating["torch sdpa, repeated"] = _repeated(q, k, v, batch, cold)
     work = attend_work(batch * length, batch, batch * length, HEADS, KV_HEADS, dim, dtype.itemsize)
-    return Problem(
-        Candidate(ours_name(), ours, first), _candidates(rotating, _decoded), work, "stream"
-    )
+    mine = Candidate(ours_name(), ours, first, ours.calls)
+    return Problem(mine, _candidates(rotating, _decoded), work, "stream")
 
 
 def _repeated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: int, cold: int) -> Rotation:

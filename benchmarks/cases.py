@@ -50,11 +50,14 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One implementation. view: its result as a tensor that can be compared with the others'."""
+    """One implementation. view: its result as a tensor that can be compared with the others'.
+    calls: of the op in one run.
+    """
 
     name: str
     run: Run
     view: View
+    calls: int = 1
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,9 @@ def measure(case: Case, ceilings: Ceilings, repeats: int) -> list[Row]:
     if ceiling is not None:
         runs[ceiling.name] = ceiling.run
     samples = interleave(runs, repeats)
+    samples[problem.ours.name] = [
+        seconds / problem.ours.calls for seconds in samples[problem.ours.name]
+    ]
     best = fastest({name: samples[name] for name in peers})
     faster = ratio(samples[best], samples[problem.ours.name])
     note = "; ".join(f"{name}: error {gap:.2g}" for name, gap in wrong.items())

@@ -12,7 +12,7 @@ from ..engine.attention.spec import describe_methods
 from .cases import Sizes
 from .method_layers import HEADS, MODEL_LAYERS, SHORT, Memory, Subject, dense
 from .played import Played
-from .timing import Rotation, Run
+from .timing import Run
 
 DENSE = "dense"
 # The paper's sizes, by means and with one K and V, as public implementations have them.
@@ -86,6 +86,7 @@ class Problem:
     tokens: int
     subjects: Mapping[str, Sequence[Subject]]  # over each of the sequences
     runs: Mapping[str, Run]
+    calls: Mapping[str, int]  # of a layer, in one run
 
     def share(self, spec: str) -> float:
         """Keys that a layer of this method reads, of those that dense attention reads."""
@@ -98,12 +99,13 @@ def prefill(sizes: Sizes, chosen: Sequence[MethodCase]) -> Problem:
     memory = Memory(sizes.method_prefill, 1, [case.spec for case in chosen])
     q = torch.randn(memory.tokens, HEADS, memory.dim).bfloat16()
     runs = {case.spec: memory.subject(case.spec, 0, 0, q) for case in chosen}
-    return Problem(memory.tokens, {spec: [run] for spec, run in runs.items()}, runs)
+    calls = dict.fromkeys(runs, 1)
+    return Problem(memory.tokens, {spec: [run] for spec, run in runs.items()}, runs, calls)
 
 
 def decode(sizes: Sizes, chosen: Sequence[MethodCase]) -> Problem:
-    """The last row of a sequence, played as in decode steps; calls rotate through sequences that no
-    cache holds together, and the layers of one step through their pages.
+    """The last row of a sequence, played as in decode steps: in turn those of several sequences,
+    which no cache holds together, or the layers of one step over their pages.
     """
     tokens = sizes.method_decode - SHORT
     copies = max(1, -(-sizes.cold // Memory.bytes_of(tokens)))
@@ -116,11 +118,17 @@ def decode(sizes: Sizes, chosen: Sequence[MethodCase]) -> Problem:
         ]
         for case in chosen
     }
-    runs = {
-        spec: Rotation([Played(each.compute, each.prepare) for each in some])
-        for spec, some in subjects.items()
-    }
-    return Problem(tokens, subjects, runs)
+    runs = {spec: _played(some) for spec, some in subjects.items()}
+    calls = {case.spec: runs[case.spec].calls * case.layers for case in chosen}
+    return Problem(tokens, subjects, runs, calls)
+
+
+def _played(subjects: Sequence[Subject]) -> Played:
+    def prepare() -> None:
+        for each in subjects:
+            each.prepare()
+
+    return Played([each.compute for each in subjects], prepare)
 
 
 PHASES: Mapping[str, Callable[[Sizes, Sequence[MethodCase]], Problem]] = {

@@ -186,7 +186,7 @@ class Subject:
         """Of several layers the plan is made anew: it carries something from one to the next."""
         if self.layers > 1:
             self.plan = self.method.plan(self.shape, self.step)
-            look_at_keys(self.plan)
+        look_at_keys(self.plan)
 
     def compute(self) -> torch.Tensor:
         """All layers."""

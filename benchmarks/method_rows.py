@@ -110,8 +110,9 @@ def _phase(
 
 
 def _row(case: MethodCase, problem: Problem, samples: Samples) -> MethodRow:
-    own = [seconds / case.layers for seconds in samples[case.spec]]
-    time_, faster = Figure.of(own), ratio(samples[DENSE], own)
+    own = [seconds / problem.calls[case.spec] for seconds in samples[case.spec]]
+    dense = [seconds / problem.calls[DENSE] for seconds in samples[DENSE]]
+    time_, faster = Figure.of(own), ratio(dense, own)
     return MethodRow(
         spec=case.spec,
         phase=case.phase,

@@ -1,8 +1,10 @@
-"""Decode as the engine computes it: recorded once, then played without Python (engine/tapes.py)."""
+"""Decode as the engine computes it: the calls of a step are recorded once, and then played one after
+the other without Python (engine/tapes.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine.graphs import TapeRecorder
@@ -11,27 +13,34 @@ from .timing import Run
 
 
 class Played:
-    """A run that is recorded when it is made; what cannot be recorded is called every time."""
+    """Calls in a row, as the layers of a step make them, each on data of its own that no cache
+    holds. What cannot be recorded is called from Python.
+    """
 
-    def __init__(self, run: Run, prepare: Callable[[], Any] = lambda: None) -> None:
-        """prepare: makes what the run reads, before it is recorded and whenever it is called."""
-        self._run, self._prepare = run, prepare
-        prepare()
-        run()  # keys are looked at once
+    def __init__(self, runs: Sequence[Run], prepare: Callable[[], Any] = lambda: None) -> None:
+        """prepare: makes what the runs read, before they are recorded and whenever they are called
+        from Python.
+        """
+        self.calls = len(runs)
+        self._runs, self._prepare = runs, prepare
         self._recording = None
+        self._call()  # keys are looked at once, and remember what was found
         if native.kernels() is not None:
             prepare()
-            self._recording = TapeRecorder().capture(run)
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether a call plays what was recorded."""
-        return self._recording is not None and self._recording.replay is not None
+            self._recording = TapeRecorder().capture(self._in_turn)
 
     def __call__(self) -> Any:
-        """The result, always in the same memory where it is played."""
+        """The last result; where it is played, always in the same memory."""
         if self._recording is None or self._recording.replay is None:
-            self._prepare()
-            return self._run()
+            return self._call()
         self._recording.replay()
         return self._recording.result
+
+    def _call(self) -> Any:
+        self._prepare()
+        return self._in_turn()
+
+    def _in_turn(self) -> Any:
+        for run in self._runs:
+            found = run()
+        return found

@@ -15,6 +15,7 @@ from ..kernels.norm import RMS_NORM, rms_norm
 from ..kernels.rope import APPLY_ROPE, apply_rope
 from ..kernels.store import WRITE_PAGES, PageLayout, WriteCall, write_pages
 from .cases import Candidate, Case, Problem, Sizes, first, ours_name
+from .played import Played
 from .roofline import Work
 from .timing import Rotation, Run
 
@@ -62,8 +63,11 @@ def linear_layer(
     peer = [partial(functional.linear, x, weight.clone()) for _ in range(copies)]
     moved = weight.nbytes + x.nbytes + rows * out_features * dtype.itemsize
     work = Work(2.0 * rows * weight.numel(), float(moved))
-    bound = "stream" if rows < STREAM_ROWS else "matmul"
-    return _problem(Rotation(ours), {"torch linear": Rotation(peer)}, work, bound)
+    peers = {"torch linear": Rotation(peer)}
+    if rows >= STREAM_ROWS:
+        return _problem(Rotation(ours), peers, work, "matmul")
+    played = Played(ours)
+    return _problem(played, peers, work, "stream", played.calls)
 
 
 def norm(rows: int, dtype: torch.dtype) -> Problem:
@@ -153,6 +157,8 @@ def merged(rows: int, dtype: torch.dtype) -> Problem:
     return _problem(run, {REFERENCE: reference}, Work(bytes=3.0 * (a.nbytes + lse_a.nbytes)))
 
 
-def _problem(ours: Run, runs: dict[str, Run], work: Work, bound: str = "") -> Problem:
+def _problem(
+    ours: Run, runs: dict[str, Run], work: Work, bound: str = "", calls: int = 1
+) -> Problem:
     peers = [Candidate(name, run, first) for name, run in runs.items()]
-    return Problem(Candidate(ours_name(), ours, first), peers, work, bound)
+    return Problem(Candidate(ours_name(), ours, first, calls), peers, work, bound)

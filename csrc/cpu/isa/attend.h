@@ -32,6 +32,8 @@ constexpr int64_t kFewKeys = 1024;
 // As few as this where otherwise a thread would have fewer units than these.
 constexpr int64_t kLeastRows = SACCADE_AMX ? 256 : kMaxRows, kLeastListedRows = 512;
 constexpr int64_t kUnitsOfThread = 4;
+// Segments that a thread takes at a time where threads share those of a unit.
+constexpr int64_t kMostStretch = 8;
 // Units of at most this many rows wait for memory rather than for arithmetic, and fetch ahead.
 constexpr int64_t kStreamRows = 16;
 

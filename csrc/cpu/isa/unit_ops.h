@@ -52,18 +52,21 @@ struct Entry {
     run.finish(run.own_total);
     if (run.source != nullptr) run.source->conclude(run, run.own_total);
   }
-  static void segment(const AttendParams& p, const Unit& u, int64_t at, char* scratch,
-                      float* partial) {
+  static void segments(const AttendParams& p, const Unit& u, int64_t at, int64_t count,
+                       char* scratch, float* partials, int64_t floats) {
     K keys;
     UnitRun<S> run(p, u, scratch, source(keys));
     const TileScope tiles(run.rows);
     const FlushScope flush;
     run.prepare();
-    run.clear(partial);
-    if (at == kShorts) {
-      run.attend_shorts(partial);
-    } else {
-      run.attend_segment(at * kSegment, false, partial);
+    for (int64_t i = 0; i < count; ++i) {
+      float* partial = partials + i * floats;
+      run.clear(partial);
+      if (at == kShorts) {
+        run.attend_shorts(partial);
+      } else {
+        run.attend_segment((at + i) * kSegment, false, partial);
+      }
     }
   }
   static void conclude(const AttendParams& p, const Unit& u, const float* total) {
@@ -71,7 +74,7 @@ struct Entry {
     UnitRun<S> run(p, u, nullptr, source(keys));
     if (run.source != nullptr) run.source->conclude(run, total);
   }
-  static UnitOps ops() { return {scratch_bytes, whole, segment, kGathers ? conclude : nullptr}; }
+  static UnitOps ops() { return {scratch_bytes, whole, segments, kGathers ? conclude : nullptr}; }
 };
 
 // By element type.

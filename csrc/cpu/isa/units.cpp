@@ -87,9 +87,11 @@ struct UnitCall {
   UnitOps ops;
   char* scratch;
   int64_t slice;
-  // Few units: items of one round are (unit, segment) pairs with a slot each.
-  const Unit* unit_of_item[256];
-  int64_t segment_of_item[256];
+  // Few units: items of one round are stretches of a unit's segments, with a slot for each segment.
+  struct Item {
+    const Unit* unit;
+    int64_t segment, count, slot;
+  } items[256];
   float* slots;
   int64_t slot_floats;
 };
@@ -110,13 +112,24 @@ void run_whole_units(UnitCall& call, ThreadPool& pool) {
 void run_round(UnitCall& call, int64_t items, ThreadPool& pool) {
   pool.run(
       items,
-      [](void* context, int64_t item, int thread) {
+      [](void* context, int64_t index, int thread) {
         UnitCall& c = *static_cast<UnitCall*>(context);
-        const Unit& u = *c.unit_of_item[item];
-        c.ops.segment(c.p, u, c.segment_of_item[item], c.scratch + thread * c.slice,
-                      c.slots + item * c.slot_floats);
+        const UnitCall::Item& item = c.items[index];
+        c.ops.segments(c.p, *item.unit, item.segment, item.count, c.scratch + thread * c.slice,
+                       c.slots + item.slot * c.slot_floats, c.slot_floats);
       },
       &call);
+}
+
+// How many segments a thread takes at a time: what lies side by side in memory is read faster the
+// longer it goes on, as long as all threads have as much to do.
+int64_t stretch_of(const UnitCall& call, const Unit* units, const ThreadPool& pool) {
+  int64_t segments = 0;
+  for (int64_t i = 0; i < call.plan.count(); ++i)
+    segments += units[i].last_segment - units[i].first_segment;
+  const int64_t stretch = segments / (kUnitsOfThread * pool.size());
+  if (call.p.blocks != nullptr || stretch < 1) return 1;
+  return stretch < kMostStretch ? stretch : kMostStretch;
 }
 
 // Few units: threads share each unit's segments. Rounds bound the memory; merging in order fixes
@@ -131,20 +144,28 @@ void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
     units[i] = call.plan.unit(i);
     Results(call.p, units[i]).clear(totals + i * call.slot_floats);
   }
-  int64_t queued = 0;
+  const int64_t stretch = stretch_of(call, units, pool);
+  int64_t queued = 0, taken = 0;  // items, slots
   const auto flush = [&] {
     run_round(call, queued, pool);
     for (int64_t i = 0; i < queued; ++i) {
-      const Unit& u = *call.unit_of_item[i];
-      Results(call.p, u).merge_into(totals + (&u - units) * call.slot_floats,
-                                    call.slots + i * call.slot_floats);
+      const UnitCall::Item& item = call.items[i];
+      float* total = totals + (item.unit - units) * call.slot_floats;
+      for (int64_t slot = item.slot; slot < item.slot + item.count; ++slot)
+        Results(call.p, *item.unit).merge_into(total, call.slots + slot * call.slot_floats);
     }
-    queued = 0;
+    queued = taken = 0;
   };
   const auto queue = [&](const Unit& u, int64_t at) {
-    call.unit_of_item[queued] = &u;
-    call.segment_of_item[queued] = at;
-    if (++queued == per_round) flush();
+    if (taken == per_round) flush();
+    UnitCall::Item* last = queued > 0 ? call.items + queued - 1 : nullptr;
+    if (last != nullptr && last->unit == &u && last->segment + last->count == at &&
+        last->count < stretch) {
+      ++last->count;
+    } else {
+      call.items[queued++] = {&u, at, 1, taken};
+    }
+    ++taken;
   };
   for (int64_t i = 0; i < count; ++i) {
     const Kinds kinds(call.p, units[i]);
@@ -175,7 +196,7 @@ bool splits_units(const UnitPlan& plan, const ThreadPool& pool) {
 }
 
 void run_units(const AttendParams& p, const UnitPlan& plan, const UnitOps& ops, ThreadPool& pool) {
-  UnitCall call{p, plan, ops, nullptr, 0, {}, {}, nullptr, 0};
+  UnitCall call{p, plan, ops, nullptr, 0, {}, nullptr, 0};
   Unit largest = plan.unit(0);
   largest.tokens = plan.largest() / largest.heads;
   call.slice = (ops.scratch_bytes(p, largest) + 4095) / 4096 * 4096;

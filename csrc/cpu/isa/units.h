@@ -35,7 +35,9 @@ constexpr int64_t kShorts = -1;
 struct UnitOps {
   int64_t (*scratch_bytes)(const AttendParams&, const Unit&);
   void (*whole)(const AttendParams&, const Unit&, char* scratch);
-  void (*segment)(const AttendParams&, const Unit&, int64_t at, char* scratch, float* partial);
+  // `count` segments from `at` on, or kShorts: each to a partial result of its own.
+  void (*segments)(const AttendParams&, const Unit&, int64_t at, int64_t count, char* scratch,
+                   float* partials, int64_t floats);
   // What else is done when all rows are summed up, or null.
   void (*conclude)(const AttendParams&, const Unit&, const float* total);
 };
