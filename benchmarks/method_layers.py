@@ -21,9 +21,10 @@ from ..engine.attention.experts import ExpertMethod, ExpertShape, KeptCache
 from ..engine.attention.parse import parse_method
 from ..engine.attention.protocols import LatentMethod, is_planned
 from ..engine.branches import BranchShape, Turns
+from ..engine.cache import allocate_fields
 from ..engine.layers.up_projection import UpProjection
 from ..engine.tapes import look_at_keys
-from ..kernels.store import PageLayout, write_pages, zeroed
+from ..kernels.store import PageLayout, write_pages
 
 HEADS, KV_HEADS, DIM = 8, 2, 128
 # A step that happens to complete a block has more to do than most: decode stops short of one.
@@ -56,11 +57,8 @@ def shape_for(spec: str, method: AttentionMethod) -> LayerShape:
 def _fields(
     method: AttentionMethod, shape: LayerShape, pages: int, layout: PageLayout
 ) -> dict[str, torch.Tensor]:
-    """In memory as the engine's are (engine/cache.py)."""
-    return {
-        name: zeroed((pages, *field.shape), field.dtype or torch.bfloat16)
-        for name, field in method.fields(shape, layout.page_size).items()
-    }
+    fields = method.fields(shape, layout.page_size)
+    return allocate_fields(layout, pages, fields, torch.bfloat16)
 
 
 class Memory:

@@ -1,5 +1,5 @@
-"""Decode as the engine computes it: the calls of a step are recorded once, and then played one after
-the other without Python (engine/tapes.py).
+"""Decode as the engine computes it: the calls of a step are recorded once, and then played without
+Python (engine/tapes.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ..kernels.store import PageLayout, zeroed
+from ..kernels.store import PageLayout
 from .attention.base import LayerCache, LayerShape, PageField
 from .attention.experts import ExpertMethod, KeptCache
 from .attention.parse import method_text
@@ -178,7 +178,8 @@ class KVCache:
                 i,
                 layout,
                 *layout.allocate(pages_per_group[g], shape.kept_heads, *shape.kept, dtype, device),
-                _allocate_fields(
+                allocate_fields(
+                    layout,
                     pages_per_group[g],
                     layer_fields(shape, policy, i, layout.page_size),
                     dtype,
@@ -247,14 +248,18 @@ def _carrying(
     return [shape for shape in own if shape.fields]
 
 
-def _allocate_fields(
+def allocate_fields(
+    layout: PageLayout,
     pages: int,
     fields: dict[str, PageField],
     dtype: torch.dtype,
-    device: torch.device | str,
+    device: torch.device | str = "cpu",
 ) -> dict[str, torch.Tensor]:
+    """The fields of so many pages, zeroed; dtype: of K and V."""
     return {
-        name: zeroed((pages, *field.shape), field.dtype or dtype, device)
+        name: layout.allocate_field(
+            pages, field.shape, field.dtype or dtype, device, by_head=field.by_head
+        )
         for name, field in fields.items()
     }
 

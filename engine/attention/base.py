@@ -102,10 +102,13 @@ class LayerShape:
 class PageField:
     """Extra state that a method keeps per page: shape [num_pages, *shape], shared and copied with
     the page.
+
+    by_head: shape is [slots, KV heads, ...], and kernels read all slots of one head.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None  # None: as K and V
+    by_head: bool = False
 
 
 def _recurrent_fields(shape: RecurrentShape) -> dict[str, PageField]:

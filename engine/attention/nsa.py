@@ -129,7 +129,7 @@ class Nsa:
         slots_per_page(self.block, page_size)  # lists name whole blocks of pages
         slots = slots_per_page(self.stride, page_size, least=1)
         width = shape.head_dim + self._value_dim(shape)
-        return {self._field: PageField((slots, shape.num_kv_heads, width))}
+        return {self._field: PageField((slots, shape.num_kv_heads, width), by_head=True)}
 
     def _value_dim(self, shape: LayerShape) -> int:
         """Channels of an entry's value; entries that only choose have none."""

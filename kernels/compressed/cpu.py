@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 
 from .. import native
+from ..store import field_refusal, field_steps
 from .call import CompressedCall
 from .lists import ListRule
 
 
 def supports(call: CompressedCall) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if not call.entries.is_contiguous():
-        return "entries are not contiguous"
+    if reason := field_refusal(call.entries):
+        return reason
     if call.q.dtype == torch.bfloat16 and call.q.shape[2] % 2:
         return "odd head dim in bf16"
     for name, size in (("page", call.candidates.page_size), ("stride", call.spans.stride)):
@@ -54,6 +55,7 @@ def compressed(call: CompressedCall) -> tuple[torch.Tensor, torch.Tensor, torch.
         q.stride(0),
         q.stride(1),
         call.entries.data_ptr(),
+        *field_steps(call.entries),
         table.data_ptr(),
         table.stride(0),
         table.shape[1],

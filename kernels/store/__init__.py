@@ -8,7 +8,7 @@ from ..ops import Implementation, Op
 from . import cpu, cuda, reference, triton
 from .call import WriteCall
 from .layout import PageLayout
-from .memory import unwritten, zeroed
+from .memory import field_refusal, field_steps, unwritten, zeroed
 from .rows import RowLayout
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "PageLayout",
     "RowLayout",
     "WriteCall",
+    "field_refusal",
+    "field_steps",
     "unwritten",
     "write_pages",
     "zeroed",

@@ -5,6 +5,7 @@ memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -83,6 +84,22 @@ class PageLayout:
             zeroed((kv_heads, pages, *k[2:]), dtype, device).transpose(0, 1),
             zeroed((kv_heads, pages, *v[2:]), dtype, device).transpose(0, 1),
         )
+
+    def allocate_field(
+        self,
+        pages: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        by_head: bool = False,
+    ) -> torch.Tensor:
+        """Zeroed [pages, *shape]. by_head: shape is [slots, KV heads, ...], and what pages keep of
+        a head lies side by side, for kernels that read all slots of one head.
+        """
+        if not by_head:
+            return zeroed((pages, *shape), dtype, device)
+        slots, heads, *rest = shape
+        return zeroed((heads, pages, slots, *rest), dtype, device).movedim(0, 2)
 
     def key_pages(self, flat: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A page field [pages, dim * page_size] as K pages of one head, and V pages of none."""

@@ -39,6 +39,24 @@ def zeroed(
     return torch.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
+def field_steps(field: torch.Tensor) -> tuple[int, int]:
+    """Elements of a field [pages, slots, heads, ...] from slot to slot, and from head to head."""
+    return field.stride(1), field.stride(2)
+
+
+def field_refusal(field: torch.Tensor) -> str | None:
+    """Why compiled kernels cannot go over the slots of this field; None: they can."""
+    rest = 1
+    for size, step in zip(reversed(field.shape[3:]), reversed(field.stride()[3:]), strict=True):
+        if size != 1 and step != rest:
+            return "what a slot keeps of a head is not contiguous"
+        rest *= size
+    pages, slots = field.shape[:2]
+    if pages > 1 and field.stride(0) != slots * field.stride(1):
+        return "slots of a page and of the next do not lie at equal distances"
+    return None
+
+
 def unwritten(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
-from ..store import PageLayout
+from ..store import PageLayout, field_refusal, field_steps
 from .blocks import CompletedBlocks
 
 
@@ -50,8 +50,8 @@ def supports_windows(
     done: CompletedBlocks,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    if not means.is_contiguous():
-        return "means are not contiguous"
+    if reason := field_refusal(means):
+        return reason
     return layout.cpu_refusal(k_pages, v_pages) or native.unsupported(k_pages, v_pages, means)
 
 
@@ -82,4 +82,5 @@ def window_means(
         done.home.data_ptr(),
         done.begin.data_ptr(),
         means.data_ptr(),
+        *field_steps(means),
     )

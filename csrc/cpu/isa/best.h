@@ -168,7 +168,8 @@ SACCADE_INLINE void sort_ids(int32_t* ids, int64_t count) {
 }
 
 // The ends and the best between them, ascending, -1 padded to `listed`.
-SACCADE_INLINE void write_list(const Best& best, const ListEnds& ends, int32_t* to,
+template <class Some>
+SACCADE_INLINE void write_list(const Some& best, const ListEnds& ends, int32_t* to,
                                int64_t listed) {
   int64_t n = 0;
   for (int64_t j = 0; j < ends.head; ++j) to[n++] = static_cast<int32_t>(j);

@@ -1,7 +1,8 @@
 // Bounds on the keys of complete blocks, channel by channel, and the blocks whose bounds allow the
-// highest scores. A selection item is one query row and one KV head: a block's bounds are loaded
-// once for four query heads. A bound is computed from its block alone, so a row's list depends on
-// that row alone.
+// highest scores. A selection item is one query row, or a stretch of its blocks where rows are few;
+// it goes over the bounds in the order of memory, KV head by KV head in each block, and loads them
+// once for four query heads. A bound is computed from its block alone, and of equal ones the last
+// is the best, so a row's list depends on that row alone.
 #include <math.h>
 
 #include "best.h"
@@ -12,9 +13,8 @@ namespace SACCADE_ISA {
 namespace {
 
 constexpr int W = kWidth;
-constexpr int64_t kHeads = 4;    // query heads that share the load of a block's bounds
 constexpr int64_t kPanel = 256;  // blocks scored before any is offered
-constexpr int64_t kAhead = 6;    // blocks that are asked for in advance
+using Chosen = BestOf<256>;      // of as many blocks as a list has at most
 
 // ---- bounds ----
 
@@ -112,10 +112,14 @@ struct DotPairs {  // by the machine's dot product of bf16 pairs
 };
 #endif
 
+constexpr int64_t kPieces = 2;  // of a row's blocks, for each thread, where rows are few
+
 struct SelectJob {
   const SelectBoundedParams* p;
   char* scratch;
-  int64_t slice;
+  int64_t slice, pieces;
+  char* rows;     // what a row needs, of each; null: rows are whole
+  Chosen* found;  // [rows][pieces][Hkv]: of every stretch
 };
 
 template <class M>
@@ -123,20 +127,27 @@ struct BoundedRow {
   using T = typename M::T;
   using Q = typename M::Q;
   const SelectBoundedParams& p;
-  int64_t row, kv_head, seq, group;
-  Q* rises;  // [group][dim]: max(q, 0), which meets the greatest key
-  Q* falls;  // [group][dim]: min(q, 0), which meets the least
+  int64_t row, seq, group;
+  Q* rises;       // [H][dim]: max(q, 0), which meets the greatest key
+  Q* falls;       // [H][dim]: min(q, 0), which meets the least
+  float* scores;  // [Hkv][kPanel]
+  Chosen* own;    // [Hkv]
 
-  int64_t carve(char* from) {
-    const int64_t bytes = (group * p.dim * static_cast<int64_t>(sizeof(Q)) + 63) / 64 * 64;
+  int64_t carve_q(char* from) {
+    const int64_t bytes = (p.heads * p.dim * static_cast<int64_t>(sizeof(Q)) + 63) / 64 * 64;
     rises = reinterpret_cast<Q*>(from);
     falls = reinterpret_cast<Q*>(from + bytes);
     return 2 * bytes;
   }
+  int64_t carve(char* from) {
+    scores = reinterpret_cast<float*>(from);
+    own = reinterpret_cast<Chosen*>(scores + p.kv_heads * kPanel);
+    return p.kv_heads * int64_t{kPanel * sizeof(float) + sizeof(Chosen)};
+  }
 
   void load_q() {
-    for (int64_t h = 0; h < group; ++h) {
-      const T* from = static_cast<const T*>(p.q) + row * p.q_row + (kv_head * group + h) * p.q_head;
+    for (int64_t h = 0; h < p.heads; ++h) {
+      const T* from = static_cast<const T*>(p.q) + row * p.q_row + h * p.q_head;
       for (int64_t i = 0; i < p.dim; ++i) {
         const float x = M::query(from + i);
         rises[h * p.dim + i] = M::keep(x < 0.0f ? 0.0f : x);
@@ -145,43 +156,23 @@ struct BoundedRow {
     }
   }
 
+  // Where the bounds of all KV heads lie, or null.
   const T* entry(int64_t block) const {
     const int64_t last = (block + 1) * p.block - 1, index = last / p.page;
     const int64_t id = index < p.table_width ? p.table[seq * p.table_row + index] : -1;
     if (id < 0 || id >= p.pages) return nullptr;
     const int64_t slot = p.block < p.page ? last % p.page / p.block : 0;
-    return static_cast<const T*>(p.bounds) +
-           ((id * p.slots + slot) * p.kv_heads + kv_head) * 2 * p.dim;
+    return static_cast<const T*>(p.bounds) + (id * p.slots + slot) * p.kv_heads * 2 * p.dim;
   }
 
-  void ask_for(const T* from) const {
-    if (from == nullptr) return;
-    const int64_t bytes = 2 * p.dim * static_cast<int64_t>(sizeof(T));
-    for (int64_t at = 0; at < bytes; at += 64)
-      __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 3);
-  }
-
-  template <int V>
-  static SACCADE_INLINE float sum_of(F<V> v) {
-    if constexpr (V == 4) {
-      return (v[0] + v[2]) + (v[1] + v[3]);
-    } else {
-      F<V / 2> halves[2];
-      std::memcpy(halves, &v, sizeof(v));
-      return sum_of<V / 2>(halves[0] + halves[1]);
-    }
-  }
-
-  SACCADE_INLINE float joined(float all, float one) const {
+  SACCADE_INLINE F<W> joined(F<W> all, F<W> one) const {
     if (p.sums) return all + one;
-    return one > all || one != one ? one : all;
+    return (one > all) | (one != one) ? one : all;
   }
 
-  // The bounds of N heads from h on for one block, joined to `all`.
+  // Lanes whose sums are the bounds of N heads from h on for one block.
   template <int N>
-  SACCADE_INLINE float bound_heads(const T* from, int64_t h, float all) const {
-    F<W> sums[N] = {};
-    float rest[N] = {};
+  SACCADE_INLINE void multiply(const T* from, int64_t h, F<W> (&sums)[N]) const {
     const T* most = from + p.dim;
     int64_t i = 0;
     for (; i + M::kStep <= p.dim; i += M::kStep) {
@@ -194,41 +185,68 @@ struct BoundedRow {
     for (; i < p.dim; ++i) {
       for (int n = 0; n < N; ++n) {
         const int64_t at = (h + n) * p.dim + i;
-        rest[n] += M::one(from + i, falls + at) + M::one(most + i, rises + at);
+        sums[n][0] += M::one(from + i, falls + at) + M::one(most + i, rises + at);
       }
     }
-    for (int n = 0; n < N; ++n) all = joined(all, sum_of<W>(sums[n]) + rest[n]);
+  }
+
+  // The bounds of N heads from h on for W blocks, joined to `all`. NaN where a block has none.
+  template <int N>
+  SACCADE_INLINE F<W> join_heads(const T* const* from, int64_t h, F<W> all) const {
+    const int64_t kv_head = h / group;
+    F<W> rows[N][W];
+    for (int64_t block = 0; block < W; ++block) {
+      F<W> sums[N] = {};
+      if (from[block] == nullptr) {
+        for (int n = 0; n < N; ++n) sums[n] = splat<W>(NAN);
+      } else {
+        multiply<N>(from[block] + kv_head * 2 * p.dim, h, sums);
+      }
+      for (int n = 0; n < N; ++n) rows[n][block] = sums[n];
+    }
+    for (int n = 0; n < N; ++n) all = joined(all, sum_of_rows<W>(rows[n]));
     return all;
   }
 
-  float bound(const T* from) const {
-    if (from == nullptr) return NAN;
-    float all = p.sums ? 0.0f : -INFINITY;
-    int64_t h = 0;
-    for (; h + kHeads <= group; h += kHeads) all = bound_heads<kHeads>(from, h, all);
-    for (; h < group; ++h) all = bound_heads<1>(from, h, all);
-    return all;
+  // Of W blocks, by the queries of one KV head.
+  F<W> bounds(const T* const* from, int64_t kv_head) const {
+    F<W> all = splat<W>(p.sums ? 0.0f : -INFINITY);
+    int64_t h = kv_head * group;
+    const int64_t end = h + group;
+    for (; end - h >= 4; h += 4) all = join_heads<4>(from, h, all);
+    if (end - h == 3) return join_heads<3>(from, h, all);
+    if (end - h == 2) return join_heads<2>(from, h, all);
+    return end - h == 1 ? join_heads<1>(from, h, all) : all;
   }
 
-  void choose() {
-    load_q();
-    const ListEnds ends = list_ends(p.positions[row] / p.block, p.first, p.recent);
-    Best best;
-    best.count = 0;
-    best.k = p.listed - ends.forced();
-    const T* from[kPanel];
-    float scores[kPanel];
-    for (int64_t at = ends.head; best.k > 0 && at < ends.tail; at += kPanel) {
-      const int64_t n = ends.tail - at < kPanel ? ends.tail - at : kPanel;
-      for (int64_t i = 0; i < n; ++i) from[i] = entry(at + i);
-      for (int64_t i = 0; i < kAhead && i < n; ++i) ask_for(from[i]);
-      for (int64_t i = 0; i < n; ++i) {
-        if (i + kAhead < n) ask_for(from[i + kAhead]);
-        scores[i] = bound(from[i]);
+  // The best of the blocks [begin, end) for every KV head.
+  void offer_blocks(int64_t begin, int64_t end, Chosen* best) const {
+    const T* from[kPanel + W];
+    for (int64_t at = begin; at < end; at += kPanel) {
+      const int64_t n = end - at < kPanel ? end - at : kPanel;
+      for (int64_t i = 0; i < n + W; ++i) from[i] = i < n ? entry(at + i) : nullptr;
+      for (int64_t i = 0; i < n; i += W) {
+        for (int64_t g = 0; g < p.kv_heads; ++g)
+          store(scores + g * kPanel + i, bounds(from + i, g));
       }
-      for (int64_t i = 0; i < n; ++i) best.offer(scores[i], static_cast<int32_t>(at + i));
+      for (int64_t g = 0; g < p.kv_heads; ++g) offer_scores(best[g], scores + g * kPanel, at, n);
     }
-    write_list(best, ends, p.ids + (row * p.kv_heads + kv_head) * p.listed, p.listed);
+  }
+
+  ListEnds ends() const { return list_ends(p.positions[row] / p.block, p.first, p.recent); }
+
+  // One of `pieces` stretches of the row's blocks.
+  void choose_piece(int64_t piece, int64_t pieces, Chosen* best) {
+    const ListEnds all = ends();
+    const int64_t blocks = all.tail - all.head, k = p.listed - all.forced();
+    for (int64_t g = 0; g < p.kv_heads; ++g) best[g].count = 0, best[g].k = k;
+    if (k <= 0 || blocks <= 0) return;
+    offer_blocks(all.head + blocks * piece / pieces, all.head + blocks * (piece + 1) / pieces,
+                 best);
+  }
+
+  void write(int64_t kv_head, const Chosen& best) const {
+    write_list(best, ends(), p.ids + (row * p.kv_heads + kv_head) * p.listed, p.listed);
   }
 };
 
@@ -236,24 +254,73 @@ template <class M>
 void select_item(void* context, int64_t item, int thread) {
   const SelectJob& job = *static_cast<SelectJob*>(context);
   const SelectBoundedParams& p = *job.p;
-  const int64_t row = item / p.kv_heads;
+  const int64_t row = item / job.pieces;
   int64_t low = 0, high = p.seqs;  // cu_rows[low] <= row < cu_rows[high]
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
     (p.cu_rows[middle] <= row ? low : high) = middle;
   }
-  BoundedRow<M> one{p, row, item % p.kv_heads, low, p.heads / p.kv_heads, nullptr, nullptr};
-  one.carve(job.scratch + thread * job.slice);
-  one.choose();
+  BoundedRow<M> one{p, row, low, p.heads / p.kv_heads, nullptr, nullptr, nullptr, nullptr};
+  char* mine = job.scratch + thread * job.slice;
+  mine += one.carve(mine);
+  if (job.rows != nullptr) {
+    one.carve_q(job.rows + row * one.carve_q(nullptr));
+    one.choose_piece(item % job.pieces, job.pieces, job.found + item * p.kv_heads);
+    return;
+  }
+  one.carve_q(mine);
+  one.load_q();
+  one.choose_piece(0, 1, one.own);
+  for (int64_t g = 0; g < p.kv_heads; ++g) one.write(g, one.own[g]);
+}
+
+// The lists of rows whose stretches are known.
+template <class M>
+void join_pieces(const SelectJob& job) {
+  const SelectBoundedParams& p = *job.p;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const BoundedRow<M> one{p, row, 0, 0, nullptr, nullptr, nullptr, nullptr};
+    Chosen* first = job.found + row * job.pieces * p.kv_heads;
+    for (int64_t g = 0; g < p.kv_heads; ++g) {
+      for (int64_t piece = 1; piece < job.pieces; ++piece) {
+        const Chosen& other = first[piece * p.kv_heads + g];
+        for (int64_t i = other.count - 1; i >= 0; --i)  // as they came: of equal ones the last last
+          first[g].offer(other.scores[i], other.ids[i]);
+      }
+      one.write(g, first[g]);
+    }
+  }
+}
+
+// Few rows: threads share the blocks of each.
+template <class M>
+void share_rows(SelectJob& job, int64_t row_bytes, ThreadPool& pool) {
+  const SelectBoundedParams& p = *job.p;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    BoundedRow<M> one{p, row, 0, 0, nullptr, nullptr, nullptr, nullptr};
+    one.carve_q(job.rows + row * row_bytes);
+    one.load_q();
+  }
+  pool.run(p.rows * job.pieces, select_item<M>, &job);
+  join_pieces<M>(job);
 }
 
 template <class M>
 void select_all(const SelectBoundedParams& p, ThreadPool& pool) {
-  SelectJob job{&p, nullptr, 0};
-  BoundedRow<M> measure{p, 0, 0, 0, p.heads / p.kv_heads, nullptr, nullptr};
-  job.slice = (measure.carve(nullptr) + 4095) / 4096 * 4096;
-  job.scratch = pool.scratch(job.slice);
-  pool.run(p.rows * p.kv_heads, select_item<M>, &job);
+  BoundedRow<M> measure{p, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
+  const int64_t row_bytes = measure.carve_q(nullptr), own = measure.carve(nullptr) + row_bytes;
+  SelectJob job{&p, nullptr, (own + 4095) / 4096 * 4096, 1, nullptr, nullptr};
+  if (pool.size() == 1 || p.rows >= 2 * pool.size()) {
+    job.scratch = pool.scratch(job.slice);
+    pool.run(p.rows, select_item<M>, &job);
+    return;
+  }
+  job.pieces = kPieces * pool.size();
+  const int64_t shared = p.rows * (row_bytes + job.pieces * p.kv_heads * int64_t{sizeof(Chosen)});
+  job.scratch = pool.scratch(job.slice + (shared + pool.size() - 1) / pool.size());
+  job.rows = job.scratch + job.slice * pool.size();
+  job.found = reinterpret_cast<Chosen*>(job.rows + p.rows * row_bytes);
+  share_rows<M>(job, row_bytes, pool);
 }
 
 }  // namespace

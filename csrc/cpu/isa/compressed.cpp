@@ -298,8 +298,8 @@ struct EntryKeys final : Source<S> {
     const int64_t id = c.table[u.seq * c.table_row + in_table];
     if (id < 0 || id >= c.pages) return nullptr;
     const int64_t slot = stride < page ? (last & (c.page - 1)) >> stride : 0;
-    return static_cast<const B*>(c.entries) +
-           ((id * c.slots + slot) * c.kv_heads + u.kv_head) * c.width;
+    return static_cast<const B*>(c.entries) + (id * c.slots + slot) * c.field.slot +
+           u.kv_head * c.field.head;
   }
 
   // W entries as columns of the panel, from column `at` on.

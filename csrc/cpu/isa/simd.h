@@ -120,10 +120,10 @@ SACCADE_INLINE float max_lanes(F<W> v) {
   }
 }
 
-// Lane l is the largest lane of rows[l], which are used up: transpose, below, with a maximum
-// instead of two rows.
-template <int W, int S = 1>
-SACCADE_INLINE F<W> max_of_rows(F<W> (&rows)[W]) {
+// Lane l joins all lanes of rows[l], which are used up: transpose, below, with one joined row
+// instead of two.
+template <int W, class Join, int S = 1>
+SACCADE_INLINE F<W> joined_rows(F<W> (&rows)[W], Join join) {
   I<W> low, high;
   for (int lane = 0; lane < W; ++lane) {
     low[lane] = (lane & S) != 0 ? W + lane - S : lane;
@@ -132,10 +132,18 @@ SACCADE_INLINE F<W> max_of_rows(F<W> (&rows)[W]) {
 #pragma GCC unroll 16
   for (int i = 0; i < W; i += 2 * S) {
     const I<W> first = (I<W>)rows[i], second = (I<W>)rows[i + S];
-    rows[i] = max<W>((F<W>)shuffle<W>(first, second, low), (F<W>)shuffle<W>(first, second, high));
+    rows[i] = join((F<W>)shuffle<W>(first, second, low), (F<W>)shuffle<W>(first, second, high));
   }
-  if constexpr (2 * S < W) return max_of_rows<W, 2 * S>(rows);
+  if constexpr (2 * S < W) return joined_rows<W, Join, 2 * S>(rows, join);
   return rows[0];
+}
+template <int W>
+SACCADE_INLINE F<W> max_of_rows(F<W> (&rows)[W]) {
+  return joined_rows<W>(rows, [](F<W> a, F<W> b) { return max<W>(a, b); });
+}
+template <int W>
+SACCADE_INLINE F<W> sum_of_rows(F<W> (&rows)[W]) {
+  return joined_rows<W>(rows, [](F<W> a, F<W> b) { return a + b; });
 }
 
 // Sum over the lanes, in a fixed order.

@@ -102,7 +102,7 @@ struct Window {
 
   void run() const {
     const float share = 1.0f / static_cast<float>(p.length);
-    T* to = static_cast<T*>(p.means) + (p.home[index] * p.kv_heads + head) * (p.dim + p.v_dim);
+    T* to = static_cast<T*>(p.means) + p.home[index] * p.field.slot + head * p.field.head;
     mean_key(to, share);
     mean_value(to + p.dim, share);
   }

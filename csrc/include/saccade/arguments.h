@@ -53,6 +53,11 @@ class Arguments {
     read(to.head);
   }
 
+  void read(FieldSteps& to) {
+    read(to.slot);
+    read(to.head);
+  }
+
   void read(EntryPages& to) {
     read(to.data);
     read(to.slots);
@@ -147,7 +152,7 @@ inline void fields(Arguments& in, BlockMeansParams& p) {
 
 inline void fields(Arguments& in, WindowMeansParams& p) {
   in(p.dtype, p.count, p.kv_heads, p.dim, p.v_dim, p.page, p.pages, p.length, p.spread, p.steps,
-     p.k_pages, p.v_pages, p.members, p.home, p.begin, p.means);
+     p.k_pages, p.v_pages, p.members, p.home, p.begin, p.means, p.field);
 }
 
 inline void fields(Arguments& in, SelectBlocksParams& p) {
@@ -159,7 +164,7 @@ inline void fields(Arguments& in, SelectBlocksParams& p) {
 inline void fields(Arguments& in, CompressedParams& p) {
   in(p.dtype, p.seqs, p.rows, p.heads, p.kv_heads, p.dim, p.v_dim, p.page, p.pages, p.slots,
      p.length, p.stride, p.width, p.value_first, p.block, p.largest, p.listed, p.first, p.recent,
-     p.every, p.q, p.q_row, p.q_head, p.entries, p.table, p.table_row, p.table_width, p.cu_rows,
+     p.every, p.q, p.q_row, p.q_head, p.entries, p.field, p.table, p.table_row, p.table_width, p.cu_rows,
      p.positions, p.scale, p.out, p.lse, p.ids);
 }
 

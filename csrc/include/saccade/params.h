@@ -18,6 +18,12 @@ struct PageSteps {
   int64_t panel(int64_t id, int64_t kv_head) const { return id * page + kv_head * head; }
 };
 
+// How what pages keep beside K and V lies in memory, in elements: from slot to slot, those of a page
+// and of the next page as well, and from KV head to KV head.
+struct FieldSteps {
+  int64_t slot, head;
+};
+
 // Channels of V that lie together in a panel: as many as a tile of products takes at a time, so
 // that a panel is read in the order of memory. V panels are [v_dim / tile, P / unit, tile, unit].
 inline int64_t value_tile(int64_t v_dim) {
@@ -286,6 +292,7 @@ struct WindowMeansParams {
   const int64_t* home;            // [count], page id * slots + slot of each window's mean
   const int64_t* begin;           // [count], where its first key lies in the first of its pages
   void* means;                    // [pages, slots, Hkv, dim + v_dim]; v_dim 0: keys alone
+  FieldSteps field;
 };
 
 // The best complete blocks of each row by <q, mean>, and the row's own block.
@@ -363,6 +370,7 @@ struct CompressedParams {
   const void* q;                  // [rows, heads, dim], strides below
   int64_t q_row, q_head;
   const void* entries;   // [pages, slots, Hkv, width]
+  FieldSteps field;
   const int32_t* table;  // as AttendParams
   int64_t table_row, table_width;
   const int32_t* cu_rows;
