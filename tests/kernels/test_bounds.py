@@ -116,13 +116,19 @@ def test_no_key_scores_above_its_bound(isa: str, dtype: torch.dtype) -> None:
             assert bound >= scores[row, head, : own * 64].max() - 1e-3
 
 
-def test_equal_bounds_take_the_later_block_and_nan_none(isa: str) -> None:
-    problem = make([640], [4])
+@pytest.mark.parametrize("rows", [1, 4, 40])  # threads share the blocks of few rows
+def test_equal_bounds_take_the_later_block_and_nan_none(isa: str, rows: int) -> None:
+    problem = make([640], [rows])
     problem.q.round_()  # sums of whole numbers are exact in any order
     bounds = torch.ones((problem.k.shape[0], 1, 2, 2, 32))
     select = candidates_of(problem, 64)
     ids = select_bounded(problem.q, bounds, select, ListRule(4))
     assert bool((ids == torch.tensor([6, 7, 8, 9], dtype=torch.int32)).all())
+    some = torch.randint(0, 3, (problem.k.shape[0], 1, 2, 1, 1)).float()
+    ids = select_bounded(problem.q.abs(), bounds * some, select, ListRule(5))
+    assert torch.equal(
+        ids, by_reference(problem.q.abs(), bounds * some, select, ListRule(5), "max")
+    )
     bounds[problem.keys.page_table[0, 7].long()] = torch.nan
     ids = select_bounded(problem.q, bounds, select, ListRule(4))
     assert bool((ids == torch.tensor([5, 6, 8, 9], dtype=torch.int32)).all())

@@ -21,6 +21,7 @@ from saccade.kernels.compressed import (
 )
 from saccade.kernels.compressed.reference import block_weights
 from saccade.kernels.select import Candidates
+from saccade.kernels.store import PageLayout
 from saccade.kernels.testing import within_budget
 
 from .paged import DTYPES
@@ -319,6 +320,19 @@ def test_entries_of_other_sequences_do_not_matter(isa: str) -> None:
     problem.entries[others] = torch.nan
     rows = slice(*next(iter(pairwise(problem.where.cu_rows.tolist()))))
     assert all(torch.equal(a[rows], b[rows]) for a, b in zip(before, problem.run(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_entries_of_a_head_may_lie_side_by_side(isa: str, dtype: torch.dtype) -> None:
+    spans, block, page, dim, value = GEOMETRY[4]
+    problem = make(spans, block, page, dtype, dim, value)
+    expected = problem.run()
+    pages, *shape = problem.entries.shape
+    apart = PageLayout(page).allocate_field(pages, shape, dtype, by_head=True)
+    problem.entries = apart.copy_(problem.entries)
+    assert not apart.is_contiguous()
+    for found, wanted in zip(problem.run(), expected, strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_doors() -> None:

@@ -110,6 +110,21 @@ def test_what_lies_behind_the_window_does_not_matter(isa: str) -> None:
     assert bool(means[problem.keys.page_table[0, 0].long(), 4:17].isfinite().all())
 
 
+def test_means_by_head(isa: str) -> None:
+    """Those of a head side by side are the same numbers."""
+    problem, (length, stride, dim) = make(LENGTHS, [1] * 5, page=32, dim=40), (16, 8, 40)
+    done = done_in(problem, 0, 0, LENGTHS[0], length, stride)
+    expected = fresh(problem, stride, 2, 2 * dim)
+    pages, *shape = expected.shape
+    apart = problem.layout.allocate_field(pages, shape, expected.dtype, by_head=True)
+    apart.fill_(torch.nan)
+    assert apart.shape == expected.shape and apart[:, :, 1].is_contiguous()
+    for means in (expected, apart):
+        window_means(problem.layout, problem.k, problem.v, means, done)
+    assert torch.equal(apart.nan_to_num(7), expected.nan_to_num(7))
+    assert not means.isnan().all()
+
+
 def test_doors() -> None:
     problem = make(LENGTHS, [1] * 5)
     done = done_in(problem, 0, 0, 300, 32, 16)

@@ -165,6 +165,13 @@ struct BoundedRow {
     return static_cast<const T*>(p.bounds) + (id * p.slots + slot) * p.kv_heads * 2 * p.dim;
   }
 
+  void ask_for(const T* from) const {
+    if (from == nullptr) return;
+    const int64_t bytes = p.kv_heads * 2 * p.dim * static_cast<int64_t>(sizeof(T));
+    for (int64_t at = 0; at < bytes; at += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 3);
+  }
+
   SACCADE_INLINE F<W> joined(F<W> all, F<W> one) const {
     if (p.sums) return all + one;
     return (one > all) | (one != one) ? one : all;
@@ -225,7 +232,9 @@ struct BoundedRow {
     for (int64_t at = begin; at < end; at += kPanel) {
       const int64_t n = end - at < kPanel ? end - at : kPanel;
       for (int64_t i = 0; i < n + W; ++i) from[i] = i < n ? entry(at + i) : nullptr;
+      for (int64_t i = 0; i < W && i < n; ++i) ask_for(from[i]);
       for (int64_t i = 0; i < n; i += W) {
+        for (int64_t ahead = i + W; ahead < i + 2 * W && ahead < n; ++ahead) ask_for(from[ahead]);
         for (int64_t g = 0; g < p.kv_heads; ++g)
           store(scores + g * kPanel + i, bounds(from + i, g));
       }
