@@ -43,6 +43,7 @@ def scratch_bytes(
         lists = _list_bytes(config, shapes, policy, length)
         chosen = expert_scratch_bytes(model, dtype, config.max_num_batched_tokens)
         return total + max(_gpu_bytes(config, model, shapes, length), lists, chosen)
+    # What tapes of decode steps keep: see `tapes.py`.
     tapes = _row_bytes(model, dtype, seqs, seqs) + MOST_GRAPHS * MOST_HELD
     return total + tapes + _unit_bytes(shapes) + _kernel_bytes(config, shapes, policy, length)
 

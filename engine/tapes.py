@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -77,7 +78,8 @@ class Pool:
         """Memory for a contiguous tensor of this shape."""
         memory = self._free(tensor.nbytes)
         lent = torch.from_numpy(memory.numpy()[: tensor.nbytes])  # with a storage of its own
-        self._pieces.append((memory, StorageWeakRef(lent.untyped_storage())))
+        user = StorageWeakRef(lent.untyped_storage())  # type: ignore[no-untyped-call]
+        self._pieces.append((memory, user))
         return lent.view(tensor.dtype).view(tensor.shape)
 
     def _free(self, nbytes: int) -> torch.Tensor:
@@ -85,7 +87,7 @@ class Pool:
         fitting = [
             (memory.numel(), i)
             for i, (memory, user) in enumerate(self._pieces)
-            if nbytes <= memory.numel() <= 2 * nbytes + 4096 and user.expired()
+            if nbytes <= memory.numel() <= 2 * nbytes + 4096 and user.expired()  # type: ignore[no-untyped-call]
         ]
         if fitting:
             return self._pieces.pop(min(fitting)[1])[0]
@@ -94,7 +96,8 @@ class Pool:
         return memory
 
 
-class _Run(NamedTuple):
+@dataclass(frozen=True)
+class _Run:
     """Kernels without an operator in between."""
 
     replay: Callable[[Any, int, int], None]
@@ -107,7 +110,7 @@ class _Run(NamedTuple):
 
     def apart(self) -> list[_Run]:
         """Each kernel by itself."""
-        return [self._replace(first=i, end=i + 1) for i in range(self.first, self.end)]
+        return [replace(self, first=i, end=i + 1) for i in range(self.first, self.end)]
 
 
 def _seconds(step: Callable[[], Any]) -> float:
@@ -213,9 +216,11 @@ def _again(compute: Callable[[], Any], found: Any) -> None:
         old.copy_(new)
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tells a tape of every operator."""
+
     def __init__(self, tape: Tape) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tape = tape
 
     @classmethod

@@ -114,7 +114,7 @@ def test_means_by_head(isa: str) -> None:
     """Those of a head side by side are the same numbers."""
     problem, (length, stride, dim) = make(LENGTHS, [1] * 5, page=32, dim=40), (16, 8, 40)
     done = done_in(problem, 0, 0, LENGTHS[0], length, stride)
-    expected = fresh(problem, stride, 2, 2 * dim)
+    expected = fresh(problem, stride, 2, dim + 32)
     pages, *shape = expected.shape
     apart = problem.layout.allocate_field(pages, shape, expected.dtype, by_head=True)
     apart.fill_(torch.nan)

@@ -164,8 +164,8 @@ inline void fields(Arguments& in, SelectBlocksParams& p) {
 inline void fields(Arguments& in, CompressedParams& p) {
   in(p.dtype, p.seqs, p.rows, p.heads, p.kv_heads, p.dim, p.v_dim, p.page, p.pages, p.slots,
      p.length, p.stride, p.width, p.value_first, p.block, p.largest, p.listed, p.first, p.recent,
-     p.every, p.q, p.q_row, p.q_head, p.entries, p.field, p.table, p.table_row, p.table_width, p.cu_rows,
-     p.positions, p.scale, p.out, p.lse, p.ids);
+     p.every, p.q, p.q_row, p.q_head, p.entries, p.field, p.table, p.table_row, p.table_width,
+     p.cu_rows, p.positions, p.scale, p.out, p.lse, p.ids);
 }
 
 inline void fields(Arguments& in, KeyBoundsParams& p) {

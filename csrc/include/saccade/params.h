@@ -18,8 +18,8 @@ struct PageSteps {
   int64_t panel(int64_t id, int64_t kv_head) const { return id * page + kv_head * head; }
 };
 
-// How what pages keep beside K and V lies in memory, in elements: from slot to slot, those of a page
-// and of the next page as well, and from KV head to KV head.
+// How what pages keep beside K and V lies in memory, in elements: from slot to slot, also from the
+// last of a page to the first of the next, and from KV head to KV head.
 struct FieldSteps {
   int64_t slot, head;
 };
@@ -369,7 +369,7 @@ struct CompressedParams {
   int64_t every;                  // positions that are a multiple of this choose a list
   const void* q;                  // [rows, heads, dim], strides below
   int64_t q_row, q_head;
-  const void* entries;   // [pages, slots, Hkv, width]
+  const void* entries;  // [pages, slots, Hkv, width]
   FieldSteps field;
   const int32_t* table;  // as AttendParams
   int64_t table_row, table_width;
