@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
@@ -82,6 +83,7 @@ def assemble(config: EngineConfig) -> Parts:
         if any(shape.key_taps or shape.recurrent for shape in shapes)
         else 1,
         whole_texts=whole,
+        alone_step_seconds=inf if config.alone_step_seconds is None else config.alone_step_seconds,
     )
     scheduler = Scheduler(
         limits,

@@ -24,7 +24,9 @@ class EngineConfig:
     length, at no cost, where every layer frees old pages (streaming(mode=evict)). max_num_seqs:
     sequences that run at once. max_num_batched_tokens: tokens of one step. kv_cache_memory: bytes
     of pages; None: a share of what is available. long_prefill_share: part of a step that long
-    prompts may take while others have work. check_finite: refuse weights with NaN or infinity.
+    prompts may take while others have work. alone_step_seconds: how long a step of them should take
+    while nobody else has work, so that who comes then need not wait; None: as long as its tokens
+    take, which reads a prompt fastest. check_finite: refuse weights with NaN or infinity.
     allowed_attention: methods that requests may ask for, with commas between, or "own": nothing but
     the engine's own; None: any. least_chunk: the smallest chunks of `chunked` in such a request.
     calibration: a file that `saccade calibrate` made; None: calibration.json in the folder, if any.
@@ -43,6 +45,7 @@ class EngineConfig:
     page_size: int = 64
     enable_prefix_caching: bool = True
     long_prefill_share: float = 0.5
+    alone_step_seconds: float | None = None
     check_finite: bool = False
     calibration: str | None = None
     allowed_attention: str | None = None
@@ -67,6 +70,11 @@ class EngineConfig:
         share = self.long_prefill_share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ValueError(f"long_prefill_share must be in (0, 1], not {share!r}")
+        most = self.alone_step_seconds
+        if isinstance(most, bool) or not (
+            most is None or (isinstance(most, int | float) and most > 0)
+        ):
+            raise ValueError(f"alone_step_seconds must be positive, not {most!r}")
 
     def _check_allowed(self) -> None:
         if not isinstance(self.allowed_attention, str | None):

@@ -99,10 +99,13 @@ class Scheduler:
         return step.plan()
 
     def _is_crowded(self) -> bool:
-        """Whether anybody but long prefills could use tokens of this step."""
-        return any(
+        """Whether anybody but long prefills could use tokens of this step. (Who is alone takes time
+        from nobody, also at the end of a long prompt.)
+        """
+        requests = (*self.running, *self.waiting)
+        return len(requests) > 1 and any(
             not self.limits.is_long(request.remaining) and not awaits_parent(request)
-            for request in (*self.running, *self.waiting)
+            for request in requests
         )
 
     def _fork_children(self) -> None:

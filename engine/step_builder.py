@@ -7,9 +7,8 @@ from .step_plan import Chunk, PageCopy, SchedulerLimits, StepPlan
 
 # Deep in a long context a token costs many times what it costs at its start, so that a share of a
 # step's tokens bounds nothing that a person feels. Chunks of long prompts are also bounded by the
-# time they should take (s): while anybody else has work, and alone (who comes then has to wait).
+# time they should take (s): this long while anybody else has work, and else as the limits say.
 BESIDE_OTHERS_S = 0.1
-ALONE_S = 0.2
 LEAST_CHUNK = 32  # tokens; below, a chunk costs hardly less
 # Looking up a long prompt costs a fraction of a millisecond; this many a step are tried in vain.
 MAX_VAIN_LOOKUPS = 16
@@ -31,7 +30,7 @@ class StepBuilder:
         self._budget = limits.max_num_batched_tokens
         self._long_tokens = limits.long_tokens
         self._long_budget = limits.long_tokens if crowded else limits.max_num_batched_tokens
-        self._seconds = BESIDE_OTHERS_S if crowded else ALONE_S
+        self._seconds = BESIDE_OTHERS_S if crowded else limits.alone_step_seconds
         self._paced = False  # whether a chunk that is bounded by its time is in the step
         self._vain_lookups = 0
 
@@ -63,7 +62,7 @@ class StepBuilder:
         """
         if request.pace <= 0 or self._limits.whole_texts or request.remaining == 1:
             return self._budget
-        count = int(self._seconds / request.pace)
+        count = int(min(self._seconds / request.pace, self._budget))
         return count if self._paced else max(count, LEAST_CHUNK, request.policy.align)
 
     def is_worth_a_lookup(self, request: Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from .kept_rule import KeptRule
 from .pages import pages_for
@@ -59,6 +60,7 @@ class SchedulerLimits:
     align: what the engine's own attention policy begins prefill chunks on multiples of; a step
     always has room for as much. fork_align: a request that forks from another's prompt begins on a
     multiple of this, whatever its policy. whole_texts: a prompt is computed in one step or not yet.
+    alone_step_seconds: how long a step of long prompts should take while nobody else has work.
     """
 
     max_num_seqs: int
@@ -68,6 +70,7 @@ class SchedulerLimits:
     align: int = 1
     fork_align: int = 1
     whole_texts: bool = False
+    alone_step_seconds: float = inf
 
     def __post_init__(self) -> None:
         names = "max_num_seqs max_num_batched_tokens max_model_len align fork_align"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import inf
 from typing import Any, cast
 
 from saccade.engine.kept_rule import KeptRule
@@ -205,11 +206,12 @@ class Bench:
         align: int = 1,
         tail: Callable[[int], int] | None = None,
         kept: KeptRule | None = None,
+        alone: float = inf,
         **more: Any,
     ) -> None:
-        """kept: the rule of one more group, of kept tokens."""
+        """kept: the rule of one more group, of kept tokens. alone: limits.alone_step_seconds."""
         self.policy = Policy("dense", align, tail)  # of requests that come without
-        self.limits = SchedulerLimits(seqs, budget, length, share, align)
+        self.limits = SchedulerLimits(seqs, budget, length, share, align, alone_step_seconds=alone)
         self.groups = [layer_group(window) for window in windows]
         self.groups += [LayerGroup(kept=kept)] if kept else []
         counts = [pages] * len(self.groups) if isinstance(pages, int) else pages

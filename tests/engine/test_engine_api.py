@@ -210,6 +210,7 @@ def test_options_are_checked(checkpoint: Checkpoints, tmp_path: Path) -> None:
     for name, value in (
         ("max_num_seqs", 0), ("max_model_len", 2.5), ("kv_cache_memory", True), ("dtype", "int8"),
         ("device", "cuda"), ("page_size", 24), ("long_prefill_share", 0.0), ("attention", 7),
+        ("alone_step_seconds", 0.0), ("alone_step_seconds", True), ("alone_step_seconds", "1"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             Engine(folder, **{name: value})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from saccade.engine.step_builder import ALONE_S, BESIDE_OTHERS_S, LEAST_CHUNK
+from saccade.engine.step_builder import BESIDE_OTHERS_S, LEAST_CHUNK
 
 from .fake_model import Bench, make_request
 
 LONG = 1500
 MILLI = 0.001
+ALONE_S = 0.2
 
 
 def told(bench: Bench, seconds_a_token: float) -> list[tuple[str, int, int]]:
@@ -21,7 +22,7 @@ def told(bench: Bench, seconds_a_token: float) -> list[tuple[str, int, int]]:
 
 
 def bench() -> Bench:
-    return Bench(pages=3000, page_size=4, budget=512, share=1.0, length=5000)
+    return Bench(pages=3000, page_size=4, budget=512, share=1.0, length=5000, alone=ALONE_S)
 
 
 def test_the_first_chunk_is_bounded_by_tokens_and_later_ones_by_time() -> None:
@@ -32,6 +33,13 @@ def test_the_first_chunk_is_bounded_by_tokens_and_later_ones_by_time() -> None:
     assert told(made, MILLI) == [("long", 512, count)]
     assert told(made, 2 * MILLI) == [("long", 512 + count, count)]
     assert told(made, MILLI) == [("long", 512 + 2 * count, count // 2)]
+
+
+def test_alone_it_is_not_bounded_unless_that_is_asked_for() -> None:
+    made = Bench(pages=3000, page_size=4, budget=512, share=0.5, length=5000)
+    made.add("long", [1] * LONG, max_tokens=1)
+    for start in (0, 512, 1024):  # its end, which is short, is nobody else either
+        assert told(made, 1.0) == [("long", start, min(512, LONG - start))]
 
 
 def test_beside_others_it_takes_less_time() -> None:
