@@ -5,7 +5,7 @@ attends.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,16 @@ from .kept_step import Choice, KeptStep
 from .parts import Part, Planner
 from .snapshots import Left, Snapshots, plan_states
 from .tally import Tally
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a recorded step writes beside its result: what it read (see `Tally.device_sums`), and
+    what its lists of kept tokens chose.
+    """
+
+    sums: dict[tuple[int, torch.device], torch.Tensor]
+    choices: list[tuple[KeptStep, Choice]]
 
 
 class Forward:
@@ -106,16 +116,21 @@ class Forward:
         self._batch = replace(self._batch, tokens=self.tokens, positions=self._positions)
         return self._buffer
 
-    def note_replay(self, captured: Forward) -> None:
-        """The step is computed as `captured` was: counts its layers, and what they read."""
+    @property
+    def written(self) -> Written:
+        """Tensors of a recorded step, beside its result, that its replays write."""
+        return Written(self.tally.device_sums, list(self.choices))
+
+    def note_replay(self, written: Written) -> None:
+        """A graph that writes this computes the step: counts its layers, and what they read."""
         for shape, parts in zip(self._shapes, self._parts, strict=True):
             if shape.recurrent:
                 self._on_layer()
             for part in parts:
                 self.tally.note_planned(shape, part)
                 self._on_layer()
-        self.tally.share(captured.tally)
-        for kept, choice in captured.choices:
+        self.tally.share(written.sums)
+        for kept, choice in written.choices:
             kept.note(choice)
 
     def forget(self) -> None:

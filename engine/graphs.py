@@ -21,7 +21,7 @@ import torch
 
 from ..kernels import native
 from .devices import Place, Staging
-from .forward import Forward
+from .forward import Forward, Written
 from .tapes import Pool, Tape, look_at_keys
 
 SETTING, TAPES = "SACCADE_CUDA_GRAPHS", "SACCADE_CPU_TAPES"
@@ -112,7 +112,7 @@ def width(pages: int) -> int:
 class _Graph:
     buffer: torch.Tensor  # the step's tensors
     hidden: torch.Tensor  # the result
-    forward: Forward  # which was captured
+    written: Written  # what else
     replay: Callable[[], None]
 
 
@@ -138,7 +138,7 @@ class DecodeGraphs:
         if graph is not None:
             self._graphs.move_to_end(key)
             self._staging.send(forward.sendable(), graph.buffer)
-            forward.note_replay(graph.forward)
+            forward.note_replay(graph.written)
         elif key in self._seen and self._seen[key] is None:
             recording = self._record(key, forward, compute)
             if recording is not None and self._recorder.computes:
@@ -177,7 +177,8 @@ class DecodeGraphs:
             return recording
         if len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
-        self._graphs[key] = _Graph(buffer, recording.result, forward, recording.replay)
+        # Not the step itself, which holds its requests and all their tokens.
+        self._graphs[key] = _Graph(buffer, recording.result, forward.written, recording.replay)
         return recording
 
     def _note(self, key: Hashable, reason: str | None) -> None:

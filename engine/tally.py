@@ -34,7 +34,7 @@ class Tally:
         self._layers: dict[int, _Layers] = {}  # by the number of their plan
         # By lane, and by where they are summed: what is not known from the plan, on the device.
         self._sums: dict[tuple[int, torch.device], torch.Tensor] = {}
-        self._device_sums: dict[tuple[int, torch.device], torch.Tensor] = {}
+        self.device_sums: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def note(self, shape: LayerShape, part: Part) -> None:
         """A layer has attended."""
@@ -45,18 +45,17 @@ class Tally:
             layers.count += 1
         else:
             self._add(_counts(shape, part, part.step, part.plan), part.lane, 1)
-            self._device_sums = dict(self._sums)
+            self.device_sums = dict(self._sums)
 
     def note_planned(self, shape: LayerShape, part: Part) -> None:
         """A layer has attended in a graph: its plan is counted, or else see `share`."""
         if is_planned(part.method):
             self.note(shape, part)
 
-    def share(self, other: Tally) -> None:
-        """Takes what another counted on the device: a graph counts there, again and again."""
-        for (lane, device), sums in other._device_sums.items():
-            self._sums[lane, device] = sums
-        self._device_sums = other._device_sums
+    def share(self, counted: dict[tuple[int, torch.device], torch.Tensor]) -> None:
+        """Takes `device_sums` of another: a graph counts there, again and again."""
+        self._sums |= counted
+        self.device_sums = counted
 
     def result(self) -> list[tuple[Run, ReadCounts]]:
         """For every run of the batch, what its rows read in all layers."""

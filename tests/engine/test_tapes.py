@@ -151,6 +151,12 @@ def test_memory_is_used_again() -> None:
         assert torch.equal(result, expected)
 
 
+def test_tapes_are_recorded_in_inference_mode() -> None:
+    """Outside, `tolist` would not be seen."""
+    with torch.inference_mode(False), pytest.raises(RuntimeError, match="inference mode"):
+        TapeRecorder().capture(lambda: torch.zeros(1))
+
+
 def test_an_error_ends_the_recording() -> None:
     """What this thread does afterwards is on no tape; nor is what another does meanwhile."""
     x, weight = torch.randn(2, 8), torch.rand(8)

@@ -49,6 +49,23 @@ def test_round_trip(isa, dtype, page):
 
 
 @every_dtype
+@pytest.mark.parametrize(("dim", "v_dim", "page"), [(34, 17, 16), (64, 128, 64), (96, 72, 256)])
+def test_many_rows(isa, dtype, dim, v_dim, page):
+    """Threads share them in pieces that end within pages, some of which are skipped or shuffled."""
+    rows, layout = 1301, PageLayout(page)
+    pages = -(-rows // page) + 1
+    k, v = tokens(rows, dtype, dim, v_dim)
+    slots = slots_of(torch.randperm(pages), torch.arange(3, rows + 3), page)
+    slots[100:107], slots[700:720] = -1, slots[700:720].flip(0)
+    ours, theirs = (layout.allocate(pages, HEADS, dim, v_dim, dtype) for _ in range(2))
+    for each in (*ours, *theirs):
+        each.fill_(torch.nan)
+    write_pages(layout, *ours, k, v, slots)
+    WRITE_PAGES.reference(WriteCall(layout, *theirs, k, v, slots))
+    assert equal(ours[0], theirs[0]) and equal(ours[1], theirs[1])
+
+
+@every_dtype
 @settings(max_examples=8)
 @given(data=st.data())
 def test_any_slots(isa, dtype, data):
