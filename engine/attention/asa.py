@@ -92,8 +92,7 @@ class Asa:
         if shape.window is not None:
             return {}
         slots = slots_per_page(self.block, page_size)
-        means = PageField((slots, shape.num_kv_heads, shape.kept[0]), by_head=True)
-        found = {self._means: means}
+        found = {self._means: PageField((slots, shape.num_kv_heads, shape.kept[0]))}
         if page_size % self.reuse:
             raise ValueError(f"asa: reuse {self.reuse} must divide the page size of {page_size}")
         if self.reuse > 1:
