@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import isfinite
 
 import torch
@@ -79,6 +79,11 @@ class StepResult:
             return self._model.logits(hidden)
 
 
+def _generates(chunks: Sequence[Chunk]) -> bool:
+    """Whether these are a step of decode: one generated token of each request."""
+    return all(chunk.count == 1 and chunk.start >= len(chunk.request.prompt) for chunk in chunks)
+
+
 class ModelRunner:
     """Runs steps over one model and one cache."""
 
@@ -131,7 +136,8 @@ class ModelRunner:
             with self._where.scope():
                 self._cache.copy_pages(copies)
             size, rope = self._cache.layout.page_size, self._model.rope
-            batch = build_batch(chunks, self._groups, size, rope, self._width)
+            width = self._width(chunks)
+            batch = build_batch(chunks, self._groups, size, rope, width)
             cos, sin = rope.cos_sin(batch.positions)
             forward = Forward(batch, cos, sin, self.shapes, self._cache, self._note_layer, watch)
             with self._where.scope():
@@ -143,18 +149,17 @@ class ModelRunner:
         self, forward: Forward, chunks: Sequence[Chunk], watch: Watch | None
     ) -> torch.Tensor:
         """The final hidden states, of decode steps by a graph (a tape) where there is one."""
-        decode = watch is None and all(
-            chunk.count == 1 and chunk.start >= len(chunk.request.prompt) for chunk in chunks
-        )
+        decode = watch is None and _generates(chunks)
         if self.graphs is not None and decode and not self._cache.runs_again:
             return self.graphs.run(forward, self._model.forward)
         if self._staging is not None:
             forward.send(self._staging)
         return self._model.forward(forward)
 
-    def _width(self, pages: int) -> int:
-        """How wide a page table is: on a GPU one of few sizes."""
-        return graphs.width(pages) if self._where.gpu else pages
+    def _width(self, chunks: Sequence[Chunk]) -> Callable[[int], int]:
+        """How wide a page table of so many pages is: on a GPU, or for graphs, one of few sizes."""
+        few = self._where.gpu or (self.graphs is not None and _generates(chunks))
+        return graphs.width if few else lambda pages: pages
 
     def _note_layer(self) -> None:
         self.progress += 1

@@ -134,7 +134,7 @@ class Tape:
         self._held: dict[int, torch.Tensor] = {}
 
     def record(self, call: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """What `call` returns. Raises what it raises, and RuntimeError outside inference mode, where
+        """What `call` returns. Raises what it raises; RuntimeError outside inference mode, where
         not all that looks at tensors would be seen.
         """
         if not torch.is_inference_mode_enabled():
