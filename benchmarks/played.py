@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from ..engine.graphs import TapeRecorder
 from ..kernels import native
 from .timing import Run
@@ -24,16 +26,18 @@ class Played:
         self.calls = len(runs)
         self._runs, self._prepare = runs, prepare
         self._recording = None
-        self._call()  # keys are looked at once, and remember what was found
-        if native.kernels() is not None:
-            prepare()
-            self._recording = TapeRecorder().capture(self._in_turn)
+        with torch.inference_mode():
+            self._call()  # keys are looked at once, and remember what was found
+            if native.kernels() is not None:
+                prepare()
+                self._recording = TapeRecorder().capture(self._in_turn)
 
     def __call__(self) -> Any:
         """The last result; where it is played, always in the same memory."""
         if self._recording is None or self._recording.replay is None:
             return self._call()
-        self._recording.replay()
+        with torch.inference_mode():
+            self._recording.replay()
         return self._recording.result
 
     def _call(self) -> Any:
