@@ -171,7 +171,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.step = self.memory.step(self.copy, self.start)
-        self.plan = self.method.plan(self.shape, self.step)
+        self.renew()
         self.aux = aux_of(self.q.shape[0], self.shape)
         self.caches = [self.memory.layer_cache(n) for n in range(self.layers)]
 
@@ -183,7 +183,11 @@ class Subject:
     def prepare(self) -> None:
         """Of several layers the plan is made anew: it carries something from one to the next."""
         if self.layers > 1:
-            self.plan = self.method.plan(self.shape, self.step)
+            self.renew()
+
+    def renew(self) -> None:
+        """Plans the step; what recording may not look at is looked at here."""
+        self.plan = self.method.plan(self.shape, self.step)
         look_at_keys(self.plan)
 
     def compute(self) -> torch.Tensor:
@@ -199,7 +203,8 @@ class Subject:
 
     def keys(self) -> float:
         """Keys that a layer reads, in the mean."""
-        self.plan, read = self.method.plan(self.shape, self.step), 0.0
+        self.renew()
+        read = 0.0
         planned = is_planned(self.method)
         for cache in self.caches:
             if not planned:
@@ -237,7 +242,7 @@ class Choosing(Subject):
         self._choose_of(rows)
 
     def _choose_of(self, rows: int) -> None:
-        self.plan = self.method.plan(self.shape, self.step)
+        self.renew()
         self.scores = torch.rand(rows, HEADS)
         if rows == 1:  # over all copies one head in _SPARSITY chooses its row
             pair = self.copy * HEADS + torch.arange(HEADS)

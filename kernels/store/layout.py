@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 
@@ -28,6 +29,7 @@ class PageLayout:
     """
 
     page_size: int = 64
+    splits_fields: ClassVar[bool] = True  # see `allocate_field`
 
     def __post_init__(self) -> None:
         if self.page_size not in (16, 32, 64, 128, 256):
@@ -94,9 +96,9 @@ class PageLayout:
         by_head: bool = False,
     ) -> torch.Tensor:
         """Zeroed [pages, *shape]. by_head: shape is [slots, KV heads, ...], and what pages keep of
-        a head lies side by side, for kernels that read all slots of one head.
+        a head lies side by side, for kernels that read all slots of one head; not on a GPU.
         """
-        if not by_head:
+        if not (by_head and self.splits_fields):
             return zeroed((pages, *shape), dtype, device)
         slots, heads, *rest = shape
         return zeroed((heads, pages, slots, *rest), dtype, device).movedim(0, 2)

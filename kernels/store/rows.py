@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -18,6 +18,8 @@ class RowLayout(PageLayout):
     What a GPU kernel reads of one head in a page is then one contiguous box: one bulk copy, and
     long DRAM bursts.
     """
+
+    splits_fields: ClassVar[bool] = False
 
     @staticmethod
     def unit(dtype: torch.dtype) -> int:
@@ -53,17 +55,6 @@ class RowLayout(PageLayout):
         """Zeroed K and V pages, the heads of a page side by side."""
         k, v = self.shapes(pages, kv_heads, head_dim, v_head_dim, dtype)
         return zeroed(k, dtype, device), zeroed(v, dtype, device)
-
-    def allocate_field(
-        self,
-        pages: int,
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
-        by_head: bool = False,
-    ) -> torch.Tensor:
-        """Zeroed [pages, *shape], the heads of a slot side by side."""
-        return zeroed((pages, *shape), dtype, device)
 
     def dims(self, k_pages: torch.Tensor, v_pages: torch.Tensor) -> tuple[int, int]:
         """(head_dim, v_head_dim) of these pages. Raises ValueError when they do not have this

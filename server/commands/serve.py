@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "SACCADE_API_KEY"
 _ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+"
-LEAST_CHUNK = 128  # a client must not make attention slow for everybody
-ALONE_S = 0.2  # somebody may come at any time, and has to wait for the step that runs
+# A client must not make attention slow for everybody, and who comes waits for the step that runs.
+OWN: dict[str, Any] = {"least_chunk": 128, "alone_step_seconds": 0.2}
 
 NETWORK: dict[str, dict[str, Any]] = {
     "--host": {"help": "address to listen on (default 127.0.0.1: this machine only)"},
@@ -78,12 +78,12 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "--least-chunk": {
         "type": int,
         "metavar": "N",
-        "help": f"smallest chunks of chunked(...) in a request (default {LEAST_CHUNK})",
+        "help": f"smallest chunks of chunked(...) in a request (default {OWN['least_chunk']})",
     },
     "--alone-step-seconds": {
         "type": float,
         "metavar": "S",
-        "help": f"for a step of long prompts while nobody else has work (default {ALONE_S})",
+        "help": f"of long prompts' steps while alone (default {OWN['alone_step_seconds']})",
     },
 }
 LIMITS: dict[str, dict[str, Any]] = {
@@ -218,8 +218,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of Engine, checked as far as that is possible without the model."""
     from ...engine.config import EngineConfig
 
-    own = {"least_chunk": LEAST_CHUNK, "alone_step_seconds": ALONE_S}
-    options = own | given(args, ENGINE | ALLOWED)
+    options = OWN | given(args, ENGINE | ALLOWED)
     try:
         if "kv_cache_memory" in options:
             options["kv_cache_memory"] = parse_size(options["kv_cache_memory"])

@@ -323,18 +323,7 @@ struct EntryKeys final : Source<S> {
     if constexpr (kU == 1) {
       std::memcpy(to, from[0] + first, static_cast<size_t>(dim) * sizeof(B));
     } else {
-      const B *a = from[0] + first, *b = from[1] + first;
-      for_vectors<W>(
-          dim,
-          [&](int64_t i) {
-            const U<W> low = __builtin_convertvector(load<H<W>>(a + i), U<W>);
-            const U<W> high = __builtin_convertvector(load<H<W>>(b + i), U<W>);
-            store(to + 2 * i, low | high << 16);
-          },
-          [&](int64_t i) {
-            to[2 * i] = a[i];
-            to[2 * i + 1] = b[i];
-          });
+      interleave<W>(to, from[0] + first, from[1] + first, dim);
     }
   }
 };

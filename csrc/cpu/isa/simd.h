@@ -394,5 +394,21 @@ SACCADE_INLINE void for_vectors(int64_t n, Fn fn, Tail tail) {
   for (; i < n; ++i) tail(i);
 }
 
+// Two rows of `count` 16-bit numbers, in turn.
+template <int W>
+SACCADE_INLINE void interleave(uint16_t* to, const uint16_t* a, const uint16_t* b, int64_t count) {
+  for_vectors<W>(
+      count,
+      [&](int64_t i) {
+        const U<W> low = __builtin_convertvector(load<H<W>>(a + i), U<W>);
+        const U<W> high = __builtin_convertvector(load<H<W>>(b + i), U<W>);
+        store(to + 2 * i, low | high << 16);
+      },
+      [&](int64_t i) {
+        to[2 * i] = a[i];
+        to[2 * i + 1] = b[i];
+      });
+}
+
 }  // namespace SACCADE_ISA
 }  // namespace saccade

@@ -28,22 +28,6 @@ void write_keys(T* to, int64_t page, const T* k, int64_t row, int64_t count, int
       std::memcpy(to + c * page + i * kU, k + i * row + c, kU * sizeof(T));
 }
 
-// `count` channels of two tokens, in turn.
-inline void write_pair(uint16_t* to, const uint16_t* a, const uint16_t* b, int64_t count) {
-  constexpr int W = kWidth;
-  for_vectors<W>(
-      count,
-      [&](int64_t c) {
-        const U<W> low = __builtin_convertvector(load<H<W>>(a + c), U<W>);
-        const U<W> high = __builtin_convertvector(load<H<W>>(b + c), U<W>);
-        store(to + 2 * c, low | high << 16);
-      },
-      [&](int64_t c) {
-        to[2 * c] = a[c];
-        to[2 * c + 1] = b[c];
-      });
-}
-
 // Rows [begin, end) of one KV head that fall into one page, at consecutive offsets.
 template <class T, int kU>
 void write_run(const WritePagesParams& p, int64_t head, int64_t begin, int64_t end) {
@@ -63,7 +47,7 @@ void write_run(const WritePagesParams& p, int64_t head, int64_t begin, int64_t e
       const T* from = v + i * p.v_row + first;
       if constexpr (kU == 2) {
         if (together == 2) {
-          write_pair(to, from, from + p.v_row, tile);
+          interleave<kWidth>(to, from, from + p.v_row, tile);
           continue;
         }
       }
