@@ -137,7 +137,7 @@ class DecodeGraphs:
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
-            self._staging.send(forward.sendable(), graph.buffer)
+            self._staging.refill(forward.sendable(), graph.buffer)
             forward.note_replay(graph.written)
         elif key in self._seen and self._seen[key] is None:
             recording = self._record(key, forward, compute)

@@ -17,10 +17,19 @@ from .spec import describe_methods, info_of
 
 @dataclass(frozen=True)
 class AttentionPolicy:
-    """A method per layer for prompt tokens and one for generated tokens."""
+    """A method per layer for prompt tokens and one for generated tokens.
+
+    Equal methods are one object: what a step plans it plans once for layers with the same objects.
+    """
 
     prefill: tuple[AttentionMethod, ...]
     decode: tuple[AttentionMethod, ...]
+
+    def __post_init__(self) -> None:
+        known: dict[AttentionMethod, AttentionMethod] = {}
+        for phase in ("prefill", "decode"):
+            methods = getattr(self, phase)
+            object.__setattr__(self, phase, tuple(known.setdefault(m, m) for m in methods))
 
     def measured(self, shapes: Sequence[LayerShape]) -> AttentionPolicy:
         """The same, methods that go by measured figures named by those of their layers.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -51,15 +52,22 @@ def completed_blocks(
     stride = stride or block
     if block % stride:
         raise ValueError(f"windows of {block} tokens must be a multiple of their stride {stride}")
-    rows = torch.nonzero(((positions + 1) % stride == 0) & (positions + 1 >= block)).flatten()
-    sequence = torch.searchsorted(cu_rows.long(), rows, right=True) - 1
-    last = positions[rows]
-    first = last + 1 - block
     # The most pages that one touches: the latest that a window may begin in its page is
     # page_size - stride.
     spread = (page_size - min(stride, page_size) + block - 1) // page_size + 1
-    pages = (first // page_size)[:, None] + torch.arange(spread)
-    members = page_table[sequence[:, None], pages.clamp(max=(last // page_size)[:, None])].long()
-    slot = last % page_size // stride if slots > 1 else torch.zeros_like(last)
-    home = page_table[sequence, last // page_size].long() * slots + slot
-    return CompletedBlocks(block, members.contiguous(), home, first % page_size, stride)
+    # In NumPy, whose calls take a fraction of torch's where a step has few rows.
+    ends = positions.numpy() + 1
+    rows = np.flatnonzero((ends % stride == 0) & (ends >= block))
+    if not len(rows):  # as in most decode steps
+        none = torch.empty(0, dtype=torch.int64)
+        return CompletedBlocks(block, none.view(0, spread), none, none, stride)
+    table = page_table.numpy()
+    sequence = np.searchsorted(cu_rows.numpy(), rows, side="right") - 1
+    first, last = ends[rows] - block, ends[rows] - 1
+    pages = (first // page_size)[:, None] + np.arange(spread)
+    members = table[sequence[:, None], np.minimum(pages, (last // page_size)[:, None])]
+    home = table[sequence, last // page_size].astype(np.int64) * slots
+    if slots > 1:
+        home += last % page_size // stride
+    tensors = (members.astype(np.int64), home, first % page_size)
+    return CompletedBlocks(block, *map(torch.from_numpy, tensors), stride)
