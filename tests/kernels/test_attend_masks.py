@@ -155,9 +155,14 @@ def test_short_blocks_side_by_side_are_long_ones(isa, block):
     ids = torch.where(lists.ids[..., None] < 0, -1, ids).flatten(2)
     short = BlockLists(ids.contiguous(), lists.list_of_row, block)
     assert same(problem.seeing(blocks=short).run(), problem.seeing(blocks=lists).run())
-    every = torch.arange(-(-2700 // block), dtype=torch.int32).expand(1, 2, -1).contiguous()
-    whole = BlockLists(every, torch.zeros(65, dtype=torch.int32), block)
-    assert same(problem.seeing(blocks=whole).run(), problem.run())
+    zeros = torch.zeros(65, dtype=torch.int32)
+    every = [torch.arange(-(-2700 // size), dtype=torch.int32) for size in (block, 16)]
+    wholes = [
+        problem.seeing(blocks=BlockLists(ids.expand(1, 2, -1).contiguous(), zeros, size))
+        for ids, size in zip(every, (block, 16), strict=True)
+    ]
+    assert same(wholes[0].run(), wholes[1].run())
+    check(wholes[0])
 
 
 def few_short_blocks(problem, block, count):

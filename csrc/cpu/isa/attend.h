@@ -3,8 +3,9 @@
 // A unit is up to kMaxRows query rows of one sequence and one KV head: consecutive tokens x the
 // heads of the group. A segment is kSegment keys at an absolute position. Each row's result is the
 // merge, in order, of its segments' partial results, whoever computed them: one thread after the
-// other (many units) or several at once (few units). A row whose list holds few keys is summed by
-// one thread and needs no partial results: most of its segments would hold one block.
+// other (many units) or several at once (few units). Most segments would hold a block or two of a
+// row's list, if it has one: its partial results are those of parts of the list instead, and where
+// it holds few keys there are none.
 #pragma once
 #include <stdlib.h>
 
@@ -26,8 +27,8 @@ constexpr int64_t kPasses = kSegment / kPass;
 // products full; with tiles, memory takes as long as they do, and yet more rows read it less often.
 constexpr int64_t kMaxRows = SACCADE_AMX ? 512 : (kNarrow ? 120 : 128);
 constexpr int64_t kMaxListedRows = SACCADE_AMX ? 2048 : 512;
-// Keys of a list that are summed without partial results. (Of longer ones threads share a decode
-// step.)
+// Keys of a list that are summed without partial results, and of a part of a longer one. (Threads
+// share the parts of a decode step.)
 constexpr int64_t kFewKeys = 1024;
 // As few as this where otherwise a thread would have fewer units than these.
 constexpr int64_t kLeastRows = SACCADE_AMX ? 256 : kMaxRows, kLeastListedRows = 512;
@@ -93,6 +94,40 @@ SACCADE_INLINE const int32_t* list_of(const AttendParams& p, int64_t row, int64_
 SACCADE_INLINE bool is_short(const AttendParams& p, const int32_t* list) {
   const int64_t most = kFewKeys / p.block;
   return p.list_width <= most || list[most] < 0;
+}
+
+// Where the part of an ascending list, -1 padded, that begins with the key `begin` ends: at a pass,
+// so that it has about kFewKeys keys. `at`: where the parts before ended in the list.
+SACCADE_INLINE int64_t end_of_part(const AttendParams& p, const int32_t* list, int64_t begin,
+                                   int64_t& at) {
+  const auto is_block = [&](int64_t i) { return i < p.list_width && list[i] >= 0; };
+  while (is_block(at) && (list[at] + int64_t{1}) * p.block <= begin) ++at;
+  for (int64_t i = at + (p.block < kFewKeys ? kFewKeys / p.block : 1); is_block(i); ++i) {
+    const int64_t end = list[i] * p.block / kPass * kPass;
+    if (end > begin) return end;
+  }
+  return INT32_MAX;
+}
+
+// The keys [begin, end) of a part of a list; beyond the last part there are none.
+struct Part {
+  int64_t begin, end;
+};
+
+SACCADE_INLINE Part part_of(const AttendParams& p, const int32_t* list, int64_t number) {
+  Part part{0, 0};
+  int64_t at = 0;
+  for (int64_t i = 0; i <= number; ++i) {
+    part.begin = part.end;
+    if (part.begin < INT32_MAX) part.end = end_of_part(p, list, part.begin, at);
+  }
+  return part;
+}
+
+SACCADE_INLINE int64_t parts_of(const AttendParams& p, const int32_t* list) {
+  int64_t parts = 1, at = 0;
+  for (int64_t end = 0; (end = end_of_part(p, list, end, at)) < INT32_MAX;) ++parts;
+  return parts;
 }
 
 // Whether an ascending list, -1 padded, holds a block with keys of [first, last).

@@ -15,6 +15,8 @@ struct Row {
   int32_t lo, hi, past;  // sees key j: lo <= j < hi, and j > past or j < sinks
   int32_t cursor;        // where in `list` the current segment begins
   bool is_short;         // the list holds few keys
+  int32_t part_at;       // of a long list: where its current part begins in it,
+  int32_t part_end;      // and the key at which that part ends
   const int32_t* list;   // ascending block ids, -1 padded, or null: no list
 };
 
@@ -37,6 +39,12 @@ SACCADE_INLINE bool are_neighbours(const Active* active, int64_t count) {
   return true;
 }
 
+SACCADE_INLINE void next_part(const AttendParams& p, Row& row) {
+  int64_t at = row.part_at;
+  row.part_end = static_cast<int32_t>(end_of_part(p, row.list, row.part_end, at));
+  row.part_at = static_cast<int32_t>(at);
+}
+
 SACCADE_INLINE Row make_row(const AttendParams& p, const Unit& u, int64_t at, int64_t head) {
   const int64_t position = p.positions[at], limit = p.table_width * p.page;
   const int64_t hi = p.end_of_row(at, u.kv_head);
@@ -49,6 +57,8 @@ SACCADE_INLINE Row make_row(const AttendParams& p, const Unit& u, int64_t at, in
   row.cursor = 0;
   row.list = p.blocks != nullptr ? list_of(p, at, head, u.kv_head) : nullptr;
   row.is_short = row.list != nullptr && is_short(p, row.list);
+  row.part_at = row.part_end = 0;
+  if (row.list != nullptr && !row.is_short) next_part(p, row);
   return row;
 }
 

@@ -62,6 +62,7 @@ struct UnitRun : Results {
   uint32_t fresh = 0;
   float* own_partial;
   float* own_total;
+  float* folds_to = nullptr;  // where rows with long lists add up what their parts gave
   int64_t used;
   Pass<B> pass, next;       // next: the pages to fetch ahead while this pass computes
   Source<S>* const source;  // null: pages
@@ -232,8 +233,15 @@ struct UnitRun : Results {
   // Adds what rows see of one segment of keys, which begins at `begin`: those with short lists, or
   // all others.
   void attend_segment(int64_t begin, bool shorts, float* partial);
+  // The segments that hold keys of [begin, end).
+  void attend_segments(int64_t begin, int64_t end, bool shorts, float* partial);
   // All that rows with short lists see.
   void attend_shorts(float* total);
+  // All that rows with long lists see: the parts of each summed by themselves, and added in order.
+  void attend_longs(float* total);
+  void fold_parts(int64_t index, int64_t first, float* partial);
+  // What they see of this part of their lists.
+  void attend_part(int64_t number, float* partial);
 };
 
 }  // namespace SACCADE_ISA

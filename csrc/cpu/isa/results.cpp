@@ -39,33 +39,35 @@ void put_rows(const Results& of, const float* total) {
 
 }  // namespace
 
-void Results::merge_into(float* total, const float* partial) const {
-  for (int64_t r = 0; r < rows; ++r) {
-    float* top = tops(total) + r;
-    const float other = tops(partial)[r];
-    if (other == -INFINITY) continue;
-    float* to = total + r * p.v_dim;
-    const float* from = partial + r * p.v_dim;
-    float* sum = sums(total) + r * W;
-    const F<W> other_sum = load<F<W>>(sums(partial) + r * W);
-    if (*top == -INFINITY) {
-      std::memcpy(to, from, static_cast<size_t>(p.v_dim) * sizeof(float));
-      store(sum, other_sum);
-      *top = other;
-      continue;
-    }
-    const float now = *top > other ? *top : other;
-    const F<W> keep = splat<W>(exp2_nonpositive<4>(splat<4>(*top - now))[0]);
-    const F<W> add = splat<W>(exp2_nonpositive<4>(splat<4>(other - now))[0]);
-    for_vectors<W>(
-        p.v_dim,
-        [&](int64_t i) {
-          store(to + i, fma<W>(load<F<W>>(from + i), add, load<F<W>>(to + i) * keep));
-        },
-        [&](int64_t i) { to[i] = from[i] * add[0] + to[i] * keep[0]; });
-    store(sum, fma<W>(other_sum, add, load<F<W>>(sum) * keep));
-    *top = now;
+void Results::merge_row(float* total, const float* partial, int64_t r) const {
+  float* top = tops(total) + r;
+  const float other = tops(partial)[r];
+  if (other == -INFINITY) return;
+  float* to = total + r * p.v_dim;
+  const float* from = partial + r * p.v_dim;
+  float* sum = sums(total) + r * W;
+  const F<W> other_sum = load<F<W>>(sums(partial) + r * W);
+  if (*top == -INFINITY) {
+    std::memcpy(to, from, static_cast<size_t>(p.v_dim) * sizeof(float));
+    store(sum, other_sum);
+    *top = other;
+    return;
   }
+  const float now = *top > other ? *top : other;
+  const F<W> keep = splat<W>(exp2_nonpositive<4>(splat<4>(*top - now))[0]);
+  const F<W> add = splat<W>(exp2_nonpositive<4>(splat<4>(other - now))[0]);
+  for_vectors<W>(
+      p.v_dim,
+      [&](int64_t i) {
+        store(to + i, fma<W>(load<F<W>>(from + i), add, load<F<W>>(to + i) * keep));
+      },
+      [&](int64_t i) { to[i] = from[i] * add[0] + to[i] * keep[0]; });
+  store(sum, fma<W>(other_sum, add, load<F<W>>(sum) * keep));
+  *top = now;
+}
+
+void Results::merge_into(float* total, const float* partial) const {
+  for (int64_t r = 0; r < rows; ++r) merge_row(total, partial, r);
 }
 
 void Results::finish(const float* total) const {

@@ -32,8 +32,9 @@ struct Results {
   void clear(float* partial) const {
     for (int64_t r = 0; r < rows; ++r) tops(partial)[r] = -INFINITY;
   }
-  // What `partial` saw is added to `total`.
+  // What `partial` saw is added to `total`, in all rows or in one.
   void merge_into(float* total, const float* partial) const;
+  void merge_row(float* total, const float* partial, int64_t r) const;
   // Out and lse of the call, from all that its rows see.
   void finish(const float* total) const;
 };

@@ -41,9 +41,11 @@ struct Entry {
     const FlushScope flush;
     run.prepare();
     run.clear(run.own_total);
-    run.attend_shorts(run.own_total);
-    const bool in_segments = run.short_rows < run.rows;
-    for (int64_t at = u.first_segment; in_segments && at < u.last_segment; ++at) {
+    if (p.blocks != nullptr) {
+      run.attend_shorts(run.own_total);
+      run.attend_longs(run.own_total);
+    }
+    for (int64_t at = u.first_segment; p.blocks == nullptr && at < u.last_segment; ++at) {
       if (!may_see(p, u, at)) continue;
       run.clear(run.own_partial);
       run.attend_segment(at * kSegment, false, run.own_partial);
@@ -64,6 +66,8 @@ struct Entry {
       run.clear(partial);
       if (at == kShorts) {
         run.attend_shorts(partial);
+      } else if (p.blocks != nullptr) {
+        run.attend_part(at, partial);
       } else {
         run.attend_segment((at + i) * kSegment, false, partial);
       }

@@ -206,14 +206,62 @@ inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partia
 #if SACCADE_AMX
     expect_lines(segment.counts[i]);
 #endif
+    if (folds_to != nullptr) fold_parts(i, begin + i * kPass, partial);
     attend_pass(i, begin + i * kPass, partial);
   }
 }
 
 template <class S>
+inline void UnitRun<S>::attend_segments(int64_t begin, int64_t end, bool shorts, float* partial) {
+  for (int64_t at = u.first_segment; at < u.last_segment; ++at)
+    if (at * kSegment < end && begin < (at + 1) * kSegment && may_see(p, u, at))
+      attend_segment(at * kSegment, shorts, partial);
+}
+
+template <class S>
 inline void UnitRun<S>::attend_shorts(float* total) {
-  for (int64_t at = u.first_segment; short_rows > 0 && at < u.last_segment; ++at)
-    if (may_see(p, u, at)) attend_segment(at * kSegment, true, total);
+  if (short_rows > 0) attend_segments(0, INT64_MAX, true, total);
+}
+
+template <class S>
+inline void UnitRun<S>::attend_longs(float* total) {
+  if (short_rows == rows) return;
+  clear(own_partial);
+  folds_to = total;
+  attend_segments(0, INT64_MAX, false, own_partial);
+  folds_to = nullptr;
+  merge_into(total, own_partial);
+}
+
+// Before a pass: what the rows that see it have summed of a part that ended.
+template <class S>
+inline void UnitRun<S>::fold_parts(int64_t index, int64_t first, float* partial) {
+  const Active* active = segment.of(index);
+  for (int64_t i = 0; i < segment.counts[index]; ++i) {
+    const int64_t r = active[i].row;
+    if (first < info[r].part_end) continue;
+    merge_row(folds_to, partial, r);
+    tops(partial)[r] = -INFINITY;
+    while (first >= info[r].part_end) next_part(p, info[r]);
+  }
+}
+
+template <class S>
+inline void UnitRun<S>::attend_part(int64_t number, float* partial) {
+  int64_t begin = INT64_MAX, end = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    Row& row = info[r];
+    if (row.is_short) continue;
+    const Part part = part_of(p, row.list, number);
+    if (row.lo < part.begin) row.lo = static_cast<int32_t>(part.begin);
+    if (row.hi > part.end) row.hi = static_cast<int32_t>(part.end);
+    if (row.lo >= row.hi) continue;
+    if (row.lo > all_begin) all_begin = row.lo;
+    if (row.hi < all_end) all_end = row.hi;
+    if (row.lo < begin) begin = row.lo;
+    if (row.hi > end) end = row.hi;
+  }
+  attend_segments(begin, end, false, partial);
 }
 
 }  // namespace SACCADE_ISA

@@ -69,15 +69,21 @@ void UnitPlan::set_keys(Unit& u) const {
 
 namespace {
 
-// Whether some rows of a unit have short lists, and some do not.
-struct Kinds {
-  bool shorts, others;
+// The lists of a unit's rows: whether there are short ones, and how many parts the longest has.
+struct Lists {
+  bool shorts;
+  int64_t parts;
 
-  Kinds(const AttendParams& p, const Unit& u) : shorts(false), others(p.blocks == nullptr) {
+  Lists(const AttendParams& p, const Unit& u) : shorts(false), parts(0) {
     const int64_t step = p.owners == p.heads ? 1 : u.heads;  // heads that share a list
     for (int64_t row = u.row; p.blocks != nullptr && row < u.row + u.tokens; ++row)
-      for (int64_t head = u.head; head < u.head + u.heads; head += step)
-        (is_short(p, list_of(p, row, head, u.kv_head)) ? shorts : others) = true;
+      for (int64_t head = u.head; head < u.head + u.heads; head += step) {
+        const int32_t* list = list_of(p, row, head, u.kv_head);
+        const bool is = is_short(p, list);
+        const int64_t own = is ? 0 : parts_of(p, list);
+        shorts |= is;
+        if (own > parts) parts = own;
+      }
   }
 };
 
@@ -87,7 +93,8 @@ struct UnitCall {
   UnitOps ops;
   char* scratch;
   int64_t slice;
-  // Few units: items of one round are stretches of a unit's segments, with a slot for each segment.
+  // Few units: items of one round are stretches of a unit's segments, with a slot for each segment,
+  // or parts of its lists.
   struct Item {
     const Unit* unit;
     int64_t segment, count, slot;
@@ -132,7 +139,7 @@ int64_t stretch_of(const UnitCall& call, const Unit* units, const ThreadPool& po
   return stretch < kMostStretch ? stretch : kMostStretch;
 }
 
-// Few units: threads share each unit's segments. Rounds bound the memory; merging in order fixes
+// Few units: threads share each unit's segments, or the parts of its lists. Rounds bound the memory; merging in order fixes
 // the result.
 void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
   const int64_t count = call.plan.count();
@@ -168,10 +175,11 @@ void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
     ++taken;
   };
   for (int64_t i = 0; i < count; ++i) {
-    const Kinds kinds(call.p, units[i]);
-    if (kinds.shorts) queue(units[i], kShorts);
-    for (int64_t at = units[i].first_segment; kinds.others && at < units[i].last_segment; ++at)
-      if (may_see(call.p, units[i], at)) queue(units[i], at);
+    const Lists lists(call.p, units[i]);
+    if (lists.shorts) queue(units[i], kShorts);
+    for (int64_t part = 0; part < lists.parts; ++part) queue(units[i], part);
+    for (int64_t at = units[i].first_segment; at < units[i].last_segment; ++at)
+      if (call.p.blocks == nullptr && may_see(call.p, units[i], at)) queue(units[i], at);
   }
   flush();
   for (int64_t i = 0; i < count; ++i) {
@@ -190,7 +198,8 @@ bool splits_units(const UnitPlan& plan, const ThreadPool& pool) {
   const bool few = plan.count() < 2 * pool.size();
   for (int64_t i = 0; few && i < plan.count(); ++i) {
     const Unit u = plan.unit(i);
-    several |= u.last_segment - u.first_segment > 1 && Kinds(plan.params(), u).others;
+    several |= plan.params().blocks == nullptr ? u.last_segment - u.first_segment > 1
+                                               : Lists(plan.params(), u).parts > 1;
   }
   return several;
 }

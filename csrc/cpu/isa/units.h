@@ -28,14 +28,15 @@ class UnitPlan {
   int64_t* first_;
 };
 
-// In the place of a segment: all that rows with short lists see.
+// In the place of a part: all that rows with short lists see.
 constexpr int64_t kShorts = -1;
 
 // How one arithmetic computes units.
 struct UnitOps {
   int64_t (*scratch_bytes)(const AttendParams&, const Unit&);
   void (*whole)(const AttendParams&, const Unit&, char* scratch);
-  // `count` segments from `at` on, or kShorts: each to a partial result of its own.
+  // `count` segments from `at` on, each to a partial result of its own; with lists, one part of
+  // each (see end_of_part), or kShorts.
   void (*segments)(const AttendParams&, const Unit&, int64_t at, int64_t count, char* scratch,
                    float* partials, int64_t floats);
   // What else is done when all rows are summed up, or null.
