@@ -9,6 +9,7 @@ namespace SACCADE_ISA {
 
 constexpr int64_t kMaxTopK = 1024;
 constexpr int64_t kFewTopK = 16;    // as many fit a register of AVX-512
+constexpr int64_t kMostAhead = 64;  // of so many of the best a bound is looked for beforehand
 constexpr int64_t kShortList = 32;  // up to here a walk finds the place as fast as a search
 
 // By descending score; equal scores: the later block first. kMost: as many as it may hold.
@@ -119,14 +120,34 @@ SACCADE_INLINE void offer_few(Best& best, const float* scores, int64_t first, in
 }
 #endif
 
+// A score that k of the first n reach, or -inf: the least of the largest of every m-th, where m, a
+// multiple of the width, is at least k.
+SACCADE_INLINE float surely_reached(const float* scores, int64_t n, int64_t k) {
+  constexpr int W = kWidth;
+  F<W> high[kMostAhead / W];
+  const int64_t vectors = (k + W - 1) / W, m = vectors * W;
+  if (m > kMostAhead || n < 4 * m) return -INFINITY;  // not worth a look ahead
+  for (int64_t j = 0; j < vectors; ++j) high[j] = splat<W>(-INFINITY);
+  for (int64_t i = 0; i + m <= n; i += m)
+    for (int64_t j = 0; j < vectors; ++j) {
+      const F<W> own = load<F<W>>(scores + i + j * W);
+      high[j] = own > high[j] ? own : high[j];  // NaN counts for nothing
+    }
+  float least = INFINITY;
+  for (int64_t j = 0; j < vectors; ++j)
+    for (int64_t lane = 0; lane < W; ++lane) least = high[j][lane] < least ? high[j][lane] : least;
+  return least;
+}
+
 // Offers blocks first .. first + n - 1 with these scores; whole vectors are readable.
 template <class Best>
 SACCADE_INLINE void offer_scores(Best& best, const float* scores, int64_t first, int64_t n) {
 #if defined(__AVX512DQ__)
   if (best.k <= kFewTopK) return offer_few(best, scores, first, n);
 #endif
+  const float sure = surely_reached(scores, n, best.k);
   for (int64_t i = 0; i < n; i += kWidth) {
-    uint32_t bits = candidates(scores, i, n, best.least());
+    uint32_t bits = candidates(scores, i, n, best.least() > sure ? best.least() : sure);
     for (; bits != 0; bits &= bits - 1) {
       const int64_t at = i + __builtin_ctz(bits);
       best.offer(scores[at], static_cast<int32_t>(first + at));

@@ -118,8 +118,9 @@ struct SelectJob {
   const SelectBoundedParams* p;
   char* scratch;
   int64_t slice, pieces;
-  char* rows;     // what a row needs, of each; null: rows are whole
-  Chosen* found;  // [rows][pieces][Hkv]: of every stretch
+  char* rows;      // what a row needs, of each; null: rows are whole
+  int64_t stride;  // scores of a KV head
+  float* scores;   // [rows][Hkv][stride], of all blocks
 };
 
 template <class M>
@@ -226,32 +227,54 @@ struct BoundedRow {
     return end - h == 1 ? join_heads<1>(from, h, all) : all;
   }
 
-  // The best of the blocks [begin, end) for every KV head.
-  void offer_blocks(int64_t begin, int64_t end, Chosen* best) const {
+  // The scores of n blocks from `begin` on, at most a panel, for every KV head: `stride` apart, whole
+  // vectors of each.
+  void score(int64_t begin, int64_t n, float* to, int64_t stride) const {
     const T* from[kPanel + W];
-    for (int64_t at = begin; at < end; at += kPanel) {
-      const int64_t n = end - at < kPanel ? end - at : kPanel;
-      for (int64_t i = 0; i < n + W; ++i) from[i] = i < n ? entry(at + i) : nullptr;
-      for (int64_t i = 0; i < W && i < n; ++i) ask_for(from[i]);
-      for (int64_t i = 0; i < n; i += W) {
-        for (int64_t ahead = i + W; ahead < i + 2 * W && ahead < n; ++ahead) ask_for(from[ahead]);
-        for (int64_t g = 0; g < p.kv_heads; ++g)
-          store(scores + g * kPanel + i, bounds(from + i, g));
-      }
-      for (int64_t g = 0; g < p.kv_heads; ++g) offer_scores(best[g], scores + g * kPanel, at, n);
+    for (int64_t i = 0; i < n + W; ++i) from[i] = i < n ? entry(begin + i) : nullptr;
+    for (int64_t i = 0; i < W && i < n; ++i) ask_for(from[i]);
+    for (int64_t i = 0; i < n; i += W) {
+      for (int64_t ahead = i + W; ahead < i + 2 * W && ahead < n; ++ahead) ask_for(from[ahead]);
+      for (int64_t g = 0; g < p.kv_heads; ++g) store(to + g * stride + i, bounds(from + i, g));
     }
   }
 
   ListEnds ends() const { return list_ends(p.positions[row] / p.block, p.first, p.recent); }
 
-  // One of `pieces` stretches of the row's blocks.
-  void choose_piece(int64_t piece, int64_t pieces, Chosen* best) {
-    const ListEnds all = ends();
-    const int64_t blocks = all.tail - all.head, k = p.listed - all.forced();
-    for (int64_t g = 0; g < p.kv_heads; ++g) best[g].count = 0, best[g].k = k;
-    if (k <= 0 || blocks <= 0) return;
-    offer_blocks(all.head + blocks * piece / pieces, all.head + blocks * (piece + 1) / pieces,
-                 best);
+  // Blocks to choose from and how many of them; those without a place in the table have no bounds.
+  int64_t blocks() const {
+    const int64_t all = ends().tail - ends().head, known = p.table_width * p.page / p.block;
+    return all < known ? all : known;
+  }
+  int64_t count() const { return p.listed - ends().forced(); }
+
+  // One of `pieces` stretches of the row's blocks: whole vectors of its scores.
+  void score_piece(int64_t piece, int64_t pieces, float* to, int64_t stride) const {
+    const int64_t most = ((blocks() + pieces - 1) / pieces + W - 1) / W * W, all = blocks();
+    const int64_t end = (piece + 1) * most < all ? (piece + 1) * most : all;
+    for (int64_t at = piece * most; count() > 0 && at < end; at += kPanel)
+      score(ends().head + at, end - at < kPanel ? end - at : kPanel, to + at, stride);
+  }
+
+  // The list of a KV head whose scores are known.
+  void choose(int64_t kv_head, const float* known) const {
+    Chosen best;
+    best.count = 0;
+    best.k = count();
+    if (best.k > 0 && blocks() > 0) offer_scores(best, known, ends().head, blocks());
+    write(kv_head, best);
+  }
+
+  // All lists of the row, panel by panel.
+  void choose_all() const {
+    for (int64_t g = 0; g < p.kv_heads; ++g) own[g].count = 0, own[g].k = count();
+    for (int64_t at = 0, all = blocks(); count() > 0 && at < all; at += kPanel) {
+      const int64_t n = all - at < kPanel ? all - at : kPanel;
+      score(ends().head + at, n, scores, kPanel);
+      for (int64_t g = 0; g < p.kv_heads; ++g)
+        offer_scores(own[g], scores + g * kPanel, ends().head + at, n);
+    }
+    for (int64_t g = 0; g < p.kv_heads; ++g) write(g, own[g]);
   }
 
   void write(int64_t kv_head, const Chosen& best) const {
@@ -260,45 +283,41 @@ struct BoundedRow {
 };
 
 template <class M>
-void select_item(void* context, int64_t item, int thread) {
-  const SelectJob& job = *static_cast<SelectJob*>(context);
-  const SelectBoundedParams& p = *job.p;
-  const int64_t row = item / job.pieces;
+BoundedRow<M> row_of(const SelectBoundedParams& p, int64_t row) {
   int64_t low = 0, high = p.seqs;  // cu_rows[low] <= row < cu_rows[high]
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
     (p.cu_rows[middle] <= row ? low : high) = middle;
   }
-  BoundedRow<M> one{p, row, low, p.heads / p.kv_heads, nullptr, nullptr, nullptr, nullptr};
-  char* mine = job.scratch + thread * job.slice;
-  mine += one.carve(mine);
-  if (job.rows != nullptr) {
-    one.carve_q(job.rows + row * one.carve_q(nullptr));
-    one.choose_piece(item % job.pieces, job.pieces, job.found + item * p.kv_heads);
-    return;
-  }
-  one.carve_q(mine);
-  one.load_q();
-  one.choose_piece(0, 1, one.own);
-  for (int64_t g = 0; g < p.kv_heads; ++g) one.write(g, one.own[g]);
+  return {p, row, low, p.heads / p.kv_heads, nullptr, nullptr, nullptr, nullptr};
 }
 
-// The lists of rows whose stretches are known.
 template <class M>
-void join_pieces(const SelectJob& job) {
-  const SelectBoundedParams& p = *job.p;
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const BoundedRow<M> one{p, row, 0, 0, nullptr, nullptr, nullptr, nullptr};
-    Chosen* first = job.found + row * job.pieces * p.kv_heads;
-    for (int64_t g = 0; g < p.kv_heads; ++g) {
-      for (int64_t piece = 1; piece < job.pieces; ++piece) {
-        const Chosen& other = first[piece * p.kv_heads + g];
-        for (int64_t i = other.count - 1; i >= 0; --i)  // as they came: of equal ones the last last
-          first[g].offer(other.scores[i], other.ids[i]);
-      }
-      one.write(g, first[g]);
-    }
-  }
+void select_row(void* context, int64_t row, int thread) {
+  const SelectJob& job = *static_cast<SelectJob*>(context);
+  BoundedRow<M> one = row_of<M>(*job.p, row);
+  char* mine = job.scratch + thread * job.slice;
+  mine += one.carve(mine);
+  one.carve_q(mine);
+  one.load_q();
+  one.choose_all();
+}
+
+template <class M>
+void score_item(void* context, int64_t item, int) {
+  const SelectJob& job = *static_cast<SelectJob*>(context);
+  const int64_t row = item / job.pieces;
+  BoundedRow<M> one = row_of<M>(*job.p, row);
+  one.carve_q(job.rows + row * one.carve_q(nullptr));
+  one.score_piece(item % job.pieces, job.pieces, job.scores + row * job.p->kv_heads * job.stride,
+                  job.stride);
+}
+
+template <class M>
+void choose_item(void* context, int64_t item, int) {
+  const SelectJob& job = *static_cast<SelectJob*>(context);
+  const int64_t row = item / job.p->kv_heads;
+  row_of<M>(*job.p, row).choose(item % job.p->kv_heads, job.scores + item * job.stride);
 }
 
 // Few rows: threads share the blocks of each.
@@ -306,29 +325,32 @@ template <class M>
 void share_rows(SelectJob& job, int64_t row_bytes, ThreadPool& pool) {
   const SelectBoundedParams& p = *job.p;
   for (int64_t row = 0; row < p.rows; ++row) {
-    BoundedRow<M> one{p, row, 0, 0, nullptr, nullptr, nullptr, nullptr};
+    BoundedRow<M> one = row_of<M>(p, row);
     one.carve_q(job.rows + row * row_bytes);
     one.load_q();
   }
-  pool.run(p.rows * job.pieces, select_item<M>, &job);
-  join_pieces<M>(job);
+  pool.run(p.rows * job.pieces, score_item<M>, &job);
+  pool.run(p.rows * p.kv_heads, choose_item<M>, &job);
 }
 
 template <class M>
 void select_all(const SelectBoundedParams& p, ThreadPool& pool) {
   BoundedRow<M> measure{p, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
   const int64_t row_bytes = measure.carve_q(nullptr), own = measure.carve(nullptr) + row_bytes;
-  SelectJob job{&p, nullptr, (own + 4095) / 4096 * 4096, 1, nullptr, nullptr};
+  SelectJob job{&p, nullptr, (own + 4095) / 4096 * 4096, 1, nullptr, 0, nullptr};
   if (pool.size() == 1 || p.rows >= 2 * pool.size()) {
     job.scratch = pool.scratch(job.slice);
-    pool.run(p.rows, select_item<M>, &job);
+    pool.run(p.rows, select_row<M>, &job);
     return;
   }
   job.pieces = kPieces * pool.size();
-  const int64_t shared = p.rows * (row_bytes + job.pieces * p.kv_heads * int64_t{sizeof(Chosen)});
-  job.scratch = pool.scratch(job.slice + (shared + pool.size() - 1) / pool.size());
-  job.rows = job.scratch + job.slice * pool.size();
-  job.found = reinterpret_cast<Chosen*>(job.rows + p.rows * row_bytes);
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const int64_t blocks = (row_of<M>(p, row).blocks() + W - 1) / W * W;
+    if (blocks > job.stride) job.stride = blocks;
+  }
+  const int64_t scores = p.kv_heads * job.stride * static_cast<int64_t>(sizeof(float));
+  job.rows = pool.scratch((p.rows * (row_bytes + scores) + pool.size() - 1) / pool.size());
+  job.scores = reinterpret_cast<float*>(job.rows + p.rows * row_bytes);
   share_rows<M>(job, row_bytes, pool);
 }
 
