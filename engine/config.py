@@ -10,6 +10,7 @@ from .attention.spec import describe_methods
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 PAGE_SIZES = (16, 32, 64, 128, 256)
+_MOST_SECONDS = 86400  # of a step
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class EngineConfig:
     decode_attention: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = 4096
     kv_cache_memory: int | None = None
     page_size: int = 64
     enable_prefix_caching: bool = True
@@ -72,9 +73,11 @@ class EngineConfig:
             raise ValueError(f"long_prefill_share must be in (0, 1], not {share!r}")
         most = self.alone_step_seconds
         if isinstance(most, bool) or not (
-            most is None or (isinstance(most, int | float) and most > 0)
+            most is None or (isinstance(most, int | float) and 0 < most <= _MOST_SECONDS)
         ):
-            raise ValueError(f"alone_step_seconds must be positive, not {most!r}")
+            raise ValueError(
+                f"alone_step_seconds must be positive, and at most {_MOST_SECONDS}, not {most!r}"
+            )
 
     def _check_allowed(self) -> None:
         if not isinstance(self.allowed_attention, str | None):

@@ -26,6 +26,8 @@ from .tapes import Pool, Tape, look_at_keys
 
 SETTING, TAPES = "SACCADE_CUDA_GRAPHS", "SACCADE_CPU_TAPES"
 MOST_GRAPHS = 48  # kept; the one that was replayed longest ago goes first
+MOST_BUFFERS = 32 << 20  # bytes of their steps, which hold page tables; but for that of the last
+_ROW = 8192  # bytes of a sequence's row in a step, beside page tables: at most
 _REMEMBERED = 512  # signatures seen once
 # Known on the host alone, and of no matter where every sequence has one row.
 _IGNORED = frozenset({"spans"})
@@ -108,6 +110,14 @@ def width(pages: int) -> int:
     return -(-pages // step) * step
 
 
+def buffer_bytes(seqs: int, tables: int, pages: int) -> int:
+    """At most what the buffers of graphs take, and what steps are staged in: of so many sequences,
+    with so many page tables of so many pages each.
+    """
+    step = seqs * (tables * width(pages) * 4 + _ROW)
+    return max(MOST_BUFFERS, step) + 2 * step
+
+
 @dataclass
 class _Graph:
     buffer: torch.Tensor  # the step's tensors
@@ -175,11 +185,16 @@ class DecodeGraphs:
         if recording.replay is None:
             self._note(key, recording.refusal)
             return recording
-        if len(self._graphs) >= MOST_GRAPHS:
-            self._graphs.popitem(last=False)
+        self._forget_for(buffer.nbytes)
         # Not the step itself, which holds its requests and all their tokens.
         self._graphs[key] = _Graph(buffer, recording.result, forward.written, recording.replay)
         return recording
+
+    def _forget_for(self, nbytes: int) -> None:
+        """Makes room for one more graph, whose buffer has so many bytes."""
+        held = sum(graph.buffer.nbytes for graph in self._graphs.values())
+        while self._graphs and (len(self._graphs) >= MOST_GRAPHS or held + nbytes > MOST_BUFFERS):
+            held -= self._graphs.popitem(last=False)[1].buffer.nbytes
 
     def _note(self, key: Hashable, reason: str | None) -> None:
         self._seen[key] = reason

@@ -10,12 +10,12 @@ from ..kernels.turns import gpu_scratch_bytes as turn_scratch_bytes
 from .attention.base import LayerShape
 from .attention.policy import AttentionPolicy
 from .attention.protocols import ScratchMethod, StepBounds
-from .cache import kept_rule, kept_undo_bytes
+from .cache import kept_rule, kept_undo_bytes, layer_groups
 from .checkpoint.config_json import ModelConfig
 from .config import EngineConfig
 from .device_sampler import scratch_bytes as sampler_scratch_bytes
 from .devices import Place
-from .graphs import MOST_GRAPHS, width
+from .graphs import MOST_GRAPHS, buffer_bytes, width
 from .layers.hyper_connection import hyper_scratch_bytes
 from .layers.kinds import attention_kind
 from .layers.mlp import expert_scratch_bytes, mlp_scratch_bytes
@@ -39,11 +39,13 @@ def scratch_bytes(
     tokens, seqs = config.max_num_batched_tokens, config.max_num_seqs
     total = _row_bytes(model, dtype, tokens, seqs) + (2 * seqs + 256) * model.vocab_size * 4 + ARENA
     total += _undo_bytes(config, shapes, policy, dtype, length)
+    tables = len(layer_groups(shapes, policy)[0])
+    total += buffer_bytes(seqs, tables, -(-length // config.page_size))
     if where.gpu:
         lists = _list_bytes(config, shapes, policy, length)
         chosen = expert_scratch_bytes(model, dtype, config.max_num_batched_tokens)
         return total + max(_gpu_bytes(config, model, shapes, length), lists, chosen)
-    # What tapes of decode steps keep: see `tapes.py`.
+    # What tapes of decode steps keep besides: see `tapes.py`.
     tapes = _row_bytes(model, dtype, seqs, seqs) + MOST_GRAPHS * MOST_HELD
     return total + tapes + _unit_bytes(shapes) + _kernel_bytes(config, shapes, policy, length)
 

@@ -50,6 +50,8 @@ def key_bounds(
             f"got {bounds.dtype} {tuple(bounds.shape)}"
         )
     if done.home.shape[0]:  # most decode steps complete none
+        if (fault := done.fault) is not None:
+            raise ValueError(f"key_bounds: {fault}")
         KEY_BOUNDS(layout, k_pages, bounds, done)
 
 
@@ -77,8 +79,13 @@ def select_bounded(
         raise ValueError(
             "select_bounded: q and bounds must share a dtype, heads be a multiple of KV heads"
         )
-    if candidates.positions.shape != q.shape[:1]:
-        raise ValueError(f"select_bounded: positions must be [{q.shape[0]}]")
+    if candidates.fault is not None:
+        raise ValueError(f"select_bounded: {candidates.fault}")
+    slots = slots_per_page(candidates.block, candidates.page_size)
+    if candidates.positions.shape != q.shape[:1] or bounds.shape[1] != slots:
+        raise ValueError(
+            f"select_bounded: positions must be [{q.shape[0]}], and bounds have {slots} slots a page"
+        )
     if reduction not in REDUCTIONS or rule.every != 1:
         raise ValueError(
             f"select_bounded: reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}, "

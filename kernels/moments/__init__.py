@@ -98,6 +98,8 @@ def far_mass(
         raise ValueError(f"far_mass: entries are {entries.dtype}, unfit for {kind!r} and {q.dtype}")
     if q.shape[1] % entries.shape[2] or candidates.positions.shape != q.shape[:1]:
         raise ValueError("far_mass: heads must be a multiple of KV heads, positions [T]")
+    if candidates.fault is not None:
+        raise ValueError(f"far_mass: {candidates.fault}")
     if candidates.block != rule.block or window < rule.block or not 0.0 < scale < inf:
         raise ValueError(
             f"far_mass: the window of {window} must be no shorter than a block of {rule.block}, "

@@ -51,6 +51,8 @@ def select_pooled(
             f"select_pooled: a block of {block} must be a power of two of strides of {stride}, at "
             f"most 256, and entries of {fine.size} overlap no more than the next block"
         )
+    if candidates.fault is not None:
+        raise ValueError(f"select_pooled: {candidates.fault}")
     if candidates.positions.shape != q.shape[:1] or not 0.0 < scale < inf:
         raise ValueError(
             f"select_pooled: positions must be [{q.shape[0]}] and scale positive, got {scale}"

@@ -25,8 +25,9 @@ class Candidates:
         """What is wrong with them, None: nothing. Looked at once, however many layers ask."""
         if self.block < 1 or self.page_size < 1:
             return f"block {self.block} and page size {self.page_size} must be positive"
-        if not self.positions.is_contiguous():
-            return "positions must be contiguous"
+        for name in ("cu_rows", "positions", "page_table"):
+            if not getattr(self, name).is_contiguous():
+                return f"{name} must be contiguous"
         return fault_of_rows(self.cu_rows, self.positions, self.page_table)
 
     @property

@@ -54,6 +54,8 @@ def select_keys(
             f"select_keys: block must be a power of two in 16..{MAX_BLOCK} and scale positive, "
             f"got {block} and {scale}"
         )
+    if candidates.fault is not None:
+        raise ValueError(f"select_keys: {candidates.fault}")
     if candidates.positions.shape != q.shape[:1] or candidates.page_size != layout.page_size:
         raise ValueError(f"select_keys: positions must be [{q.shape[0]}], pages of the layout")
     ids: torch.Tensor = SELECT_KEYS(layout, q, k_pages, candidates, rule, scale, lse)

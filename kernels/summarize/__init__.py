@@ -57,6 +57,8 @@ def block_means(
             f"got {means.dtype} {tuple(means.shape)}"
         )
     if done.home.shape[0]:  # most decode steps complete none
+        if (fault := done.fault) is not None:
+            raise ValueError(f"block_means: {fault}")
         BLOCK_MEANS(layout, k_pages, means, done)
 
 
@@ -84,4 +86,6 @@ def window_means(
             f"channels wide, got {means.dtype} {found}"
         )
     if done.home.shape[0]:  # most decode steps complete none
+        if (fault := done.fault) is not None:
+            raise ValueError(f"window_means: {fault}")
         WINDOW_MEANS(layout, k_pages, v_pages, means, done)

@@ -34,6 +34,18 @@ class CompletedBlocks:
     begin: torch.Tensor
     stride: int
 
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the tensors, None: nothing. Kernels leave out what has no place."""
+        count = self.home.shape
+        if len(count) != 1 or self.begin.shape != count or self.members.shape[:1] != count:
+            return "home and begin must be [n], members [n, pages]"
+        for name in ("members", "home", "begin"):
+            tensor = getattr(self, name)
+            if tensor.dtype != torch.int64 or not tensor.is_contiguous():
+                return f"{name} must be int64, contiguous"
+        return None
+
 
 def completed_blocks(
     cu_rows: torch.Tensor,
@@ -46,7 +58,7 @@ def completed_blocks(
     """The blocks that end at one of these rows; arguments as in `attend.Keys`.
 
     stride: of windows, which divides their size, and may be less than the 16 tokens that a block
-    has at least; blocks do not overlap. ValueError for sizes that do not nest.
+    has at least; blocks do not overlap. What has lost a page is left out. ValueError for sizes that do not nest.
     """
     slots = slots_per_page(stride or block, page_size, least=1 if stride else 16)
     stride = stride or block
@@ -69,5 +81,6 @@ def completed_blocks(
     home = table[sequence, last // page_size].astype(np.int64) * slots
     if slots > 1:
         home += last % page_size // stride
-    tensors = (members.astype(np.int64), home, first % page_size)
+    kept = (members >= 0).all(axis=1)
+    tensors = (members[kept].astype(np.int64), home[kept], first[kept] % page_size)
     return CompletedBlocks(block, *map(torch.from_numpy, tensors), stride)

@@ -63,7 +63,7 @@ def window_means(
     done: CompletedBlocks,
 ) -> None:
     """See `saccade.kernels.summarize.window_means`."""
-    pages, _, kv_heads, width = means.shape
+    pages, slots, kv_heads, width = means.shape
     dim, _ = layout.dims(k_pages, v_pages)
     native.kernels().window_means(
         native.DTYPES[means.dtype],
@@ -74,6 +74,7 @@ def window_means(
         layout.page_size,
         pages,
         done.block,
+        slots,
         done.members.shape[1],
         *layout.steps(k_pages),
         k_pages.data_ptr(),

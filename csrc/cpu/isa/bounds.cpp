@@ -57,6 +57,7 @@ void bounds_of_block(const KeyBoundsParams& p, int64_t index, int64_t head) {
   using T = typename E::T;
   const int64_t spread = p.block > p.page ? p.block / p.page : 1;
   const int64_t keys = p.block < p.page ? p.block : p.page;
+  if (!is_there(p, index, spread)) return;
   const int64_t offset = p.block < p.page ? p.home[index] % p.slots * p.block : 0;
   T* to = static_cast<T*>(p.bounds) + (p.home[index] * p.kv_heads + head) * 2 * p.dim;
   for (int64_t c = 0; c < p.dim; c += kU) {

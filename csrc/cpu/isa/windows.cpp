@@ -25,7 +25,7 @@ struct Window {
     for (int64_t i = 0; left > 0 && i < p.spread; ++i) {
       const int64_t end = from + left < p.page ? from + left : p.page;
       const int64_t page = p.members[index * p.spread + i];
-      if (page >= 0 && page < p.pages) fn(p.steps.panel(page, head) * p.page, from, end);
+      fn(p.steps.panel(page, head) * p.page, from, end);
       left -= end - from;
       from = 0;
     }
@@ -101,6 +101,7 @@ struct Window {
   }
 
   void run() const {
+    if (!is_there(p, index, p.spread) || p.begin[index] < 0 || p.begin[index] >= p.page) return;
     const float share = 1.0f / static_cast<float>(p.length);
     T* to = static_cast<T*>(p.means) + p.home[index] * p.field.slot + head * p.field.head;
     mean_key(to, share);
