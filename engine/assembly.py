@@ -5,6 +5,7 @@ taken.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -28,7 +29,7 @@ from .memory import (
     MemoryRequest,
     plan_memory,
 )
-from .models import layer_shapes, load_model, model_nbytes
+from .models import LlamaModel, layer_shapes, load_model, model_nbytes
 from .policies import Policies, read_specs
 from .runner import ModelRunner
 from .scheduler import Scheduler, SchedulerLimits
@@ -51,25 +52,55 @@ class Parts:
     tokenizer: Tokenizer | None
 
 
-def assemble(config: EngineConfig) -> Parts:
+@dataclass(frozen=True)
+class Source:
+    """A model before its weights are there.
+
+    dtype: of weights, activations and pages. folder: with its config.json, and a tokenizer.json
+    where it has one. load: the model with so many positions in its rotary table, its weights at
+    that place.
+    """
+
+    config: ModelConfig
+    dtype: torch.dtype
+    folder: Path
+    load: Callable[[int, Place], LlamaModel]
+
+    def __str__(self) -> str:
+        """As engines name their model."""
+        return str(self.folder)
+
+
+def checkpoint_source(config: EngineConfig) -> Source:
+    """The checkpoint that the config names. Raises CheckpointError, or ValueError for its dtype."""
+    checkpoint = Checkpoint(config.model, config.calibration)
+
+    def load(positions: int, where: Place) -> LlamaModel:
+        model = load_model(checkpoint, config.dtype, positions, config.check_finite)
+        if where.gpu:
+            move_model(model, where)
+        return model
+
+    return Source(checkpoint.config, checkpoint.dtype(config.dtype), checkpoint.folder, load)
+
+
+def assemble(config: EngineConfig, source: Source | None = None) -> Parts:
     """Reads the checkpoint, plans memory, then loads the weights and allocates the pages.
 
-    Raises CheckpointError, CapacityError, or ValueError for a setting that does not fit the model.
+    source: of the model; None: the checkpoint that the config names. Raises CheckpointError,
+    CapacityError, or ValueError for a setting that does not fit the model.
     """
-    checkpoint = Checkpoint(config.model, config.calibration)
-    model_config, dtype = checkpoint.config, checkpoint.dtype(config.dtype)
+    source = source or checkpoint_source(config)
+    model_config, dtype, folder = source.config, source.dtype, source.folder
     shapes = layer_shapes(model_config)
-    policy = _policy(config, model_config, checkpoint.folder).measured(shapes)
+    policy = _policy(config, model_config, folder).measured(shapes)
     where = place(config.device)
     layout = where.layout(config.page_size)
     groups, group_of = layer_groups(shapes, policy)
     memory = _plan(config, model_config, dtype, shapes, policy, layout, groups, group_of, where)
-    folder = checkpoint.folder
     tokenizer = Tokenizer.from_folder(folder) if (folder / _TOKENIZER).exists() else None
     table = _rope_length(memory.max_model_len, model_config, groups)
-    model = load_model(checkpoint, config.dtype, table, config.check_finite)
-    if where.gpu:
-        move_model(model, where)
+    model = source.load(table, where)
     cache = KVCache(shapes, group_of, memory.pages, policy, layout, dtype, where.device)
     whole = policy.needs_whole_text
     limits = SchedulerLimits(

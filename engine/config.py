@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from .attention.spec import describe_methods
 
@@ -95,8 +94,3 @@ class EngineConfig:
             return
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive whole number, not {value!r}")
-
-    @staticmethod
-    def model_name(model: str | Path) -> str:
-        """The `model` field for a name or a path."""
-        return str(model)

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from .allowed import Allowed
-from .assembly import assemble
+from .assembly import Source, assemble
 from .config import EngineConfig
 from .errors import RequestError
 from .generation import Branch, Generation
@@ -33,29 +33,29 @@ _IDLE_CHECK_S = 5.0
 class Engine:
     """A model with its paged memory, serving any number of requests in continuous batches.
 
-    model: a checkpoint folder in Hugging Face format, or "demo". `options` are the fields of
-    EngineConfig: device, dtype, attention, prefill_attention, decode_attention, max_model_len,
-    max_num_seqs, max_num_batched_tokens, kv_cache_memory, page_size, enable_prefix_caching,
-    long_prefill_share, check_finite, calibration, allowed_attention, least_chunk. verbose: print
-    the memory plan to stderr at start. Not thread-safe: one thread drives an engine.
+    model: a checkpoint folder in Hugging Face format, or "demo"; or a Source, of a model that is in
+    no checkpoint. `options` are the fields of EngineConfig: device, dtype, attention,
+    prefill_attention, decode_attention, max_model_len, max_num_seqs, max_num_batched_tokens,
+    kv_cache_memory, page_size, enable_prefix_caching, long_prefill_share, check_finite,
+    calibration, allowed_attention, least_chunk. verbose: print the memory plan to stderr at start.
+    Not thread-safe: one thread drives an engine.
 
     Raises CheckpointError, CapacityError, or ValueError for a bad option.
     """
 
-    def __init__(self, model: str | Path, *, verbose: bool = False, **options: Any) -> None:
+    def __init__(
+        self, model: str | Path | Source, *, verbose: bool = False, **options: Any
+    ) -> None:
         known = EngineConfig.__dataclass_fields__.keys() - {"model"}
         if unknown := sorted(options.keys() - known):
             raise ValueError(
                 f"Engine has no option {unknown[0]!r}; its options are: {', '.join(sorted(known))}"
             )
-        self.config = EngineConfig(EngineConfig.model_name(model), **options)
-        parts = assemble(self.config)
-        self.model_config, self.memory, self.tokenizer = (
-            parts.model_config,
-            parts.memory,
-            parts.tokenizer,
-        )
-        self.policy, self.scheduler = parts.policies.own, parts.scheduler
+        self.config = EngineConfig(str(model), **options)
+        parts = assemble(self.config, model if isinstance(model, Source) else None)
+        self.model_config, self.memory = parts.model_config, parts.memory
+        self.tokenizer, self.scheduler = parts.tokenizer, parts.scheduler
+        self.policy = parts.policies.own
         self._policies = parts.policies
         self._allowed = Allowed.of(self.config.allowed_attention, self.config.least_chunk)
         self._runner = parts.runner

@@ -12,9 +12,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import llguidance
 import numpy as np
 
 from .bounded_work import BoundedWork
@@ -26,6 +25,9 @@ from .json_schema import fitted
 from .structure import Structure
 from .token_bytes import token_bytes
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import llguidance  # at run time with the first structure: an engine does without it until then
 
 # Between JSON's tokens: one space, or a new line with its indentation. Some models like to write
 # whitespace for ever; others write \u00e9 where they could write the letter.
@@ -61,7 +63,8 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._vocabulary: llguidance.LLTokenizer | None = None
         self._cache: OrderedDict[Structure, GrammarState] = OrderedDict()
-        self._work = BoundedWork[llguidance.LLMatcher]("compile-grammar", _AT_ONCE, _STACK)
+        self._work: BoundedWork[llguidance.LLMatcher]
+        self._work = BoundedWork("compile-grammar", _AT_ONCE, _STACK)
 
     def warm_up(self) -> None:
         """Reads the vocabulary now. RequestError where structures cannot work with it."""
@@ -94,10 +97,12 @@ class GrammarCompiler:
             raise _refusal(structure, reason) from None
 
     def _build(self, structure: Structure) -> llguidance.LLMatcher:
+        from llguidance import LLMatcher
+
         if structure.after:  # the free text in front would hide that nothing satisfies the form
             self._build(replace(structure, after="", opening=""))
         source = self._source(structure)
-        matcher = llguidance.LLMatcher(self._known(), source, log_level=0, limits=_limits())
+        matcher = LLMatcher(self._known(), source, log_level=0, limits=_limits())
         # The first mask is the dearest, and the first to show a grammar without any text.
         mask = b"" if matcher.is_error() else matcher.compute_bitmask()
         error = _reason(matcher.get_error())
@@ -135,7 +140,8 @@ class GrammarCompiler:
         return [*rules, f"free: TEXT {self._marker(marker)} space", "TEXT: /(?s:.*)/"]
 
     def _form(self, structure: Structure) -> str:
-        make = llguidance.LLMatcher
+        from llguidance import LLMatcher as make
+
         if structure.kind == "json_object":
             return make.grammar_from_json_schema({"type": "object"}, _JSON)
         if structure.kind == "json_schema":
@@ -183,8 +189,8 @@ class GrammarCompiler:
         return self._vocabulary
 
 
-class _Vocabulary(llguidance.TokenizerWrapper):
-    """What llguidance asks of a tokenizer."""
+class _Vocabulary:
+    """What llguidance asks of a tokenizer: its TokenizerWrapper."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], eos_id: int) -> None:
         self.is_tokenizer_wrapper = True
@@ -216,9 +222,14 @@ def _vocabulary(
         raise RequestError(f"structure needs {what}, which this model does not have", "structure")
     if not eos_ids:
         raise RequestError("structure needs an end-of-sequence token", "structure")
-    wrapper = _Vocabulary(tokenizer, tokens, eos_ids[0])
+    try:
+        from llguidance import LLTokenizer
+    except ImportError:
+        message = "structure needs llguidance, which is not installed"
+        raise RequestError(message, "structure") from None
+    wrapper: Any = _Vocabulary(tokenizer, tokens, eos_ids[0])
     size = max(vocab_size, len(tokens))
-    made = llguidance.LLTokenizer(wrapper, n_vocab=size, eos_token=eos_ids)
+    made = LLTokenizer(wrapper, n_vocab=size, eos_token=eos_ids)
     wrapper.use_greedy(made)
     return made
 
@@ -234,7 +245,9 @@ def _named(name: str, kind: str, form: str) -> dict[str, Any]:
 def _limits() -> llguidance.LLParserLimits:
     """What a grammar may cost. Fuel counts nodes of expressions, of which about 50 (initial) or 14
     (step) are made in a microsecond."""
-    return llguidance.LLParserLimits(
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
         initial_lexer_fuel=500_000,
         step_lexer_fuel=200_000,
         step_max_items=50_000,
