@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -215,6 +217,15 @@ def test_without_a_tokenizer_there_is_no_structure() -> None:
         GrammarCompiler(None, 128, [1]).compile(Structure.json_object())
     with pytest.raises(RequestError, match="end-of-sequence"):
         compiler(eos_ids=[]).compile(Structure.json_object())
+
+
+def test_without_llguidance_the_rest_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine does not load it; a structure is refused with the reason."""
+    code = "import sys, saccade.engine.engine; sys.exit('llguidance' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(RequestError, match="llguidance, which is not installed"):
+        compiler().compile(Structure.json_object())
 
 
 # ---- what they allow ----
