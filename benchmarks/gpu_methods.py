@@ -15,49 +15,59 @@ from ..kernels import gpu
 from .gpu_rows import NOT_MEASURED, Pages, Row, pages, reason_of
 from .gpu_times import DIM, HEADS, captured, timed
 
-# Spec, and the specification's goal for 128K tokens of prefill, in ms.
-PREFILL = {
-    "moba(512, 8)": 25.0,
-    "moba(128, 8)": 12.0,
-    "nsa(32, 16, topk=16, block=64, window=512, kv=shared, phi=mean)": 60.0,
-    "delta(window=2048, sinks=64, gamma=64)": 16.0,
-}
-DECODE = ("moba(512, 8)", "nsa(32, 16, topk=16, block=64, window=512, kv=shared, phi=mean)")
+MOBA, FINE_MOBA = "moba(512, 8)", "moba(128, 8)"
+NSA = "nsa(32, 16, topk=16, block=64, window=512, kv=shared, phi=mean)"
+DELTA = "delta(window=2048, sinks=64, gamma=64)"
+QUEST = "quest(budget=2048)"
+PREFILL = (MOBA, FINE_MOBA, NSA, DELTA)
+DECODE = (MOBA, FINE_MOBA, NSA, QUEST)
 TINY = ("moba(16, 2)", "nsa(8, 4, topk=4, block=16, window=9, kv=shared, phi=mean)")
-GOAL_TOKENS = 131072
+# FlashMoBA's (arXiv 2511.11571): two prompts of 64K tokens, 16 heads of 128 channels, each with
+# keys of its own.
+PUBLISHED = "published point"
 
 
 def method_prefill(length: int, tiny: bool) -> Iterator[Row]:
-    """A whole prompt, by every method; what its pages must hold is made before."""
+    """A whole prompt, by every method: its summaries are made, and all rows attend."""
     for spec in TINY if tiny else PREFILL:
-        goal = PREFILL.get(spec, 0.0) if length == GOAL_TOKENS else 0.0
-        yield from _row(f"prefill {length}", spec, [length], [length], tiny, goal, False)
+        yield _row(f"prefill {length}", spec, [length], [length], tiny)
 
 
 def method_decode(length: int, batch: int, tiny: bool) -> Iterator[Row]:
-    """One token of `batch` sequences."""
+    """One token of `batch` sequences; the summaries of what was before are there."""
     for spec in TINY if tiny else DECODE:
-        goal = 0.02 if batch == 1 else 0.0
-        lengths = [length] * batch
-        yield from _row(f"decode {length} b={batch}", spec, lengths, [1] * batch, tiny, goal, True)
+        yield _row(f"decode {length} b={batch}", spec, [length] * batch, [1] * batch, tiny)
+
+
+def published_point(tiny: bool) -> Iterator[Row]:
+    """MoBA as FlashMoBA's authors timed theirs, which took 49 ms on an H100."""
+    spec, length, heads = (TINY[0], 24, 2) if tiny else (FINE_MOBA, 65536, 16)
+    yield _row(PUBLISHED, spec, [length] * 2, [length] * 2, tiny, (heads, heads))
 
 
 def _row(
-    section: str, spec: str, lengths: list[int], rows: list[int], tiny: bool, goal: float, one: bool
-) -> Iterator[Row]:
-    heads, dim = ((2, 1), 32) if tiny else (HEADS, DIM)
+    section: str,
+    spec: str,
+    lengths: list[int],
+    rows: list[int],
+    tiny: bool,
+    heads: tuple[int, int] | None = None,
+) -> Row:
+    own, dim = ((2, 1), 32) if tiny else (HEADS, DIM)
+    one = lengths != rows
     try:
-        layer = _Layer(spec, pages(lengths, rows, heads, dim, torch.bfloat16, gpu.device()))
+        held = pages(lengths, rows, heads or own, dim, torch.bfloat16, gpu.device())
+        layer = _Layer(spec, held)
         call = captured(layer, tiny) if one else layer
     except Exception as error:  # noqa: BLE001 - e.g. a capture that fails, or memory
-        yield Row(section, spec, NOT_MEASURED, reason_of(error), failed=True)
-        return
-    row = timed(section, spec, call, tiny, cold=one)
-    yield row.beside(goal) if goal else row
+        return Row(section, spec, NOT_MEASURED, reason_of(error), failed=True)
+    return timed(section, spec, call, tiny, cold=one)
 
 
 class _Layer:
-    """A call is one layer's attention by one method."""
+    """A call is one layer's attention by one method. Where all tokens ask, it makes the summaries
+    too; where the last ones do, these are there.
+    """
 
     def __init__(self, spec: str, held: Pages) -> None:
         self._method = parse_method(spec)
@@ -78,9 +88,10 @@ class _Layer:
         gates = torch.rand((rows, heads, 3), device=held.q.device)
         self._aux = Aux(rows={"gates": gates})
         whole = _step(held, whole=True)
-        summed = self._sent(whole)
-        self._method.summarize(self._cache, *summed, self._aux)
+        self._summed = self._sent(whole)
+        self._method.summarize(self._cache, *self._summed, self._aux)
         self._step, self._plan = self._sent(_step(held, whole=False))
+        self._summarizes = rows == whole.positions.shape[0]
 
     def _sent(self, step: Step) -> tuple[Step, Any]:
         """A step and its plan, made on the host, on the device."""
@@ -92,6 +103,8 @@ class _Layer:
 
     def __call__(self) -> torch.Tensor:
         """[T, H, d]"""
+        if self._summarizes:
+            self._method.summarize(self._cache, *self._summed, self._aux)
         return self._method.attend(
             self._shape, self._cache, self._step, self._plan, self._q, self._aux
         )

@@ -28,7 +28,9 @@ def dtypes() -> dict[torch.dtype, float]:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result. milliseconds: median, of what was timed."""
+    """One line of the result. milliseconds: median, of what was timed. flops, read: how many
+    operations that takes, and how many bytes it must move; 0: not stated.
+    """
 
     section: str
     case: str
@@ -36,13 +38,18 @@ class Row:
     note: str = ""
     milliseconds: float | None = None
     failed: bool = False
+    flops: float = 0.0
+    read: float = 0.0
 
-    def beside(self, goal: float) -> Row:
-        """With the specification's goal, in ms, in its note."""
-        if self.milliseconds is None:
-            return self
-        word = "met" if self.milliseconds <= goal else "missed"
-        return replace(self, note=f"{self.note}; goal {goal:g} ms {word}".lstrip("; "))
+    @property
+    def tflops(self) -> float | None:
+        """TFLOP/s; None where it was not timed, or has no operations."""
+        return self.flops / self.milliseconds / 1e9 if self.flops and self.milliseconds else None
+
+    @property
+    def gbps(self) -> float | None:
+        """GB/s; None where it was not timed, or has no bytes."""
+        return self.read / self.milliseconds / 1e6 if self.read and self.milliseconds else None
 
     def line(self) -> str:
         """For the terminal."""

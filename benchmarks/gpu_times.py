@@ -7,11 +7,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from ..kernels import gpu
 from ..kernels.attend import ATTEND, BlockLists, attend
+from ..kernels.ranked_lists import best_lists
 from ..kernels.select import Candidates, select_blocks
 from .gpu_rows import NOT_MEASURED, PAGE, Pages, Row, pages, reason_of
 
@@ -55,19 +57,20 @@ def timed(
         took = milliseconds(call, cold)
     except Exception as error:  # noqa: BLE001 - a peer may refuse in any way
         return Row(section, case, NOT_MEASURED, reason_of(error), failed=not peer)
-    rate = ""
-    if flops or read:
-        rate = f"{flops / took / 1e9:.0f} TFLOP/s" if flops else f"{read / took / 1e6:.0f} GB/s"
-    return Row(section, case, f"{took:.4f} ms", rate, took)
+    row = Row(section, case, f"{took:.4f} ms", "", took, flops=flops, read=read)
+    if row.tflops is not None:
+        return replace(row, note=f"{row.tflops:.0f} TFLOP/s")
+    return row if row.gbps is None else replace(row, note=f"{row.gbps:.0f} GB/s")
 
 
 def ceilings(dry: bool) -> Iterator[Row]:
-    """The bf16 matrix product, and copies between device memory."""
+    """The bf16 matrix product, and reading and copying device memory."""
     side, size = (64, 1 << 12) if dry else (8192, 2 << 30)
     device = gpu.device()
     a = torch.randn((side, side), device=device).to(torch.bfloat16)
     yield timed("ceilings", "bf16 product", lambda: a @ a, dry, flops=2 * side**3)
     source = torch.empty(size, dtype=torch.uint8, device=device)
+    yield timed("ceilings", "read", partial(torch.sum, source.view(torch.float32)), dry, read=size)
     target = torch.empty_like(source)
     yield timed("ceilings", "copy", lambda: target.copy_(source), dry, read=2 * size)
     small = source[: 1 << 12 if dry else 16 << 20]  # stays in the L2 cache
@@ -103,8 +106,10 @@ def prefill_times(length: int, dry: bool) -> Iterator[Row]:
 
 def dense_ways(section: str, problem: Pages, dry: bool, flops: float) -> Iterator[Row]:
     """Dense attention by whoever serves it here, `attend`'s own choice first."""
-    yield timed(section, "saccade dense", lambda: _ours(problem), dry, flops=flops)
     call = problem.call
+    chosen = next((each.name for each in ATTEND.implementations if not each.supports(call)), "")
+    row = timed(section, "saccade dense", lambda: _ours(problem), dry, flops=flops)
+    yield row if dry else replace(row, note=f"{row.note}, by {chosen or 'the reference'}")
     for each in ATTEND.implementations:
         if each.name in ("cpu", "gather", "cuda"):
             continue
@@ -172,7 +177,8 @@ def latent_times(length: int, batch: int, dry: bool) -> Iterator[Row]:
 
 def select_times(dry: bool) -> Iterator[Row]:
     """The 16 best of as many blocks of 16 tokens as a text of a million has, for one row: scores
-    and choice in one op, which must read every mean.
+    and choice in one op, which must read every mean. And the choice alone, of scores that are
+    there, of a list as long as those that are published.
     """
     heads, dim, blocks = ((2, 1), 32, 64) if dry else (*(HEADS, DIM), 65536)
     device, block, pages_held = gpu.device(), 16, blocks * 16 // PAGE
@@ -189,6 +195,12 @@ def select_times(dry: bool) -> Iterator[Row]:
     call = captured(lambda: select_blocks(q, means, candidates, 16), dry)
     read = means.numel() * means.itemsize
     yield timed("select", f"16 of {blocks} blocks", call, dry, read=read, cold=True)
+    listed = 16 if dry else 512
+    scores = torch.randn((1, 1, blocks), device=device)
+    ids = torch.empty((1, 1, listed), dtype=torch.int32, device=device)
+    last = torch.tensor([blocks * block - 1], device=device)
+    call = captured(lambda: best_lists(scores, ids, last, block, (0, 0)), dry)
+    yield timed("select", f"{listed} of {blocks} scores", call, dry, read=scores.nbytes, cold=True)
 
 
 def captured(call: Callable[[], object], dry: bool) -> Callable[[], object]:

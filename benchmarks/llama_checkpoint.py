@@ -26,7 +26,8 @@ BYTE_VALUES = 256
 class LlamaSize:
     """The shape; the default is the 135M-parameter one on which the goals are stated.
 
-    moba: tokens of a block and blocks of a row, where prompts are read by MoBA.
+    moba: tokens of a block and blocks of a row, where prompts are read by MoBA. tied: the output
+    projection is the embedding.
     """
 
     layers: int = 30
@@ -37,6 +38,7 @@ class LlamaSize:
     vocab: int = 49152
     max_position: int = 65536
     moba: tuple[int, int] | None = None
+    tied: bool = True
 
     @classmethod
     def tiny(cls) -> LlamaSize:
@@ -58,7 +60,7 @@ class LlamaSize:
             "num_key_value_heads": self.kv_heads,
             "rms_norm_eps": 1e-5,
             "rope_theta": 100000.0,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": self.tied,
             "torch_dtype": "bfloat16",
             "vocab_size": self.vocab,
             "bos_token_id": 0,
