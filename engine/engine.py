@@ -36,9 +36,9 @@ class Engine:
     model: a checkpoint folder in Hugging Face format, or "demo"; or a Source, of a model that is in
     no checkpoint. `options` are the fields of EngineConfig: device, dtype, attention,
     prefill_attention, decode_attention, max_model_len, max_num_seqs, max_num_batched_tokens,
-    kv_cache_memory, page_size, enable_prefix_caching, long_prefill_share, check_finite,
-    calibration, allowed_attention, least_chunk. verbose: print the memory plan to stderr at start.
-    Not thread-safe: one thread drives an engine.
+    kv_cache_memory, page_size, enable_prefix_caching, long_prefill_share, alone_step_seconds,
+    check_finite, calibration, allowed_attention, least_chunk. verbose: print the memory plan to
+    stderr at start. Not thread-safe: one thread drives an engine.
 
     Raises CheckpointError, CapacityError, or ValueError for a bad option.
     """

@@ -174,7 +174,7 @@ class Infllm:
         """The keys of every sparse row: the blocks that its groups of heads want."""
         keys, size = plan.sparse.keys, cache.layout.page_size
         entries = [Entries(cache.fields[self._field(each)], *each) for each in self._windows]
-        candidates = Candidates(keys.cu_rows, keys.positions, keys.page_table, self.block, size)
+        candidates = Candidates.of(keys, self.block, size)
         rule = PooledRule(self.listed, self.init, self.local)
         coarse = entries[1] if len(entries) > 1 else None
         ids = select_pooled(q, entries[0], candidates, rule, shape.scale, coarse)

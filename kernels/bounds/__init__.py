@@ -84,7 +84,7 @@ def select_bounded(
     slots = slots_per_page(candidates.block, candidates.page_size)
     if candidates.positions.shape != q.shape[:1] or bounds.shape[1] != slots:
         raise ValueError(
-            f"select_bounded: positions must be [{q.shape[0]}], and bounds have {slots} slots a page"
+            f"select_bounded: positions must be [{q.shape[0]}], bounds have {slots} slots a page"
         )
     if reduction not in REDUCTIONS or rule.every != 1:
         raise ValueError(

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from ..attend.keys import fault_of_rows
+from ..attend.keys import Keys, fault_of_rows
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,27 @@ class Candidates:
     block: int
     page_size: int
 
+    @classmethod
+    def of(cls, keys: Keys, block: int, page_size: int) -> Candidates:
+        """For the rows of these keys: what is known of them still holds."""
+        made = cls(keys.cu_rows, keys.positions, keys.page_table, block, page_size)
+        made.__dict__["fault"] = made._fault_of_form or keys.fault
+        return made
+
     @cached_property
     def fault(self) -> str | None:
         """What is wrong with them, None: nothing. Looked at once, however many layers ask."""
+        rows = self.cu_rows, self.positions, self.page_table
+        return self._fault_of_form or fault_of_rows(*rows)
+
+    @property
+    def _fault_of_form(self) -> str | None:
         if self.block < 1 or self.page_size < 1:
             return f"block {self.block} and page size {self.page_size} must be positive"
         for name in ("cu_rows", "positions", "page_table"):
             if not getattr(self, name).is_contiguous():
                 return f"{name} must be contiguous"
-        return fault_of_rows(self.cu_rows, self.positions, self.page_table)
+        return None
 
     @property
     def blocks(self) -> int:

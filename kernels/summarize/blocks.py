@@ -58,7 +58,8 @@ def completed_blocks(
     """The blocks that end at one of these rows; arguments as in `attend.Keys`.
 
     stride: of windows, which divides their size, and may be less than the 16 tokens that a block
-    has at least; blocks do not overlap. What has lost a page is left out. ValueError for sizes that do not nest.
+    has at least; blocks do not overlap. What has lost a page is left out. ValueError for sizes that
+    do not nest.
     """
     slots = slots_per_page(stride or block, page_size, least=1 if stride else 16)
     stride = stride or block

@@ -120,3 +120,36 @@ def test_a_step_that_cannot_be_captured_is_computed(
     monkeypatch.undo()
     monkeypatch.setenv(graphs.SETTING, "0")
     assert graphs.recorder(Place(torch.device("cuda"), gpu=True)) is None
+
+
+def test_layers_with_equal_methods_share_a_part(
+    checkpoint: Checkpoints, make_engine: Engines
+) -> None:
+    """Whatever the phases' specs: a step is planned, laid out and compared once for all of them."""
+    specs = {"prefill_attention": "moba(16, 2)", "decode_attention": "quest(48, 16)"}
+    engine = make_engine(checkpoint("llama"), **specs, page_size=16)
+    policy = engine.policy
+    assert len(policy.prefill) > 1
+    assert len({id(method) for method in policy.prefill}) == 1
+    assert len({id(method) for method in policy.decode}) == 1
+
+
+def test_the_oldest_graphs_make_room(
+    checkpoint: Checkpoints, make_engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their buffers, which hold page tables, take no more than the memory plan says."""
+    engine = make_engine(checkpoint("llama"), enable_prefix_caching=False)
+    made = engine._runner.graphs
+    if made is None:
+        pytest.skip("no compiled kernels, so no tapes")
+    for rows in (1, 2, 3):
+        engine.generate([[5, 6, 7]] * rows, greedy(6))
+    held = [graph.buffer.nbytes for graph in made._graphs.values()]
+    assert len(held) == 3
+    monkeypatch.setattr(graphs, "MOST_BUFFERS", sum(held))
+    engine.generate([[5, 6, 7]] * 4, greedy(6))
+    now = [graph.buffer.nbytes for graph in made._graphs.values()]
+    assert sum(now) <= sum(held) and now[-1] > held[-1]
+    monkeypatch.setattr(graphs, "MOST_BUFFERS", 1)
+    engine.generate([[5, 6, 7]] * 5, greedy(6))
+    assert len(made._graphs) == 1  # the last one, however large

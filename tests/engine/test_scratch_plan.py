@@ -72,6 +72,8 @@ def test_a_million_tokens(
 def test_others_take_the_same_whatever_the_length(
     checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, spec: str
 ) -> None:
+    """But for the page tables of steps."""
+    monkeypatch.setattr(scratch, "buffer_bytes", lambda *sizes: 0)
     found = {
         declared(checkpoint, monkeypatch, "llama", spec, length=length)
         for length in (1 << 12, MILLION)
@@ -128,3 +130,12 @@ def test_a_gpu_takes_for_the_products_of_experts(
     monkeypatch.setattr(scratch, "expert_scratch_bytes", lambda *_: 1 << 40)
     assert declared(*args, gpu=True) > (1 << 40) > usual
     assert declared(*args) < usual
+
+
+def test_graphs_hold_page_tables(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the buffers of steps take is declared where tables are long."""
+    short, long = (
+        declared(checkpoint, monkeypatch, "llama", "window(size=16)", length)
+        for length in (4096, MILLION)
+    )
+    assert long - short >= 2 * 64 * (MILLION - 4096) // 64 * 4

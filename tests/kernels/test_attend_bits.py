@@ -135,3 +135,19 @@ def test_twice(isa, dtype):
     """The same call twice."""
     problem = make([2500, 30], [2, 30], dtype=dtype)
     assert same(problem.run(), problem.run())
+
+
+@pytest.mark.parametrize("owners", [4, 2])
+@pytest.mark.parametrize("block", [16, 64, 512])
+def test_lists_of_several_parts(isa, use_threads, block, owners):
+    """Long lists: rows of a prompt, alone, and alone on any number of threads."""
+    problem = make([9000, 4100], [40, 3], dtype=torch.bfloat16)
+    lists = random_lists(problem, block, owners, share=0.4)
+    assert (lists.ids >= 0).sum(-1).max() * block > 3000
+    problem = problem.seeing(blocks=lists)
+    out, lse = problem.run()
+    for row in (0, 17, 39):
+        alone, at = cut(problem, 0, row, row + 1), slice(row, row + 1)
+        for threads in (1, 2, 3):
+            use_threads(threads)
+            assert same(alone.run(), (out[at], lse[at]))

@@ -209,3 +209,26 @@ def test_rows_in_any_order(isa: str) -> None:
     back = torch.arange(63, -1, -1)
     turned = Candidates(cu, spread[back], table, 64, 64)
     assert torch.equal(select_blocks(problem.q[back], means, turned, 5), ids[back])
+
+
+def test_what_has_lost_a_page_is_left_out(isa: str) -> None:
+    """Neither among the complete blocks, nor written by kernels that are asked for it."""
+    problem = make([256], [1], page=64)
+    cu, every = torch.tensor([0, 256], dtype=torch.int32), torch.arange(256)
+    table = problem.keys.page_table.clone()
+    whole = completed_blocks(cu, every, table, 64, 64)
+    table[0, 1] = -1
+    kept = completed_blocks(cu, every, table, 64, 64)
+    assert kept.home.tolist() == [whole.home[i].item() for i in (0, 2, 3)]
+    far = 1 << 40
+    for name, value in (("home", -1), ("home", far), ("members", -1), ("members", far)):
+        changed = getattr(whole, name).clone()
+        changed[1] = value
+        done = replace(whole, **{name: changed})
+        means = torch.full((problem.k.shape[0], 1, 2, 32), torch.nan)
+        block_means(problem.layout, problem.k, means, done)
+        assert sorted((~means.isnan()).all(-1).all(-1).nonzero()[:, 0].tolist()) == sorted(
+            kept.home.tolist()
+        )
+    with pytest.raises(ValueError, match="home must be int64"):
+        block_means(problem.layout, problem.k, means, replace(whole, home=whole.home.int()))

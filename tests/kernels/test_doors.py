@@ -10,10 +10,16 @@ import torch
 
 from saccade.kernels.activation import sigmoid_mul, silu_mul
 from saccade.kernels.attend import BlockLists
+from saccade.kernels.bounds import select_bounded
+from saccade.kernels.compressed import ListRule
 from saccade.kernels.key_conv import key_conv
 from saccade.kernels.merge import merge
+from saccade.kernels.moments import MomentRule, far_mass
 from saccade.kernels.norm import rms_norm
+from saccade.kernels.pooled import Entries, PooledRule, select_pooled
 from saccade.kernels.rope import apply_rope
+from saccade.kernels.select import Candidates, select_blocks
+from saccade.kernels.select_keys import KeyRule, select_keys
 
 from .paged import make
 
@@ -167,3 +173,37 @@ def test_merge():
     refused("lse (2, 3), (2, 3)", merge, out, lse.T, out, lse.T)
     refused("must share a dtype", merge, out, lse, out.half(), lse)
     refused("lse must be float32", merge, out, lse.double(), out, lse)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"page_table": torch.zeros((1, 4)).long()}, "must be int32"),
+        ({"cu_rows": torch.tensor([0, 1])}, "must be int32"),
+        ({"positions": int32([200])}, "positions must be int64"),
+        ({"page_table": int32(range(8))[None, ::2]}, "page_table must be contiguous"),
+        ({"cu_rows": int32([0, 9, 1, 9])[::2]}, "cu_rows must be contiguous"),
+        ({"cu_rows": int32([0, 2])}, "cu_rows must ascend from 0 to 1"),
+    ],
+)
+def test_candidates(changes, text):
+    """Every op that chooses looks at them: a kernel would read past what is there."""
+    problem = make([256], [1])
+    place = problem.keys
+    good = Candidates(place.cu_rows, place.positions, place.page_table, 64, 64)
+    bad, q, pages = replace(good, **changes), problem.q, problem.k.shape[0]
+    means = torch.zeros(pages, 1, 2, 32)
+    moments = MomentRule("blocks", 64, 0)
+    entries = torch.zeros(pages, 1, 2, moments.entry_rows(32), 32)
+    calls = [
+        lambda c: select_blocks(q, means, c, 2),
+        lambda c: select_bounded(q, torch.stack([means, means], dim=3), c, ListRule(4, 1, 1)),
+        lambda c: select_pooled(q, Entries(means, 64, 64), c, PooledRule(3, 1, 1), 0.1),
+        lambda c: select_keys(
+            problem.layout, q, problem.k, c, KeyRule(4, 1, 1), 0.1, torch.zeros(1, 4)
+        ),
+        lambda c: far_mass(q, entries, c, moments, "blocks", 64, 0.1),
+    ]
+    for call in calls:
+        call(good)
+        refused(text, call, bad)
