@@ -187,6 +187,19 @@ SACCADE_INLINE void rows_product(int64_t left, float* c, int64_t ldc, const uint
   }
 }
 
+// C[16][16] = 16 rows of A * B[16 steps pairs][16 lanes][2], whatever number of rows other tiles
+// have.
+SACCADE_INLINE void rows_by_columns(float* c, const uint16_t* a, int64_t lda, const uint16_t* b,
+                                    int64_t steps) {
+  tile_zero(7);
+  for (int64_t k = 0; k < steps; ++k) {
+    tile_load(5, a + k * 32, lda * 2);
+    tile_load(6, b + k * 16 * 32, 64);
+    tile_dp(7, 5, 6);
+  }
+  tile_store(7, c, 64);
+}
+
 }  // namespace amx
 #endif
 

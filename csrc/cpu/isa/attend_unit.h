@@ -22,6 +22,9 @@ struct Source {
   virtual Ahead ahead_of_scores(int64_t at, int64_t columns, int64_t steps) const = 0;
   virtual Ahead ahead_of_values(int64_t channel, int64_t channels, int64_t steps) const = 0;
   virtual void hide(float* scores, const Span&) const = 0;
+  // The keys of the pass as rows [kPass][dim], which few query rows take as they are with tiles, or
+  // null: they are a panel.
+  virtual const B* key_rows() const { return nullptr; }
   // Where a row's exponentials of the pass are kept, or null, and the maximum they are relative to.
   virtual float* kept(int64_t row, int64_t first, float top) = 0;
   // The sums of all rows are known.
@@ -56,6 +59,7 @@ struct UnitRun : Results {
   float* scores;           // [kSub][kPass]; a row's probabilities take their place, once it is done
   float* shrink;           // [kSub]: by how much earlier sums and outputs shrink in this pass
   float* o_sub;            // [kSub][v_dim]: outputs of the rows at work, for tiles
+  A* q_turned;             // [dim / 32][16 pairs][16 rows][2]: what scores rows of keys, for tiles
   B* turned;               // V panels of one pass, where the values are channels of the keys
   uint32_t is_turned = 0;  // which groups of keys they hold already
   // Bit r: the r-th row at work had seen nothing, and what lies in its place is no number of ours.
@@ -100,6 +104,7 @@ struct UnitRun : Results {
     scores = carve.take<float>(kSub * kPass);
     shrink = carve.take<float>((kSub + W - 1) / W * W);
     o_sub = carve.take<float>(kTiles ? kSub * p.v_dim : 0);
+    q_turned = carve.take<A>(turns_queries() ? 16 * p.dim : 0);
     turned = carve.take<B>(p.v_pages == nullptr ? kPass * p.v_dim : 0);
     own_partial = carve.take<float>(floats());
     own_total = carve.take<float>(floats());
@@ -117,6 +122,15 @@ struct UnitRun : Results {
       if (row.list != nullptr) segment.next[r] = 0;
       copy_q(r);
     }
+    if (turns_queries()) turn_queries();
+  }
+
+  // Few rows whose keys are gathered: to gather them as rows takes a fraction of the time.
+  bool turns_queries() const { return kTiles && source != nullptr && rows <= kStreamRows; }
+  void turn_queries() {
+    std::memset(static_cast<void*>(q_turned), 0, static_cast<size_t>(16 * p.dim) * sizeof(A));
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < p.dim; ++c) q_turned[c / 2 * 32 + r * 2 + c % 2] = q[r * p.dim + c];
   }
 
   // The probabilities of the r-th row at work, kWeights from row to row.
@@ -191,6 +205,7 @@ struct UnitRun : Results {
   void ask_lines();
   void ask_begin(const B* from) const;
   void score_tiles(const A* queries, int64_t count, const Span& keys, const B* k, float* to);
+  void score_key_rows(const Active* active, int64_t count, const Span& keys, const B* k);
   template <bool kStreams>
   void wide_scores(const A* queries, const B* k, float* to);
   template <bool kStreams>

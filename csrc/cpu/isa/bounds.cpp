@@ -228,8 +228,8 @@ struct BoundedRow {
     return end - h == 1 ? join_heads<1>(from, h, all) : all;
   }
 
-  // The scores of n blocks from `begin` on, at most a panel, for every KV head: `stride` apart, whole
-  // vectors of each.
+  // The scores of n blocks from `begin` on, at most a panel, for every KV head: `stride` apart,
+  // whole vectors of each.
   void score(int64_t begin, int64_t n, float* to, int64_t stride) const {
     const T* from[kPanel + W];
     for (int64_t i = 0; i < n + W; ++i) from[i] = i < n ? entry(begin + i) : nullptr;

@@ -149,7 +149,7 @@ struct EntryKeys final : Source<S> {
   static constexpr int W = kWidth;
   static constexpr int kU = S::kUnit;
 
-  B* k;                 // [dim / unit][kPass][unit]
+  B* k;                 // [dim / unit][kPass][unit], or [kPass][dim] (see key_rows)
   B* v;                 // [kPass / unit][v_dim][unit]
   B* nothing;           // [width]: an entry that is not there
   float* absent;        // [kPass]: -inf for those that have no page
@@ -187,6 +187,7 @@ struct EntryKeys final : Source<S> {
       std::memset(static_cast<void*>(nothing), 0, static_cast<size_t>(c.width) * sizeof(B));
       v_dim_ = p.v_dim;
       streams_ = u.tokens * u.heads <= kStreamRows;
+      takes_rows_ = kTiles && streams_;
       bytes_ = c.width * int64_t{sizeof(B)};
     }
     if (!ready || next_first_ != first) find(c, u, first);
@@ -211,7 +212,7 @@ struct EntryKeys final : Source<S> {
         } else {
           ask_for(i / 2, W / 2);
         }
-        gather_keys(now + i, p.dim, i);
+        takes_rows_ ? copy_keys(now + i, p.dim, i) : gather_keys(now + i, p.dim, i);
       }
       for (int64_t i = at; i < at + kGroup; i += kU)
         gather_value(now + i, c.value_first, p.v_dim, v + i * p.v_dim);
@@ -234,6 +235,7 @@ struct EntryKeys final : Source<S> {
     for (int64_t i = span.begin; i < span.end; i += W)
       store(scores + i, load<F<W>>(scores + i) + load<F<W>>(absent + i));
   }
+  const B* key_rows() const override { return takes_rows_ ? k : nullptr; }
   float* kept(int64_t row, int64_t first, float top) override {
     factors[row * passes_ + first / kPass] = top;
     return exponentials + row * most_ + first;
@@ -260,7 +262,7 @@ struct EntryKeys final : Source<S> {
 
  private:
   int64_t most_, passes_, v_dim_, bytes_, next_first_, next_count_;
-  bool streams_;
+  bool streams_, takes_rows_;
   const B* next_[kPass];  // the entries of the next pass
 
   void find(const CompressedParams& c, const Unit& u, int64_t first) {
@@ -316,6 +318,13 @@ struct EntryKeys final : Source<S> {
     for (; c < dim; c += kU)
       for (int64_t i = 0; i < W; ++i)
         for (int e = 0; e < kU; ++e) k[c * kPass + (at + i) * kU + e] = from[i][c + e];
+  }
+
+  // W entries as rows, from row `at` on.
+  void copy_keys(const B* const* from, int64_t dim, int64_t at) {
+    for (int64_t n = 0; n < W; ++n)
+      std::memcpy(static_cast<void*>(k + (at + n) * dim), from[n],
+                  static_cast<size_t>(dim) * sizeof(B));
   }
 
   // The values of kU entries, their channels in turn.

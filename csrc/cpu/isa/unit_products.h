@@ -170,6 +170,22 @@ inline void UnitRun<S>::wide_scores(const A* queries, const B* k, float* to) {
   amx::wide_put(to, kPass);
 }
 
+// The same scores from keys as they lie, [kPass][dim]: the product turned round, whose sums are of
+// the same numbers in the same order.
+template <class S>
+inline void UnitRun<S>::score_key_rows(const Active* active, int64_t count, const Span& keys,
+                                       const B* k) {
+  alignas(64) float tile[16 * 16];
+  for (int64_t at = keys.begin / 16 * 16; at < keys.end; at += 16) {
+    amx::rows_by_columns(tile, k + at * p.dim, p.dim, q_turned, p.dim / 32);
+    I<W> columns[W];
+    for (int64_t i = 0; i < W; ++i) columns[i] = load<I<W>>(tile + i * 16);
+    transpose<W>(columns);
+    for (int64_t r = 0; r < count; ++r)
+      store(scores + r * kPass + at, (F<W>)columns[active[r].row]);
+  }
+}
+
 template <class S>
 inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span& keys, const B* k,
                                     float* to) {

@@ -139,8 +139,8 @@ int64_t stretch_of(const UnitCall& call, const Unit* units, const ThreadPool& po
   return stretch < kMostStretch ? stretch : kMostStretch;
 }
 
-// Few units: threads share each unit's segments, or the parts of its lists. Rounds bound the memory; merging in order fixes
-// the result.
+// Few units: threads share each unit's segments, or the parts of its lists. Rounds bound the
+// memory; merging in order fixes the result.
 void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
   const int64_t count = call.plan.count();
   Unit* units = static_cast<Unit*>(malloc(static_cast<size_t>(count) * sizeof(Unit)));
