@@ -83,5 +83,6 @@ def completed_blocks(
     if slots > 1:
         home += last % page_size // stride
     kept = (members >= 0).all(axis=1)
-    tensors = (members[kept].astype(np.int64), home[kept], first[kept] % page_size)
-    return CompletedBlocks(block, *map(torch.from_numpy, tensors), stride)
+    arrays = (members[kept].astype(np.int64), home[kept], first[kept] % page_size)
+    members, home, begin = map(torch.from_numpy, arrays)
+    return CompletedBlocks(block, members, home, begin, stride)

@@ -151,8 +151,8 @@ inline void fields(Arguments& in, BlockMeansParams& p) {
 }
 
 inline void fields(Arguments& in, WindowMeansParams& p) {
-  in(p.dtype, p.count, p.kv_heads, p.dim, p.v_dim, p.page, p.pages, p.length, p.spread, p.steps,
-     p.k_pages, p.v_pages, p.members, p.home, p.begin, p.means, p.field);
+  in(p.dtype, p.count, p.kv_heads, p.dim, p.v_dim, p.page, p.pages, p.length, p.slots, p.spread,
+     p.steps, p.k_pages, p.v_pages, p.members, p.home, p.begin, p.means, p.field);
 }
 
 inline void fields(Arguments& in, SelectBlocksParams& p) {

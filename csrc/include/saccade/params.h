@@ -282,8 +282,8 @@ struct BlockMeansParams {
   void* means;             // [pages, slots, Hkv, dim]
 };
 
-// Whether a complete block of keys, or a window, has a place and all its pages: what has not is left
-// out.
+// Whether a complete block of keys, or a window, has a place and all its pages: what has not is
+// left out.
 template <class Params>
 bool is_there(const Params& p, int64_t index, int64_t spread) {
   if (p.home[index] < 0 || p.home[index] >= p.pages * p.slots) return false;
