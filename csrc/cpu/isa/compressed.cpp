@@ -148,6 +148,7 @@ struct EntryKeys final : Source<S> {
   using B = typename S::B;
   static constexpr int W = kWidth;
   static constexpr int kU = S::kUnit;
+  static constexpr int64_t kGroup = 32;  // as many as a step of tiles takes
 
   B* k;                 // [dim / unit][kPass][unit], or [kPass][dim] (see key_rows)
   B* v;                 // [kPass / unit][v_dim][unit]
@@ -199,23 +200,13 @@ struct EntryKeys final : Source<S> {
     pass.chunks = 1;
     pass.k[0] = k;
     pass.v[0] = v;
-    constexpr int64_t kGroup = 32;  // as many as a step of tiles takes
     for (int64_t at = 0; at < u.hi - first && at < kPass; at += kGroup) {
       for (int64_t i = at; i < at + kGroup; ++i) {
         const bool gone = now[i] == nothing && first + i < u.hi;
         absent[i] = gone ? -INFINITY : 0.0f;
         is_whole = is_whole && !gone;
       }
-      for (int64_t i = at; i < at + kGroup; i += W) {
-        if (kTiles) {  // they ask for nothing while they compute
-          ask_for(i, W);
-        } else {
-          ask_for(i / 2, W / 2);
-        }
-        takes_rows_ ? copy_keys(now + i, p.dim, i) : gather_keys(now + i, p.dim, i);
-      }
-      for (int64_t i = at; i < at + kGroup; i += kU)
-        gather_value(now + i, c.value_first, p.v_dim, v + i * p.v_dim);
+      takes_rows_ ? copy_group(now, p, c.value_first, at) : gather_group(now, p, c.value_first, at);
     }
   }
 
@@ -304,6 +295,31 @@ struct EntryKeys final : Source<S> {
            u.kv_head * c.field.head;
   }
 
+  // kGroup entries from `at` on: their keys as columns of the panel.
+  void gather_group(const B* const* from, const AttendParams& p, int64_t value, int64_t at) {
+    for (int64_t i = at; i < at + kGroup; i += W) {
+      if (kTiles) {  // they ask for nothing while they compute
+        ask_for(i, W);
+      } else {
+        ask_for(i / 2, W / 2);
+      }
+      gather_keys(from + i, p.dim, i);
+    }
+    for (int64_t i = at; i < at + kGroup; i += kU)
+      gather_value(from + i, value, p.v_dim, v + i * p.v_dim);
+  }
+
+  // The same with keys as rows, in the order of memory.
+  void copy_group(const B* const* from, const AttendParams& p, int64_t value, int64_t at) {
+    for (int64_t i = at; i < at + kGroup; i += kU) {
+      ask_for(i, kU);
+      for (int64_t e = i; e < i + kU; ++e)
+        std::memcpy(static_cast<void*>(k + e * p.dim), from[e],
+                    static_cast<size_t>(p.dim) * sizeof(B));
+      gather_value(from + i, value, p.v_dim, v + i * p.v_dim);
+    }
+  }
+
   // W entries as columns of the panel, from column `at` on.
   void gather_keys(const B* const* from, int64_t dim, int64_t at) {
     int64_t c = 0;
@@ -318,13 +334,6 @@ struct EntryKeys final : Source<S> {
     for (; c < dim; c += kU)
       for (int64_t i = 0; i < W; ++i)
         for (int e = 0; e < kU; ++e) k[c * kPass + (at + i) * kU + e] = from[i][c + e];
-  }
-
-  // W entries as rows, from row `at` on.
-  void copy_keys(const B* const* from, int64_t dim, int64_t at) {
-    for (int64_t n = 0; n < W; ++n)
-      std::memcpy(static_cast<void*>(k + (at + n) * dim), from[n],
-                  static_cast<size_t>(dim) * sizeof(B));
   }
 
   // The values of kU entries, their channels in turn.
