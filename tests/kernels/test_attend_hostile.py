@@ -100,3 +100,20 @@ def test_negative_positions(isa):
         positions = torch.tensor([-(2**40), 60, -(2**33)])
         lse = problem.seeing(positions=positions, **options).run()[1]
         assert (lse[[0, 2]] == -torch.inf).all() and lse[1].isfinite().all()
+
+
+def test_long_lists_that_go_on_for_ever(isa):
+    """Blocks far beyond any page, in no order, some of them twice: all others are seen as ever."""
+    problem = make([3000], [6], dtype=torch.bfloat16)
+    rows = torch.zeros(6, dtype=torch.int32)
+    known = torch.arange(47, dtype=torch.int32).view(1, 1, -1).expand(1, 2, -1)
+    far = torch.tensor([10**6, 10**8, 2**31 - 2, 2**31 - 1] * 8, dtype=torch.int32)
+    far = far.view(1, 1, -1).expand(1, 2, -1)
+    first, later = known[..., :40], known[..., 40:]
+    plain = problem.seeing(blocks=BlockLists(first.contiguous(), rows, 64)).run()
+    for ids in (torch.cat([first, far], dim=-1), torch.cat([first, far, later], dim=-1)):
+        lists = BlockLists(ids.contiguous(), rows, 64)
+        out, lse = problem.seeing(blocks=lists).run()
+        assert torch.isfinite(out.float()).all() and torch.isfinite(lse).all()
+        if ids.shape[-1] == 40 + 32:
+            assert same((out, lse), plain)

@@ -104,7 +104,7 @@ SACCADE_INLINE int64_t end_of_part(const AttendParams& p, const int32_t* list, i
   while (is_block(at) && (list[at] + int64_t{1}) * p.block <= begin) ++at;
   for (int64_t i = at + (p.block < kFewKeys ? kFewKeys / p.block : 1); is_block(i); ++i) {
     const int64_t end = list[i] * p.block / kPass * kPass;
-    if (end > begin) return end;
+    if (end > begin) return end < INT32_MAX ? end : INT32_MAX;
   }
   return INT32_MAX;
 }
