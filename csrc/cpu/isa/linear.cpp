@@ -12,8 +12,10 @@ namespace {
 constexpr int W = kWidth;
 constexpr int64_t kPanel = 32;
 // Rows that share a pass over a group of panels, in whole register tiles; their x stays in the
-// second-level cache.
-constexpr int64_t kRows = kNarrow ? 60 : 64;
+// second-level cache, with tiles in the first.
+constexpr int64_t kRows = kTiles ? 32 : kNarrow ? 60 : 64;
+// Bytes of a group of panels that many rows pass over: it should stay in the second-level cache.
+constexpr int64_t kCached = (kTiles ? 1024 : 512) << 10;
 constexpr int kVectors = 2;
 
 struct Job {
@@ -120,8 +122,21 @@ void run_item(const Job& job, int64_t item, int thread) {
 }
 
 #if SACCADE_AMX
-// Rows are copied side by side once per item. What lies behind the last one, where tiles are of 16
-// rows, gives sums that nobody reads.
+// Whole tiles of rows are read where they are, others are copied: what lies behind the last row
+// gives sums that nobody reads. kOnce: of many rows, 32 stay in the first-level cache while the
+// weights go past it.
+template <bool kOnce>
+void run_rows(const LinearParams& p, const uint16_t* x, int64_t x_row, int64_t row, int64_t count,
+              int64_t begin, int64_t end, float* c) {
+  const uint16_t* weight = static_cast<const uint16_t*>(p.weight);
+  const TileScope tiles(count);
+  for (int64_t panel = begin; panel < end; ++panel) {
+    amx::rows_product<kOnce>(count, c, kPanel, x, x_row, weight + panel * p.in * kPanel, 2 * kPanel,
+                             p.in / 32);
+    put_panel(p, c, row, count, panel);
+  }
+}
+
 void run_item_amx(const Job& job, int64_t item, int thread) {
   const LinearParams& p = *job.p;
   const int64_t row = item % job.row_blocks * kRows;
@@ -130,20 +145,13 @@ void run_item_amx(const Job& job, int64_t item, int thread) {
   const int64_t end =
       begin + job.panels_per_item < job.panels ? begin + job.panels_per_item : job.panels;
   float* c = reinterpret_cast<float*>(job.scratch + thread * job.scratch_bytes);
-  uint16_t* x = reinterpret_cast<uint16_t*>(c + kRows * kPanel);
-  for (int64_t m = 0; m < count; ++m) {
-    const uint16_t* from = static_cast<const uint16_t*>(p.x) + (row + m) * p.x_row;
-    std::memcpy(x + m * p.in, from, static_cast<size_t>(p.in) * 2);
-  }
-  const uint16_t* weight = static_cast<const uint16_t*>(p.weight);
-  const TileScope tiles(count);
-  for (int64_t panel = begin; panel < end; ++panel) {
-    const uint16_t* b = weight + panel * p.in * kPanel;
-    for (int64_t m = 0; m < count; m += 32)
-      amx::rows_product(count - m, c + m * kPanel, kPanel, x + m * p.in, p.in, b, 2 * kPanel,
-                        p.in / 32);
-    put_panel(p, c, row, count, panel);
-  }
+  const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_row;
+  if (count == kRows && job.row_blocks > 1)
+    return run_rows<true>(p, x, p.x_row, row, count, begin, end, c);
+  uint16_t* copy = reinterpret_cast<uint16_t*>(c + kRows * kPanel);
+  for (int64_t m = 0; m < count; ++m)
+    std::memcpy(copy + m * p.in, x + m * p.x_row, static_cast<size_t>(p.in) * 2);
+  run_rows<false>(p, copy, p.in, row, count, begin, end, c);
 }
 #endif
 
@@ -188,7 +196,7 @@ void linear(const LinearParams& p, ThreadPool& pool) {
   const int64_t row_blocks = (p.rows + kRows - 1) / kRows, panels = (p.outs + kPanel - 1) / kPanel;
   // About eight items a thread even out the ends, and a group of panels should stay in the
   // second-level cache while all row blocks pass over it; a panel is the least piece.
-  const int64_t cached = (512 << 10) / (kPanel * (p.in < 1 ? 1 : p.in) * size_of(p.dtype));
+  const int64_t cached = kCached / (kPanel * (p.in < 1 ? 1 : p.in) * size_of(p.dtype));
   int64_t per_item = p.heads * panels * row_blocks / (8 * pool.size());
   if (row_blocks > 1 && per_item > cached) per_item = cached;
   per_item = per_item < 1 ? 1 : (per_item > panels ? panels : per_item);
