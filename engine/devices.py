@@ -188,7 +188,8 @@ class Staging:
         """uint8 [size] on the host, where the device can read it."""
         if self._pinned.numel() < size:
             pin = self._where.device.type == "cuda"
-            self._pinned = torch.empty(2 * size, dtype=torch.uint8, pin_memory=pin)
+            options: Any = {"dtype": torch.uint8, "device": "cpu", "pin_memory": pin}
+            self._pinned = torch.empty(2 * size, **options)
         _lay_out(places, self._pinned)
         return self._pinned[:size]
 

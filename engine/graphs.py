@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -110,11 +110,11 @@ def width(pages: int) -> int:
     return -(-pages // step) * step
 
 
-def buffer_bytes(seqs: int, tables: int, pages: int) -> int:
+def buffer_bytes(seqs: int, tables: Sequence[int]) -> int:
     """At most what the buffers of graphs take, and what steps are staged in: of so many sequences,
-    with so many page tables of so many pages each.
+    each with page tables of at most so many pages.
     """
-    step = seqs * (tables * width(pages) * 4 + _ROW)
+    step = seqs * (4 * sum(map(width, tables)) + _ROW)
     return max(MOST_BUFFERS, step) + 2 * step
 
 

@@ -105,8 +105,8 @@ class Sampler:
 
 
 def _best(logits: torch.Tensor) -> list[_Best]:
-    """Of logits on the processor, where NumPy's argmax takes a fraction of the time of torch's."""
-    values = logits.detach().numpy()
+    """Of logits for the processor, where NumPy's argmax takes a fraction of the time of torch's."""
+    values = logits.detach().cpu().numpy()
     # It takes the first of equal maxima, and a NaN as the greatest: one pass serves greedy rows and
     # finds every unusable row.
     tokens = values.argmax(axis=-1)

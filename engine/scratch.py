@@ -7,7 +7,7 @@ import torch
 from ..kernels import native
 from ..kernels.attend import cpu_scratch_bytes, gpu_scratch_bytes
 from ..kernels.turns import gpu_scratch_bytes as turn_scratch_bytes
-from .attention.base import LayerShape
+from .attention.base import TABLE_STRIDE, LayerShape
 from .attention.policy import AttentionPolicy
 from .attention.protocols import ScratchMethod, StepBounds
 from .cache import kept_rule, kept_undo_bytes, layer_groups
@@ -39,8 +39,7 @@ def scratch_bytes(
     tokens, seqs = config.max_num_batched_tokens, config.max_num_seqs
     total = _row_bytes(model, dtype, tokens, seqs) + (2 * seqs + 256) * model.vocab_size * 4 + ARENA
     total += _undo_bytes(config, shapes, policy, dtype, length)
-    tables = len(layer_groups(shapes, policy)[0])
-    total += buffer_bytes(seqs, tables, -(-length // config.page_size))
+    total += buffer_bytes(seqs, _table_pages(config, shapes, policy, length))
     if where.gpu:
         lists = _list_bytes(config, shapes, policy, length)
         chosen = expert_scratch_bytes(model, dtype, config.max_num_batched_tokens)
@@ -63,6 +62,20 @@ def _row_bytes(model: ModelConfig, dtype: torch.dtype, tokens: int, seqs: int) -
     own = attention_kind(model).scratch_bytes(model, dtype, tokens, seqs)
     own += mlp_scratch_bytes(model, dtype, tokens) + hyper_scratch_bytes(model, dtype, tokens)
     return tokens * (row + partial) + own
+
+
+def _table_pages(
+    config: EngineConfig, shapes: list[LayerShape], policy: AttentionPolicy, length: int
+) -> list[int]:
+    """At most how many pages a sequence's page tables name, one for each group of layers."""
+    tokens = []
+    for group in layer_groups(shapes, policy)[0]:
+        most = length if group.kept is None else group.kept.most(length)
+        if group.compact:
+            window = (group.window or 0) + group.sinks + config.max_num_batched_tokens
+            most = min(most, window + TABLE_STRIDE)
+        tokens.append(most)
+    return [-(-each // config.page_size) + 2 for each in tokens]
 
 
 def _undo_bytes(

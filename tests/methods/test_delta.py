@@ -252,7 +252,7 @@ def test_forks(checkpoint: Checkpoints, make_engine: Engines, spec: str, length:
         ({"attention": "delta(anchor_guard=1.5)"}, r"anchor_guard must be in \[0, 1\)"),
         ({"attention": "delta(anchor_guard=half)"}, "must be a number like 0.25, not 'half'"),
         ({"attention": "delta(gamma=24, anchor_guard=0.5)"}, "gamma=24 must divide"),
-        ({"attention": "delta(gamma=4096)"}, "chunk alignment of 4096 tokens"),
+        ({"attention": "delta(gamma=8192)"}, "chunk alignment of 8192 tokens"),
         ({"decode_attention": "delta"}, "decode_attention: delta does not serve this phase; use"),
     ],
     ids=str,

@@ -6,6 +6,7 @@
 #include "amx.h"
 #include "best.h"
 #include "product.h"
+#include "summaries.h"
 #include "tables.h"
 
 namespace saccade {

@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "best.h"
+#include "summaries.h"
 #include "tables.h"
 
 namespace saccade {

@@ -3,6 +3,7 @@
 // channels as lanes and are added token by token. So the bits depend on the position, and not on
 // the page size.
 #include "simd.h"
+#include "summaries.h"
 #include "tables.h"
 
 namespace saccade {
