@@ -2,14 +2,14 @@
 //   scores  S[row][key] = Q rows * K^T panels (straight from the page, lanes are keys)
 //   softmax along each row
 //   values  O[row][channel] += P rows * V panels (straight from the page, lanes are channels)
-// Blocks and segments lie at absolute positions, every sum runs in ascending key order, and a
-// masked key adds exactly 0. So a row's bits depend on that row's keys alone: not on the chunk, the
-// batch, the tile or the number of threads.
+// Blocks and segments lie at absolute positions, parts of a row's list where the list says, every
+// sum runs in ascending key order, and a masked key adds exactly 0. So a row's bits depend on that
+// row's keys alone: not on the chunk, the batch, the tile or the number of threads.
 //
 // units.cpp cuts a call into units and shares them among threads, attend_rows.h says which keys a
 // row sees, attend_unit.h and the headers it names compute, unit_ops.h chooses the arithmetic, and
-// results.cpp adds up what segments gave. Lists of short blocks go through listed.h instead: their
-// keys are gathered.
+// results.cpp adds up what segments or parts gave. Lists of short blocks go through listed.h
+// instead: their keys are gathered.
 #define SACCADE_COMPILES_UNITS
 #include "listed.h"
 #include "tables.h"

@@ -195,7 +195,7 @@ struct UnitRun : Results {
   // Products, in unit_products.h.
   struct ScoreBlock;
   struct ValueBlock;
-  void score(const A* queries, int64_t count, const Span& span);
+  void score(const Active* active, int64_t count, const Span& span);
   void values(const Active* active, int64_t count, const Span& span, float* o);
   void value_rest(const Active* active, int64_t count, const Span& span, float* o, int64_t channel);
 #if SACCADE_AMX

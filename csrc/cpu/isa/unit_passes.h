@@ -108,16 +108,7 @@ inline void UnitRun<S>::attend_rows(const Active* active, int64_t count, int64_t
   passes_by = (span.end - span.begin) * (p.dim + p.v_dim) <= kPassingBy;
   ask_begin(pass.v[0]);
 #endif
-#if SACCADE_AMX
-  const B* key_rows = turns_queries() ? source->key_rows() : nullptr;
-  if (key_rows != nullptr) {
-    score_key_rows(active, count, span, key_rows);
-  } else {
-    score(queries(active, count), count, span);
-  }
-#else
-  score(queries(active, count), count, span);
-#endif
+  score(active, count, span);
   softmax(active, count, first, span, plain, partial);
 #if SACCADE_AMX
   if (next.chunks > 0) ask_begin(next.k[0]);

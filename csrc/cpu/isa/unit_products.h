@@ -34,7 +34,12 @@ struct UnitRun<S>::ScoreBlock {  // columns are keys of one chunk
 };
 
 template <class S>
-inline void UnitRun<S>::score(const A* queries, int64_t count, const Span& span) {
+inline void UnitRun<S>::score(const Active* active, int64_t count, const Span& span) {
+#if SACCADE_AMX
+  if (const B* k = turns_queries() ? source->key_rows() : nullptr)
+    return score_key_rows(active, count, span, k);
+#endif
+  const A* at_work = queries(active, count);
   for (int64_t c = 0; c < pass.chunks; ++c) {
     const Span keys = in_chunk(span, c);
     if (keys.begin >= keys.end) continue;
@@ -45,9 +50,9 @@ inline void UnitRun<S>::score(const A* queries, int64_t count, const Span& span)
       continue;
     }
 #if SACCADE_AMX
-    score_tiles(queries, count, keys, pass.k[c], to);
+    score_tiles(at_work, count, keys, pass.k[c], to);
 #else
-    ScoreBlock block{*this, queries, pass.k[c], pass.v[c], to};
+    ScoreBlock block{*this, at_work, pass.k[c], pass.v[c], to};
     Span run;
     for (int64_t at = keys.begin; next_run(c, keys.end, at, run);)
       for_tiles<W, S::kRows>(block, count, run.begin, run.end);

@@ -43,7 +43,7 @@ struct UnitOps {
   void (*conclude)(const AttendParams&, const Unit&, const float* total);
 };
 
-// Whether threads share the segments of each unit.
+// Whether threads share the segments of each unit, or the parts of its lists.
 bool splits_units(const UnitPlan& plan, const ThreadPool& pool);
 
 // Computes all units of a call; there is at least one.
