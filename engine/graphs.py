@@ -111,11 +111,11 @@ def width(pages: int) -> int:
 
 
 def buffer_bytes(seqs: int, tables: Sequence[int]) -> int:
-    """At most what the buffers of graphs take, and what steps are staged in: of so many sequences,
-    each with page tables of at most so many pages.
+    """At most what the buffers of graphs take, the next one while the others are still there, and
+    what steps are staged in: of so many sequences, each with page tables of at most so many pages.
     """
     step = seqs * (4 * sum(map(width, tables)) + _ROW)
-    return max(MOST_BUFFERS, step) + 2 * step
+    return max(MOST_BUFFERS, step) + 3 * step
 
 
 @dataclass
