@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "SACCADE_API_KEY"
 _ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+"
-# A client must not make attention slow for everybody, and who comes waits for the step that runs.
-OWN: dict[str, Any] = {"least_chunk": 128, "alone_step_seconds": 0.2}
+# No client makes attention slow for everybody; who comes waits for the step that runs.
+OWN = {"least_chunk": 128, "alone_step_seconds": 0.2, "max_num_batched_tokens": 2048}
 
 NETWORK: dict[str, dict[str, Any]] = {
     "--host": {"help": "address to listen on (default 127.0.0.1: this machine only)"},
@@ -218,7 +218,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of Engine, checked as far as that is possible without the model."""
     from ...engine.config import EngineConfig
 
-    options = OWN | given(args, ENGINE | ALLOWED)
+    options: dict[str, Any] = OWN | given(args, ENGINE | ALLOWED)
     try:
         if "kv_cache_memory" in options:
             options["kv_cache_memory"] = parse_size(options["kv_cache_memory"])
