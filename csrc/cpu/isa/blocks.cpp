@@ -36,7 +36,7 @@ SACCADE_INLINE void add_keys(const typename E::T* from, int64_t keys, F<W>& even
 template <class E, int kU>
 void mean_of_block(const BlockMeansParams& p, int64_t index, int64_t head) {
   using T = typename E::T;
-  if (!is_there(p, index, p.spread) || p.begin[index] < 0 || p.begin[index] >= p.page) return;
+  if (!is_there(p, index)) return;
   const float share = 1.0f / static_cast<float>(p.block);
   T* to = static_cast<T*>(p.means) + (p.home[index] * p.kv_heads + head) * p.dim;
   for (int64_t c = 0; c < p.dim; c += kU) {

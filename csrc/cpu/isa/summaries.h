@@ -15,5 +15,11 @@ SACCADE_INLINE bool is_there(const Params& p, int64_t index, int64_t spread) {
   return true;
 }
 
+// The same where a block may begin anywhere in the first of its pages.
+template <class Params>
+SACCADE_INLINE bool is_there(const Params& p, int64_t index) {
+  return is_there(p, index, p.spread) && p.begin[index] >= 0 && p.begin[index] < p.page;
+}
+
 }  // namespace SACCADE_ISA
 }  // namespace saccade

@@ -178,8 +178,9 @@ void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
     const Lists lists(call.p, units[i]);
     if (lists.shorts) queue(units[i], kShorts);
     for (int64_t part = 0; part < lists.parts; ++part) queue(units[i], part);
+    if (call.p.blocks != nullptr) continue;
     for (int64_t at = units[i].first_segment; at < units[i].last_segment; ++at)
-      if (call.p.blocks == nullptr && may_see(call.p, units[i], at)) queue(units[i], at);
+      if (may_see(call.p, units[i], at)) queue(units[i], at);
   }
   flush();
   for (int64_t i = 0; i < count; ++i) {

@@ -102,7 +102,7 @@ struct Window {
   }
 
   void run() const {
-    if (!is_there(p, index, p.spread) || p.begin[index] < 0 || p.begin[index] >= p.page) return;
+    if (!is_there(p, index)) return;
     const float share = 1.0f / static_cast<float>(p.length);
     T* to = static_cast<T*>(p.means) + p.home[index] * p.field.slot + head * p.field.head;
     mean_key(to, share);
