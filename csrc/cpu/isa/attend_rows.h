@@ -130,18 +130,20 @@ SACCADE_INLINE I<kWidth> seen(const AttendParams& p, const Row& row, const Activ
 }
 
 // The rows that see each pass of one segment, compacted: with block lists most rows see few of its
-// passes, and the products then run over the rows that do.
+// passes, and the products then run over the rows that do. Neighbours that share a list are one
+// entry, by the first of them.
 struct SegmentRows {
   int64_t counts[kPasses];
   Active* rows;  // [kPasses][capacity]
-  // [capacity], whole vectors: no block that begins before this key is left in a row's list.
+  // [capacity], whole vectors: no block that begins before this key is left in a list.
   int32_t* next;
   int64_t capacity;
+  int64_t together;  // rows of an entry
 
   Active* of(int64_t pass) const { return rows + pass * capacity; }
   void add(int64_t pass, const Active& active) { of(pass)[counts[pass]++] = active; }
 
-  // shorts: the rows with short lists, or else all others.
+  // `count` entries. shorts: the rows with short lists, or else all others.
   void collect(const AttendParams& p, Row* info, int64_t count, int64_t segment_first,
                bool shorts) {
     for (int64_t pass = 0; pass < kPasses; ++pass) counts[pass] = 0;
@@ -163,18 +165,19 @@ struct SegmentRows {
       if (count - r < W) bits &= (1u << (count - r)) - 1;
       for (; bits != 0; bits &= bits - 1) {
         const int64_t at = r + __builtin_ctz(bits);
-        if (info[at].is_short == shorts) collect_listed(p, info[at], at, first);
+        Row& row = info[at * together];
+        if (row.is_short == shorts) collect_listed(p, row, at, first);
       }
     }
   }
 
-  // Entries of one row for the blocks of its list that lie in the segment, at most one per pass.
-  void collect_listed(const AttendParams& p, Row& row, int64_t r, int64_t first) {
+  // Entries of one list for its blocks that lie in the segment, at most one per pass.
+  void collect_listed(const AttendParams& p, Row& row, int64_t index, int64_t first) {
     const int64_t last = first + kSegment;
     int64_t c = row.cursor;
     const auto is_block = [&] { return c < p.list_width && row.list[c] >= 0; };
     while (is_block() && (row.list[c] + int64_t{1}) * p.block <= first) ++c;
-    Active active{static_cast<int32_t>(r), 0, 0};
+    Active active{static_cast<int32_t>(index * together), 0, 0};
     int64_t pass = 0;
     const auto flush = [&] {
       if (active.bits == 0) return;
@@ -197,7 +200,7 @@ struct SegmentRows {
     }
     flush();
     row.cursor = static_cast<int32_t>(c);  // segments ascend, so the next one looks from here on
-    next[r] = is_block() ? static_cast<int32_t>(row.list[c] * p.block) : INT32_MAX;
+    next[index] = is_block() ? static_cast<int32_t>(row.list[c] * p.block) : INT32_MAX;
   }
 
   // Bits for the keys [begin, end) of a pass, `keys` of them a bit.

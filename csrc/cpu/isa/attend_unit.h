@@ -95,9 +95,10 @@ struct UnitRun : Results {
         source(keys) {
     Carver carve{scratch};
     info = carve.take<Row>(rows);
-    segment.capacity = rows;
-    segment.rows = carve.take<Active>(kPasses * rows);
-    segment.next = carve.take<int32_t>(p.blocks == nullptr ? 0 : (rows + W - 1) / W * W);
+    segment.together = p.blocks != nullptr && p.owners == p.kv_heads ? u.heads : 1;
+    segment.capacity = rows / segment.together;
+    segment.rows = carve.take<Active>(kPasses * segment.capacity);
+    segment.next = carve.take<int32_t>(p.blocks == nullptr ? 0 : (segment.capacity + W - 1) / W * W);
     by_kind = carve.take<Active>(p.blocks == nullptr ? 0 : rows);
     q = carve.take<A>(rows * p.dim);
     q_sub = carve.take<A>(kSub * p.dim);
@@ -119,7 +120,7 @@ struct UnitRun : Results {
       if (row.past >= all_begin) all_begin = row.past + 1;
       if (row.hi < all_end) all_end = row.hi;
       short_rows += row.is_short;
-      if (row.list != nullptr) segment.next[r] = 0;
+      if (row.list != nullptr) segment.next[r / segment.together] = 0;
       copy_q(r);
     }
     if (turns_queries()) turn_queries();

@@ -123,16 +123,20 @@ inline void UnitRun<S>::attend_rows(const Active* active, int64_t count, int64_t
 template <class S>
 inline void UnitRun<S>::attend_pass(int64_t index, int64_t first, float* partial) {
   const Active* all = segment.of(index);
-  const int64_t count = segment.counts[index];
-  if (p.blocks == nullptr || count <= kFew) {
+  const int64_t count = segment.counts[index], together = segment.together;
+  if (p.blocks == nullptr) {
     for (int64_t at = 0; at < count; at += kSub)
       attend_rows(all + at, count - at < kSub ? count - at : kSub, first, partial);
     return;
   }
   int64_t ends[17] = {};
-  for (int64_t r = 0; r < count; ++r) ++ends[quarters_of(all[r].bits) + 1];
+  for (int64_t i = 0; i < count; ++i) ends[quarters_of(all[i].bits) + 1] += together;
   for (int64_t kind = 0; kind < 16; ++kind) ends[kind + 1] += ends[kind];
-  for (int64_t r = 0; r < count; ++r) by_kind[ends[quarters_of(all[r].bits)]++] = all[r];
+  for (int64_t i = 0; i < count; ++i) {
+    Active active = all[i];
+    int64_t& end = ends[quarters_of(active.bits)];
+    for (int64_t h = 0; h < together; ++h, ++active.row) by_kind[end++] = active;
+  }
   int64_t at = 0;
   for (int64_t kind = 0; kind < 16; ++kind) {
     while (ends[kind] - at >= kSub) attend_rows(by_kind + at, kSub, first, partial), at += kSub;
@@ -140,7 +144,8 @@ inline void UnitRun<S>::attend_pass(int64_t index, int64_t first, float* partial
     attend_rows(by_kind + at, ends[kind] - at, first, partial);
     at = ends[kind];
   }
-  if (at < count) attend_rows(by_kind + at, count - at, first, partial);
+  const int64_t rows_at_work = count * together;
+  if (at < rows_at_work) attend_rows(by_kind + at, rows_at_work - at, first, partial);
 }
 
 template <class S>
@@ -180,7 +185,7 @@ inline void UnitRun<S>::follow_memory() {
 
 template <class S>
 inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partial) {
-  segment.collect(p, info, rows, begin, shorts);
+  segment.collect(p, info, segment.capacity, begin, shorts);
   bool started = false;
   for (int64_t i = 0; i < kPasses; ++i) {
     if (segment.counts[i] == 0) continue;
@@ -204,7 +209,7 @@ inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partia
     started = true;
     expect_turned();
 #if SACCADE_AMX
-    expect_lines(segment.counts[i]);
+    expect_lines(segment.counts[i] * segment.together);
 #endif
     if (folds_to != nullptr) fold_parts(i, begin + i * kPass, partial);
     attend_pass(i, begin + i * kPass, partial);
@@ -237,8 +242,8 @@ inline void UnitRun<S>::attend_longs(float* total) {
 template <class S>
 inline void UnitRun<S>::fold_parts(int64_t index, int64_t first, float* partial) {
   const Active* active = segment.of(index);
-  for (int64_t i = 0; i < segment.counts[index]; ++i) {
-    const int64_t r = active[i].row;
+  for (int64_t i = 0; i < segment.counts[index] * segment.together; ++i) {
+    const int64_t r = active[i / segment.together].row + i % segment.together;
     if (first < info[r].part_end) continue;
     merge_row(folds_to, partial, r);
     tops(partial)[r] = -INFINITY;
