@@ -45,11 +45,14 @@ struct Entry {
       run.attend_shorts(run.own_total);
       run.attend_longs(run.own_total);
     }
+    // What the first segment gives is the sum so far, without being added to nothing.
+    float* to = run.own_total;
     for (int64_t at = u.first_segment; p.blocks == nullptr && at < u.last_segment; ++at) {
       if (!may_see(p, u, at)) continue;
-      run.clear(run.own_partial);
-      run.attend_segment(at * kSegment, false, run.own_partial);
-      run.merge_into(run.own_total, run.own_partial);
+      if (to != run.own_total) run.clear(to);
+      run.attend_segment(at * kSegment, false, to);
+      if (to != run.own_total) run.merge_into(run.own_total, to);
+      to = run.own_partial;
     }
     run.finish(run.own_total);
     if (run.source != nullptr) run.source->conclude(run, run.own_total);
