@@ -236,7 +236,7 @@ class Delta:
         out = unwritten((*q.shape[:2], part[0].shape[2]), q.dtype)
         for rows, keys in plan.slabs:
             base = self._pass(shape, cache, q[rows], keys, aux.sink_logits, torch.float32)
-            out[rows] = correct(*base, *part, plan.source[rows], q.dtype)
+            correct(*base, *part, plan.source[rows], q.dtype, out[rows])
         return out
 
     def _correct(

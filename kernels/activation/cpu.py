@@ -7,6 +7,7 @@ from math import inf
 import torch
 
 from .. import native
+from ..store.memory import unwritten
 
 
 def supports(*tensors: torch.Tensor) -> str | None:
@@ -31,7 +32,7 @@ def swiglu(x: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
 
 def _gated(x: torch.Tensor, alpha: float, limit: float, shift: float) -> torch.Tensor:
     rows, width = x.shape[0], x.shape[1] // 2
-    out = torch.empty((rows, width), dtype=x.dtype)
+    out = unwritten((rows, width), x.dtype)
     native.kernels().silu_mul(
         native.DTYPES[x.dtype],
         rows,
@@ -49,7 +50,7 @@ def _gated(x: torch.Tensor, alpha: float, limit: float, shift: float) -> torch.T
 def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """See `saccade.kernels.activation.sigmoid_mul`."""
     rows, width = x.shape
-    out = torch.empty((rows, width), dtype=x.dtype)
+    out = unwritten((rows, width), x.dtype)
     native.kernels().sigmoid_mul(
         native.DTYPES[x.dtype],
         rows,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..select import Candidates
+from ..store.memory import unwritten
 from .lists import ListRule, Spans
 
 
@@ -46,7 +47,7 @@ class CompressedCall(NamedTuple):
         """
         rows, heads, _ = self.q.shape
         return (
-            self.q.new_empty((rows, heads, self.value_dim)),
+            unwritten((rows, heads, self.value_dim), self.q.dtype, self.q.device),
             self.q.new_empty((rows, heads), dtype=torch.float32),
             self.q.new_empty((rows, self.owners, self.listed), dtype=torch.int32),
         )

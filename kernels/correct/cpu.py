@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
+from ..store.memory import unwritten
 
 
 def supports(
@@ -14,10 +15,11 @@ def supports(
     weights: torch.Tensor | None,
     source: torch.Tensor,
     dtype: torch.dtype,
+    into: torch.Tensor | None = None,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
     given = (out, lse, table, weights)
-    if not all(x is None or x.is_contiguous() for x in given):
+    if not all(x is None or x.is_contiguous() for x in (*given, into)):
         return "partial results are not contiguous"
     if dtype not in native.DTYPES:
         return f"output {dtype}"
@@ -31,10 +33,12 @@ def correct(
     weights: torch.Tensor | None,
     source: torch.Tensor,
     dtype: torch.dtype,
+    into: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `saccade.kernels.correct.correct`."""
     rows, heads, dim = out.shape
-    source, answer = source.contiguous(), torch.empty(out.shape, dtype=dtype)
+    source = source.contiguous()
+    answer = unwritten(out.shape, dtype) if into is None else into
     native.kernels().correct(
         native.DTYPES[dtype],
         rows,

@@ -14,12 +14,15 @@ def correct(
     weights: torch.Tensor | None,
     source: torch.Tensor,
     dtype: torch.dtype,
+    into: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `saccade.kernels.correct.correct`."""
     found = with_empty(table, 0.0)[source]
     if weights is None:
-        return (out + found).to(dtype)
-    return merge(out, lse, found, with_empty(weights, -torch.inf)[source])[0].to(dtype)
+        answer = (out + found).to(dtype)
+    else:
+        answer = merge(out, lse, found, with_empty(weights, -torch.inf)[source])[0].to(dtype)
+    return answer if into is None else into.copy_(answer)
 
 
 def with_empty(rows: torch.Tensor, value: float) -> torch.Tensor:

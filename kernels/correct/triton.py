@@ -15,9 +15,10 @@ def supports(
     weights: torch.Tensor | None,
     source: torch.Tensor,
     dtype: torch.dtype,
+    into: torch.Tensor | None = None,
 ) -> str | None:
     """None when the kernel can serve this call, otherwise the reason."""
-    given = [x for x in (out, lse, table, weights) if x is not None]
+    given = [x for x in (out, lse, table, weights, into) if x is not None]
     if not all(x.is_contiguous() for x in given):
         return "partial results are not contiguous"
     if dtype not in gpu.FLOATS:
@@ -32,12 +33,13 @@ def correct(
     weights: torch.Tensor | None,
     source: torch.Tensor,
     dtype: torch.dtype,
+    into: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `saccade.kernels.correct.correct`."""
     from ..triton_rowwise import correct_heads
 
     rows, heads, v_dim = out.shape
-    answer = out.new_empty(out.shape, dtype=dtype)
+    answer = out.new_empty(out.shape, dtype=dtype) if into is None else into
     if answer.numel():
         width = sizes.power_of_two(v_dim)
         tile = sizes.rows_of(width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
+from ..store.memory import unwritten
 from .call import FirstCall
 
 
@@ -17,7 +18,7 @@ def supports(call: FirstCall) -> str | None:
 def scale_first(call: FirstCall) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.first.scale_first`."""
     q, out, lse, k, v, cu_rows, gains, scale, softcap, seen = call
-    result, mass = torch.empty(out.shape, dtype=q.dtype), torch.empty_like(lse)
+    result, mass = unwritten(out.shape, q.dtype), torch.empty_like(lse)
     native.kernels().scale_first(
         native.DTYPES[q.dtype],
         k.shape[0],

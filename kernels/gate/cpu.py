@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
+from ..store.memory import unwritten
 
 
 def supports(parts: tuple[torch.Tensor, ...], gates: torch.Tensor) -> str | None:
@@ -18,7 +19,7 @@ def supports(parts: tuple[torch.Tensor, ...], gates: torch.Tensor) -> str | None
 
 def gated_sum(parts: tuple[torch.Tensor, ...], gates: torch.Tensor) -> torch.Tensor:
     """See `saccade.kernels.gate.gated_sum`."""
-    out = torch.empty_like(parts[0])
+    out = unwritten(parts[0].shape, parts[0].dtype)
     native.kernels().gated_sum(
         native.DTYPES[out.dtype],
         out.shape[0] * out.shape[1],

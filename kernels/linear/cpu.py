@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
+from ..store.memory import unwritten
 from .packed import PackedHeads, PackedWeight
 
 
@@ -21,7 +22,7 @@ def supports(x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> s
 
 def linear(x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> torch.Tensor:
     """See `saccade.kernels.linear.linear`."""
-    out = torch.empty((x.shape[0], weight.out_features), dtype=out_dtype)
+    out = unwritten((x.shape[0], weight.out_features), out_dtype)
     native.kernels().linear(
         native.DTYPES[x.dtype],
         native.DTYPES[out_dtype],

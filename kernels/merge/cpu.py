@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
+from ..store.memory import unwritten
 
 
 def supports(
@@ -20,7 +21,7 @@ def merge(
     out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `saccade.kernels.merge.merge`."""
-    out, lse = torch.empty_like(out_a), torch.empty_like(lse_a)
+    out, lse = unwritten(out_a.shape, out_a.dtype), torch.empty_like(lse_a)
     native.kernels().merge(
         native.DTYPES[out.dtype],
         lse.numel(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
+from ..store.memory import unwritten
 
 
 def supports(
@@ -28,7 +29,7 @@ def rms_norm(
     offset: float = 0.0,
 ) -> torch.Tensor:
     """See `saccade.kernels.norm.rms_norm`."""
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = unwritten(x.shape, x.dtype)
     native.kernels().rms_norm(
         native.DTYPES[x.dtype],
         x.shape[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -17,6 +18,8 @@ HUGE_FROM = 8 << 20
 # Bytes from which the C library asks the system for memory anew at every call, and gives it back:
 # every small page of it is then a fault (glibc's M_MMAP_THRESHOLD grows no further).
 ANEW_FROM = 32 << 20
+# What large results have left, for the next.
+_spares: list[mmap.mmap] = []
 
 
 def zeroed(
@@ -32,11 +35,15 @@ def zeroed(
     count = math.prod(shape)
     if count == 0 or torch.device(device).type != "cpu" or native.is_recording():
         return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, count * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if count * dtype.itemsize >= HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+    return torch.frombuffer(_mapped(count * dtype.itemsize), dtype=dtype).reshape(shape)
+
+
+def _mapped(size: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a system without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).reshape(shape)
+    return memory
 
 
 def field_steps(field: torch.Tensor) -> tuple[int, int]:
@@ -60,10 +67,27 @@ def field_refusal(field: torch.Tensor) -> str | None:
 def unwritten(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """A tensor for results, whatever it holds; on the host large ones lie in huge pages, which are
-    committed a few hundred times as fast.
+    """A tensor for results, whatever it holds.
+
+    On the host, large ones lie in huge pages, and where a former one of about their size lay that
+    is gone: the system clears memory before it gives it, which takes as long as many a kernel.
     """
-    size = math.prod(shape) * dtype.itemsize
-    if size < ANEW_FROM or torch.device(device).type != "cpu":
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    if size < ANEW_FROM or torch.device(device).type != "cpu" or native.is_recording():
         return torch.empty(shape, dtype=dtype, device=device)
-    return zeroed(shape, dtype, device)
+    memory = _spare(size) or _mapped(size)
+    view = memoryview(memory)  # lives as long as the tensor's storage
+    weakref.finalize(view, _spares.append, memory).atexit = False
+    return torch.frombuffer(view, dtype=dtype, count=count).reshape(shape)
+
+
+def _spare(size: int) -> mmap.mmap | None:
+    """Memory of `size` bytes to twice as many; if there is none, what is spare goes back."""
+    for memory in sorted(_spares.copy(), key=len):
+        if size <= len(memory) <= 2 * size:
+            with suppress(ValueError):  # another thread was faster
+                _spares.remove(memory)
+                return memory
+    _spares.clear()
+    return None

@@ -143,23 +143,11 @@ struct SegmentRows {
   Active* of(int64_t pass) const { return rows + pass * capacity; }
   void add(int64_t pass, const Active& active) { of(pass)[counts[pass]++] = active; }
 
-  // `count` entries. shorts: the rows with short lists, or else all others.
-  void collect(const AttendParams& p, Row* info, int64_t count, int64_t segment_first,
-               bool shorts) {
-    for (int64_t pass = 0; pass < kPasses; ++pass) counts[pass] = 0;
-    if (p.blocks != nullptr) return collect_lists(p, info, count, segment_first, shorts);
-    for (int64_t r = 0; r < count; ++r) {
-      for (int64_t pass = 0; pass < kPasses; ++pass) {
-        const Span span = span_of(p, info[r], segment_first + pass * kPass);
-        if (span.begin < span.end) add(pass, {static_cast<int32_t>(r), 0, 0});
-      }
-    }
-  }
-
- private:
+  // `count` entries, which have lists. shorts: the rows with short ones, or else all others.
   void collect_lists(const AttendParams& p, Row* info, int64_t count, int64_t first, bool shorts) {
     constexpr int W = kWidth;
     const I<W> last = splat_int<W>(static_cast<int32_t>(first + kSegment));
+    for (int64_t pass = 0; pass < kPasses; ++pass) counts[pass] = 0;
     for (int64_t r = 0; r < count; r += W) {
       uint32_t bits = lane_bits(load<I<W>>(next + r) < last);
       if (count - r < W) bits &= (1u << (count - r)) - 1;
@@ -171,6 +159,22 @@ struct SegmentRows {
     }
   }
 
+  // Rows without lists; `all`: the keys that none of them hides.
+  void collect(const AttendParams& p, const Unit& u, const Row* info, int64_t segment_first,
+               const Span& all) {
+    for (int64_t pass = 0; pass < kPasses; ++pass) {
+      const int64_t first = segment_first + pass * kPass, last = first + kPass;
+      counts[pass] = 0;
+      if (first >= u.hi || (p.window > 0 && first >= p.sinks && last <= u.window_begin)) continue;
+      const bool is_seen = first >= all.begin && last <= all.end;
+      for (int64_t r = 0; r < capacity; ++r) {
+        const Span span = is_seen ? Span{0, kPass} : span_of(p, info[r], first);
+        if (span.begin < span.end) add(pass, {static_cast<int32_t>(r), 0, 0});
+      }
+    }
+  }
+
+ private:
   // Entries of one list for its blocks that lie in the segment, at most one per pass.
   void collect_listed(const AttendParams& p, Row& row, int64_t index, int64_t first) {
     const int64_t last = first + kSegment;

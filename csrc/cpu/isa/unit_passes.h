@@ -185,7 +185,11 @@ inline void UnitRun<S>::follow_memory() {
 
 template <class S>
 inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partial) {
-  segment.collect(p, info, segment.capacity, begin, shorts);
+  if (p.blocks != nullptr) {
+    segment.collect_lists(p, info, segment.capacity, begin, shorts);
+  } else {
+    segment.collect(p, u, info, begin, {all_begin, all_end});
+  }
   bool started = false;
   for (int64_t i = 0; i < kPasses; ++i) {
     if (segment.counts[i] == 0) continue;
