@@ -22,6 +22,7 @@ struct Source {
   virtual Ahead ahead_of_scores(int64_t at, int64_t columns, int64_t steps) const = 0;
   virtual Ahead ahead_of_values(int64_t channel, int64_t channels, int64_t steps) const = 0;
   virtual void hide(float* scores, const Span&) const = 0;
+  virtual bool hides() const = 0;  // any key of the pass
   // The keys of the pass as rows [kPass][dim], which few query rows take as they are with tiles, or
   // null: they are a panel.
   virtual const B* key_rows() const { return nullptr; }

@@ -91,6 +91,8 @@ struct Chooser {
       for (int64_t j = -planes.before; j < 0; ++j) of[j] = 0.0f;
       for (int64_t j = begin; j < end; ++j) of[j] = 0.0f;
     }
+    if (per == 4) return deal<4>(last);
+    if (per == 2) return deal<2>(last);
     float* to = planes.at;
     for (int64_t i = 0, plane = 0; i < last; i += W) {
       float lanes[W];
@@ -99,6 +101,21 @@ struct Chooser {
         to[plane * planes.stride] = lanes[lane];
         if (++plane == per) plane = 0, ++to;
       }
+    }
+  }
+
+  // The same with kPer planes, all of a vector's at once.
+  template <int kPer>
+  SACCADE_INLINE void deal(int64_t last) const {
+    constexpr int W = kWidth, kEach = W / kPer;
+    I<W> order{};
+    for (int i = 0; i < W; ++i) order[i] = i % kEach * kPer + i / kEach;
+    float* to = planes.at;
+    for (int64_t i = 0; i < last; i += W, to += kEach) {
+      float lanes[W];
+      store(lanes, __builtin_shuffle(weights_of(i), order));
+      for (int plane = 0; plane < kPer; ++plane)
+        std::memcpy(to + plane * planes.stride, lanes + plane * kEach, kEach * sizeof(float));
     }
   }
 
@@ -226,6 +243,7 @@ struct EntryKeys final : Source<S> {
     for (int64_t i = span.begin; i < span.end; i += W)
       store(scores + i, load<F<W>>(scores + i) + load<F<W>>(absent + i));
   }
+  bool hides() const override { return !is_whole; }
   const B* key_rows() const override { return takes_rows_ ? k : nullptr; }
   float* kept(int64_t row, int64_t first, float top) override {
     factors[row * passes_ + first / kPass] = top;

@@ -109,6 +109,7 @@ struct ListedKeys final : Source<S> {
     if (is_whole) return;
     for (int64_t i = span.begin; i < span.end; ++i) scores[i] += absent[i];
   }
+  bool hides() const override { return !is_whole; }
   float* kept(int64_t, int64_t, float) override { return nullptr; }
   void conclude(const Results&, const float*) override {}
 

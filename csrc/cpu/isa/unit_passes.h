@@ -79,7 +79,7 @@ inline void UnitRun<S>::turn_group(const B* k, B* v, int64_t known) const {
 template <class S>
 inline bool UnitRun<S>::is_plain(const Active* active, int64_t count, int64_t first,
                                  Span& span) const {
-  if (p.softcap > 0 || source != nullptr) return false;
+  if (p.softcap > 0 || (source != nullptr && source->hides())) return false;
   span = {0, kPass};
   if (p.blocks != nullptr) {
     if (p.block < 16) return false;

@@ -184,8 +184,14 @@ SACCADE_INLINE bool UnitRun<S>::soften(const Active* active, int64_t r, int64_t 
 #if SACCADE_AMX
     ask_lines();
 #endif
-    const F<W> total = kPlain ? weigh<false>(r + m, span, now[m], false, nullptr)
-                              : weigh_own(r + m, row, own[m], first, span, now[m]);
+    F<W> total;
+    if constexpr (kPlain) {
+      float* kept = source != nullptr ? source->kept(row, first, now[m]) : nullptr;
+      total = kept != nullptr ? weigh<true>(r + m, span, now[m], false, kept)
+                              : weigh<false>(r + m, span, now[m], false, nullptr);
+    } else {
+      total = weigh_own(r + m, row, own[m], first, span, now[m]);
+    }
     store(sum, fma<W>(begins ? F<W>{} : load<F<W>>(sum), splat<W>(own_shrink[m]), total));
     // The maximum skips NaN; a row that saw nothing else must not pass for one that saw nothing.
     const bool is_lost = !kPlain && now[m] == -INFINITY && sum_lanes<W>(total) != 0.0f;
