@@ -11,6 +11,9 @@ namespace saccade {
 namespace SACCADE_ISA {
 namespace {
 
+// Units of a head that go over the same entries, from which on these are gathered once for all of
+// them; and no more than so many bytes.
+constexpr int64_t kSharing = 4, kMostPanels = 64 << 20;
 // What is kept of a unit should stay in the second-level cache.
 constexpr int64_t kUnitRows = SACCADE_AMX ? 128 : 64;
 
@@ -24,9 +27,20 @@ struct EntryCall : AttendParams {
   float* planes = nullptr;  // of every thread
   const float* shares =
       nullptr;  // of the entries that overlap a block: tokens they share with it / stride
+  // Panels gathered once for all units (see make_panels), and which are a sequence's; null: none.
+  char* panels = nullptr;
+  struct Shared {
+    int64_t first, passes, entries;  // passes 0: its units gather for themselves
+  }* shared = nullptr;               // [S]
+  int64_t panel_bytes = 0;
 
   explicit EntryCall(const CompressedParams& call) : AttendParams{}, c(&call) {}
   int64_t passes() const { return most / kPass; }
+  bool shares_panels(int64_t seq) const { return shared != nullptr && shared[seq].passes > 0; }
+  char* panel(int64_t seq, int64_t kv_head, int64_t pass) const {
+    const Shared& of = shared[seq];
+    return panels + (of.first + kv_head * of.passes + pass) * panel_bytes;
+  }
 };
 
 // No entry lies beyond the page table.
@@ -170,7 +184,7 @@ struct EntryKeys final : Source<S> {
   B* k;                 // [dim / unit][kPass][unit], or [kPass][dim] (see key_rows)
   B* v;                 // [kPass / unit][v_dim][unit]
   B* nothing;           // [width]: an entry that is not there
-  float* absent;        // [kPass]: -inf for those that have no page
+  float* absent;        // [kPass]: -inf for those that have no page; then whether there are any
   float* exponentials;  // [rows][most]
   float* factors;  // [rows][passes]: the maxima that they are relative to, then what makes them
                    // probabilities
@@ -178,13 +192,18 @@ struct EntryKeys final : Source<S> {
   bool is_whole;            // no entry of the pass is absent
   bool ready = false;
 
+  // K, V and `absent`, in one piece.
+  void carve_panel(Carver& carve, const AttendParams& p) {
+    k = carve.take<B>(kPass * p.dim);
+    v = carve.take<B>(kPass * p.v_dim);
+    absent = carve.take<float>(kPass + 1);
+  }
+
   void carve(Carver& carve, const AttendParams& p, const Unit& u) override {
     const EntryCall& call = static_cast<const EntryCall&>(p);
     const int64_t rows = u.tokens * u.heads;
-    k = carve.take<B>(kPass * p.dim);
-    v = carve.take<B>(kPass * p.v_dim);
+    carve_panel(carve, p);
     nothing = carve.take<B>(call.c->width);
-    absent = carve.take<float>(kPass);
     if (call.kept == nullptr) {
       exponentials = carve.take<float>(rows * call.most);
       factors = carve.take<float>(rows * call.passes());
@@ -200,31 +219,33 @@ struct EntryKeys final : Source<S> {
 
   // Panels of the entries first .. first + kPass - 1; those that nobody sees are zeros.
   void locate(Pass<B>& pass, const AttendParams& p, const Unit& u, int64_t first) override {
-    const CompressedParams& c = *static_cast<const EntryCall&>(p).c;
-    if (!ready) {
-      std::memset(static_cast<void*>(nothing), 0, static_cast<size_t>(c.width) * sizeof(B));
-      v_dim_ = p.v_dim;
-      streams_ = u.tokens * u.heads <= kStreamRows;
-      takes_rows_ = kTiles && streams_;
-      bytes_ = c.width * int64_t{sizeof(B)};
+    const EntryCall& call = static_cast<const EntryCall&>(p);
+    if (call.shares_panels(u.seq)) {
+      begin(call, false);
+      Carver carve{call.panel(u.seq, u.kv_head, first / kPass)};
+      carve_panel(carve, p);
+      is_whole = absent[kPass] == 0.0f;
+    } else {
+      if (!ready) {
+        begin(call, u.tokens * u.heads <= kStreamRows);
+        std::memset(static_cast<void*>(nothing), 0, static_cast<size_t>(bytes_));
+      }
+      gather(call, u, first);
     }
-    if (!ready || next_first_ != first) find(c, u, first);
-    const B* now[kPass];
-    std::memcpy(now, next_, sizeof(now));
-    find(c, u, first + kPass);
-    ready = is_whole = true;
     pass.chunk = kPass;
     pass.chunks = 1;
     pass.k[0] = k;
     pass.v[0] = v;
-    for (int64_t at = 0; at < u.hi - first && at < kPass; at += kGroup) {
-      for (int64_t i = at; i < at + kGroup; ++i) {
-        const bool gone = now[i] == nothing && first + i < u.hi;
-        absent[i] = gone ? -INFINITY : 0.0f;
-        is_whole = is_whole && !gone;
-      }
-      takes_rows_ ? copy_group(now, p, c.value_first, at) : gather_group(now, p, c.value_first, at);
-    }
+  }
+
+  // One of the panels that units share, of entries before `end`.
+  void make_panel(const EntryCall& call, const Unit& u, int64_t pass, B* zeros) {
+    Carver carve{call.panel(u.seq, u.kv_head, pass)};
+    carve_panel(carve, call);
+    nothing = zeros;
+    begin(call, false);
+    gather(call, u, pass * kPass);
+    absent[kPass] = is_whole ? 0.0f : 1.0f;
   }
 
   // Where memory is slower than arithmetic, the next pass is asked for evenly: half of it while
@@ -273,6 +294,31 @@ struct EntryKeys final : Source<S> {
   int64_t most_, passes_, v_dim_, bytes_, next_first_, next_count_;
   bool streams_, takes_rows_;
   const B* next_[kPass];  // the entries of the next pass
+
+  void begin(const EntryCall& call, bool streams) {
+    v_dim_ = call.v_dim;
+    streams_ = streams;
+    takes_rows_ = kTiles && streams;
+    bytes_ = call.c->width * int64_t{sizeof(B)};
+  }
+
+  void gather(const EntryCall& call, const Unit& u, int64_t first) {
+    const CompressedParams& c = *call.c;
+    if (!ready || next_first_ != first) find(c, u, first);
+    const B* now[kPass];
+    std::memcpy(now, next_, sizeof(now));
+    find(c, u, first + kPass);
+    ready = is_whole = true;
+    for (int64_t at = 0; at < u.hi - first && at < kPass; at += kGroup) {
+      for (int64_t i = at; i < at + kGroup; ++i) {
+        const bool gone = now[i] == nothing && first + i < u.hi;
+        absent[i] = gone ? -INFINITY : 0.0f;
+        is_whole = is_whole && !gone;
+      }
+      takes_rows_ ? copy_group(now, call, c.value_first, at)
+                  : gather_group(now, call, c.value_first, at);
+    }
+  }
 
   void find(const CompressedParams& c, const Unit& u, int64_t first) {
     next_first_ = first;
@@ -409,6 +455,59 @@ float* shares_of(const CompressedParams& c) {
   return shares;
 }
 
+// Which sequences have units enough to share panels; answers how many panels they need.
+int64_t share(EntryCall& call, const int32_t* hi) {
+  const CompressedParams& c = *call.c;
+  call.shared = static_cast<EntryCall::Shared*>(
+      malloc(static_cast<size_t>(c.seqs) * sizeof(EntryCall::Shared)));
+  int64_t count = 0;
+  for (int64_t s = 0; s < c.seqs; ++s) {
+    EntryCall::Shared& of = call.shared[s] = {count, 0, 0};
+    for (int64_t row = c.cu_rows[s]; row < c.cu_rows[s + 1]; ++row)
+      of.entries = hi[row] > of.entries ? hi[row] : of.entries;
+    const int64_t rows = (c.cu_rows[s + 1] - c.cu_rows[s]) * (c.heads / c.kv_heads);
+    const int64_t passes = (of.entries + kPass - 1) / kPass, panels = passes * c.kv_heads;
+    if (rows < kSharing * call.unit_rows || (count + panels) * call.panel_bytes > kMostPanels)
+      continue;
+    of.passes = passes;
+    count += panels;
+  }
+  return count;
+}
+
+// Entries as panels, once for all units that go over them.
+template <class S>
+void make_panels(EntryCall& call, const int32_t* hi, ThreadPool& pool) {
+  using B = typename S::B;
+  struct Job {
+    const EntryCall& call;
+    B* zeros;
+  };
+  Carver measure{nullptr};
+  EntryKeys<S>().carve_panel(measure, call);
+  call.panel_bytes = measure.at - static_cast<char*>(nullptr);
+  const int64_t count = share(call, hi);
+  if (count == 0) return;
+  const int64_t width = (call.c->width * static_cast<int64_t>(sizeof(B)) + 63) / 64 * 64;
+  call.panels =
+      static_cast<char*>(aligned_alloc(64, static_cast<size_t>(count * call.panel_bytes + width)));
+  Job job{call, reinterpret_cast<B*>(call.panels + count * call.panel_bytes)};
+  std::memset(static_cast<void*>(job.zeros), 0, static_cast<size_t>(width));
+  pool.run(
+      count,
+      [](void* context, int64_t item, int) {
+        const Job& j = *static_cast<Job*>(context);
+        const EntryCall::Shared* of = j.call.shared;
+        while (item >= of->first + of->passes * j.call.kv_heads) ++of;
+        Unit u{};
+        u.seq = of - j.call.shared;
+        u.kv_head = (item - of->first) / of->passes;
+        u.hi = of->entries;
+        EntryKeys<S>().make_panel(j.call, u, (item - of->first) % of->passes, j.zeros);
+      },
+      &job);
+}
+
 void choose_item(void* context, int64_t item, int thread) {
   const EntryCall& call = *static_cast<const EntryCall*>(context);
   const CompressedParams& c = *call.c;
@@ -439,10 +538,14 @@ void compressed(const CompressedParams& p, ThreadPool& pool) {
     call.kept = kept;
     call.factors = kept + rows * call.most;
     call.planes = call.factors + rows * call.passes();
+  } else {
+    with_step(call.dtype, [&](auto step) { make_panels<decltype(step)>(call, hi, pool); });
   }
   run_units(call, plan, unit_ops<EntryKeys>(call), pool);
   if (kept != nullptr && p.ids != nullptr) pool.run(p.rows * p.kv_heads, choose_item, &call);
   free(kept);
+  free(call.panels);
+  free(call.shared);
   free(shares);
   free(hi);
 }
