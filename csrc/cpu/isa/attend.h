@@ -26,10 +26,11 @@ constexpr int64_t kPasses = kSegment / kPass;
 // cache. With block lists each pass concerns few of the rows, so that units of more rows keep the
 // products full; with tiles, memory takes as long as they do, and yet more rows read it less often.
 constexpr int64_t kMaxRows = SACCADE_AMX ? 512 : (kNarrow ? 120 : 128);
-constexpr int64_t kMaxListedRows = SACCADE_AMX ? 2048 : 512;
-// Keys of a list that are summed without partial results, and of a part of a longer one. (Threads
-// share the parts of a decode step.)
-constexpr int64_t kFewKeys = 1024;
+constexpr int64_t kMaxListedRows = SACCADE_AMX ? 3072 : 512;
+constexpr int64_t kMaxLongRows = SACCADE_AMX ? 1536 : 512;  // with lists of several parts
+// Keys of a list that are summed without partial results, and of a part of a longer one, but no
+// fewer blocks than so many. (Threads share the parts of a decode step.)
+constexpr int64_t kFewKeys = 1024, kFewBlocks = 4;
 // As few as this where otherwise a thread would have fewer units than these.
 constexpr int64_t kLeastRows = SACCADE_AMX ? 256 : kMaxRows, kLeastListedRows = 512;
 constexpr int64_t kUnitsOfThread = 4;
@@ -90,19 +91,25 @@ SACCADE_INLINE const int32_t* list_of(const AttendParams& p, int64_t row, int64_
   return p.blocks + (list * p.owners + (p.owners == p.heads ? head : kv_head)) * p.list_width;
 }
 
+// Blocks that hold few keys.
+SACCADE_INLINE int64_t few_blocks(const AttendParams& p) {
+  const int64_t blocks = kFewKeys / p.block;
+  return blocks > kFewBlocks ? blocks : kFewBlocks;
+}
+
 // Whether an ascending list, -1 padded, holds few keys.
 SACCADE_INLINE bool is_short(const AttendParams& p, const int32_t* list) {
-  const int64_t most = kFewKeys / p.block;
+  const int64_t most = few_blocks(p);
   return p.list_width <= most || list[most] < 0;
 }
 
 // Where the part of an ascending list, -1 padded, that begins with the key `begin` ends: at a pass,
-// so that it has about kFewKeys keys. `at`: where the parts before ended in the list.
+// so that it has about few_blocks(p). `at`: where the parts before ended in the list.
 SACCADE_INLINE int64_t end_of_part(const AttendParams& p, const int32_t* list, int64_t begin,
                                    int64_t& at) {
   const auto is_block = [&](int64_t i) { return i < p.list_width && list[i] >= 0; };
   while (is_block(at) && (list[at] + int64_t{1}) * p.block <= begin) ++at;
-  for (int64_t i = at + (p.block < kFewKeys ? kFewKeys / p.block : 1); is_block(i); ++i) {
+  for (int64_t i = at + few_blocks(p); is_block(i); ++i) {
     const int64_t end = list[i] * p.block / kPass * kPass;
     if (end > begin) return end < INT32_MAX ? end : INT32_MAX;
   }

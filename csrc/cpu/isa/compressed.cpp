@@ -15,7 +15,7 @@ namespace {
 // them; and no more than so many bytes.
 constexpr int64_t kSharing = 4, kMostPanels = 64 << 20;
 // What is kept of a unit should stay in the second-level cache.
-constexpr int64_t kUnitRows = SACCADE_AMX ? 128 : 64;
+constexpr int64_t kUnitRows = 64;
 
 // A call as one of attention over panels of a pass each. kept, factors: what all rows keep, by KV
 // head, token and head, where threads share a unit; null: a unit keeps its own in its scratch.

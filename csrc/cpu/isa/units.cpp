@@ -8,7 +8,9 @@ namespace SACCADE_ISA {
 UnitPlan::UnitPlan(const AttendParams& p, const ThreadPool& pool) : p_(p) {
   first_ = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
   const bool listed = p.blocks != nullptr, given = p.unit_rows > 0 && !listed;
-  int64_t most = listed ? kMaxListedRows : given ? p.unit_rows : kMaxRows;
+  const int64_t most_listed =
+      listed && p.list_width > few_blocks(p) ? kMaxLongRows : kMaxListedRows;
+  int64_t most = listed ? most_listed : given ? p.unit_rows : kMaxRows;
   const int64_t least = listed ? kLeastListedRows : given ? most : kLeastRows;
   for (cut(most); most > least && count() < kUnitsOfThread * pool.size(); cut(most)) most /= 2;
 }
