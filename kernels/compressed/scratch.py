@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from .. import native
-
 # As csrc/cpu/isa/compressed.cpp and attend.h have them; where they differ by instruction set, what
 # takes more.
 PASS, LEAST_PASS, SUB, LANES = 256, 128, 32, 16
+UNIT_ROWS = 64  # that share a panel of entries, where the heads of a token are no more
+SHARING = 4  # units of a sequence, from which on they share all panels
+MOST_PANELS = 64 << 20  # bytes of those
 ROUND = 256  # partial results that wait to be merged
 ROW = 24 + 16 * 16  # of a row and what it sees of a segment
-
-
-def unit_rows() -> int:
-    """Rows that share a panel of entries, where the heads of a token are no more."""
-    return 128 if native.chosen_isa() == "amx" else 64
 
 
 def cpu_scratch_bytes(
@@ -29,10 +25,10 @@ def cpu_scratch_bytes(
 
     A unit keeps an exponential per row and entry, and a factor per row and pass; with few units
     threads share them, so that up to two units per thread are at work; then partial results of
-    segments wait to be merged. The rest is a unit's own and grows with the context only by what a
-    list is chosen from.
+    segments wait to be merged. Many units of a sequence share panels of all its entries. The rest
+    is a unit's own and grows with the context only by what a list is chosen from.
     """
-    unit = max(heads // owners, unit_rows())
+    unit = max(heads // owners, UNIT_ROWS)
     most = -(-entries // PASS) * PASS
     kept = min(rows * heads, 2 * threads * unit) * (most + most // LEAST_PASS)
     partial = unit * (value_dim + LANES + 1)
@@ -40,4 +36,7 @@ def cpu_scratch_bytes(
     panels = PASS * (dim + value_dim + 1) + dim + value_dim
     chosen = 2 * most + 4096  # weights of entries and of blocks, which are no more
     own = unit * dim + SUB * (dim + value_dim + 2 * PASS + 1) + 2 * partial + panels + chosen
-    return 4 * (kept + waiting + threads * own + 2 * rows) + threads * (unit * ROW + 3 * 4096)
+    sharing = rows * (heads // owners) // (SHARING * UNIT_ROWS)  # sequences that may
+    shared = min(MOST_PANELS, 4 * sharing * owners * (most // LEAST_PASS) * (panels + LANES))
+    floats = kept + waiting + threads * own + 2 * rows
+    return 4 * floats + shared + threads * (unit * ROW + 3 * 4096)
