@@ -6,7 +6,7 @@ from .. import native, triton_sizes
 from . import cuda, dense_rules, gather_rules, latent_rules, tiles
 
 # As csrc/cpu/isa/attend.h has them: rows of a unit with block lists, of other sets and with tiles.
-LISTED_ROWS, LISTED_ROWS_OF_TILES = 512, 2048
+LISTED_ROWS, LISTED_ROWS_OF_TILES = 512, 3072
 SEEN = 44 + 17 * 16  # bytes of a row and of what it sees of a segment
 LANES = 16
 
