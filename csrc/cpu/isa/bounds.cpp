@@ -114,6 +114,7 @@ struct DotPairs {  // by the machine's dot product of bf16 pairs
 };
 #endif
 
+constexpr int64_t kAhead = 16, kAsked = 8;
 constexpr int64_t kPieces = 2;  // of a row's blocks, for each thread, where rows are few
 
 struct SelectJob {
@@ -206,6 +207,9 @@ struct BoundedRow {
     const int64_t kv_head = h / group;
     F<W> rows[N][W];
     for (int64_t block = 0; block < W; ++block) {
+      if (h % group == 0 && from[block + kAhead] != nullptr)
+        for (int64_t at = 0; at < 2 * p.dim; at += 32)
+          __builtin_prefetch(from[block + kAhead] + kv_head * 2 * p.dim + at, 0, 3);
       F<W> sums[N] = {};
       if (from[block] == nullptr) {
         for (int n = 0; n < N; ++n) sums[n] = splat<W>(NAN);
@@ -232,11 +236,10 @@ struct BoundedRow {
   // The scores of n blocks from `begin` on, at most a panel, for every KV head: `stride` apart,
   // whole vectors of each.
   void score(int64_t begin, int64_t n, float* to, int64_t stride) const {
-    const T* from[kPanel + W];
-    for (int64_t i = 0; i < n + W; ++i) from[i] = i < n ? entry(begin + i) : nullptr;
-    for (int64_t i = 0; i < W && i < n; ++i) ask_for(from[i]);
+    const T* from[kPanel + W + kAhead];
+    for (int64_t i = 0; i < n + W + kAhead; ++i) from[i] = i < n ? entry(begin + i) : nullptr;
+    for (int64_t i = 0; i < kAsked && i < n; ++i) ask_for(from[i]);
     for (int64_t i = 0; i < n; i += W) {
-      for (int64_t ahead = i + W; ahead < i + 2 * W && ahead < n; ++ahead) ask_for(from[ahead]);
       for (int64_t g = 0; g < p.kv_heads; ++g) store(to + g * stride + i, bounds(from + i, g));
     }
   }
