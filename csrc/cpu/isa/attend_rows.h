@@ -174,6 +174,11 @@ struct SegmentRows {
     }
   }
 
+  // Bits for the keys [begin, end) of a pass, `keys` of them a bit.
+  static uint64_t bits_of(int64_t begin, int64_t end, int64_t keys) {
+    return (~uint64_t{0} >> (63 - (end - 1) / keys)) & ~uint64_t{0} << begin / keys;
+  }
+
  private:
   // Entries of one list for its blocks that lie in the segment, at most one per pass.
   void collect_listed(const AttendParams& p, Row& row, int64_t index, int64_t first) {
@@ -205,11 +210,6 @@ struct SegmentRows {
     flush();
     row.cursor = static_cast<int32_t>(c);  // segments ascend, so the next one looks from here on
     next[index] = is_block() ? static_cast<int32_t>(row.list[c] * p.block) : INT32_MAX;
-  }
-
-  // Bits for the keys [begin, end) of a pass, `keys` of them a bit.
-  static uint64_t bits_of(int64_t begin, int64_t end, int64_t keys) {
-    return (~uint64_t{0} >> (63 - (end - 1) / keys)) & ~uint64_t{0} << begin / keys;
   }
 };
 

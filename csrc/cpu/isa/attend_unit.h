@@ -99,7 +99,8 @@ struct UnitRun : Results {
     segment.together = p.blocks != nullptr && p.owners == p.kv_heads ? u.heads : 1;
     segment.capacity = rows / segment.together;
     segment.rows = carve.take<Active>(kPasses * segment.capacity);
-    segment.next = carve.take<int32_t>(p.blocks == nullptr ? 0 : (segment.capacity + W - 1) / W * W);
+    segment.next =
+        carve.take<int32_t>(p.blocks == nullptr ? 0 : (segment.capacity + W - 1) / W * W);
     by_kind = carve.take<Active>(p.blocks == nullptr ? 0 : rows);
     q = carve.take<A>(rows * p.dim);
     q_sub = carve.take<A>(kSub * p.dim);
@@ -160,6 +161,22 @@ struct UnitRun : Results {
     return Ahead::over(from, elements * static_cast<int64_t>(sizeof(B)), steps);
   }
 
+  // Where lists_whole_pages: which panels are asked for, 4 KiB at a time, while others are read.
+  struct Pieces {
+    static constexpr int64_t kPiece = 4096 / static_cast<int64_t>(sizeof(B));
+    const B* const* panels;
+    int64_t count, elements;  // panels, and of each
+    int64_t panel = 0, at = 0;
+    SACCADE_INLINE const B* take(const B* otherwise) {
+      while (panel < count && (panels[panel] == nullptr || at >= elements)) ++panel, at = 0;
+      if (panel >= count) return otherwise;
+      at += kPiece;
+      return panels[panel] + at - kPiece;
+    }
+  } pieces{nullptr, 0, 0};
+  bool lists_pages = false;
+  int64_t keys_end = INT64_MAX;  // of the part at work
+
   // The next stretch of keys, in chunk c from `at` on and before `end`, that some row's list holds.
   SACCADE_INLINE bool next_run(int64_t c, int64_t end, int64_t& at, Span& run) const {
     const uint32_t bits = listed >> c * (pass.chunk / 16);
@@ -210,6 +227,9 @@ struct UnitRun : Results {
   void score_key_rows(const Active* active, int64_t count, const Span& keys, const B* k);
   template <bool kStreams>
   void wide_scores(const A* queries, const B* k, float* to);
+  SACCADE_INLINE const B* wanted(const B* now) {
+    return lists_pages ? pieces.take(now) : now + 16 * kLine;  // 1 KiB ahead
+  }
   template <bool kStreams>
   void wide_values(float* o, int64_t channel, const Span& keys, int64_t chunk);
   void all_values(const Span& span, float* o);
@@ -245,6 +265,8 @@ struct UnitRun : Results {
   void attend_pass(int64_t index, int64_t first, float* partial);
   uint32_t listed_of(int64_t index) const;
   static void forget_unlisted(Pass<B>& of, uint32_t bits);
+  bool lists_whole_pages() const;
+  void foresee_block();
   const B* end_of(const B* const* panels, int64_t dim) const;
   void follow_memory();
   // Adds what rows see of one segment of keys, which begins at `begin`: those with short lists, or

@@ -106,12 +106,20 @@ inline void UnitRun<S>::attend_rows(const Active* active, int64_t count, int64_t
   }
 #if SACCADE_AMX
   passes_by = (span.end - span.begin) * (p.dim + p.v_dim) <= kPassingBy;
-  ask_begin(pass.v[0]);
+  if (lists_pages) {
+    pieces = {pass.v, pass.chunks, pass.chunk * p.v_dim};
+  } else {
+    ask_begin(pass.v[0]);
+  }
 #endif
   score(active, count, span);
   softmax(active, count, first, span, plain, partial);
 #if SACCADE_AMX
-  if (next.chunks > 0) ask_begin(next.k[0]);
+  if (lists_pages) {
+    pieces = {next.k, next.chunks, next.chunk * p.dim};
+  } else if (next.chunks > 0) {
+    ask_begin(next.k[0]);
+  }
   pad_probabilities(count, span);
 #endif
   turn_keys(first, span);
@@ -164,6 +172,25 @@ inline void UnitRun<S>::forget_unlisted(Pass<B>& of, uint32_t bits) {
     if ((bits >> c * groups & ((1u << groups) - 1)) == 0) of.k[c] = of.v[c] = nullptr;
 }
 
+// With tiles, a few rows that share a list of whole pages, whose tiles can be read in the order of
+// memory.
+template <class S>
+inline bool UnitRun<S>::lists_whole_pages() const {
+  return kTiles && source == nullptr && p.blocks != nullptr && segment.capacity == 1 &&
+         rows <= kStreamRows && p.block % p.page == 0 && p.page % 64 == 0 && p.page <= kPass &&
+         p.v_pages != nullptr && v_tile % 64 == 0;
+}
+
+// The next block of the list, in the place of the next pass: most segments hold none or one.
+template <class S>
+inline void UnitRun<S>::foresee_block() {
+  const int64_t key = segment.next[0];
+  if (key >= u.hi || key >= keys_end) return;
+  const int64_t at = key % kPass, end = at + p.block < kPass ? at + p.block : kPass;
+  next.locate(p, u, key - at);
+  listed_next = static_cast<uint32_t>(segment.bits_of(at, end, 16));
+}
+
 // Where the panels of the pass end, if they lie one behind the other in memory, or null.
 template <class S>
 inline const typename UnitRun<S>::B* UnitRun<S>::end_of(const B* const* panels, int64_t dim) const {
@@ -191,6 +218,7 @@ inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partia
     segment.collect(p, u, info, begin, {all_begin, all_end});
   }
   bool started = false;
+  lists_pages = lists_whole_pages();
   for (int64_t i = 0; i < kPasses; ++i) {
     if (segment.counts[i] == 0) continue;
     int64_t after = i + 1;
@@ -205,10 +233,11 @@ inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partia
     }
     listed = started ? listed_next : listed_of(i);
     listed_next = listed_of(after);
+    if (lists_pages && after == kPasses) foresee_block();
     forget_unlisted(pass, listed);
     forget_unlisted(next, listed_next);
     if (!started && k_end != pass.k[0]) fetch_keys(pass, listed);
-    if (listed_next != kAll) fetch_keys(next, listed_next);
+    if (listed_next != kAll && !lists_pages) fetch_keys(next, listed_next);
     follow_memory();
     started = true;
     expect_turned();
@@ -222,6 +251,7 @@ inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partia
 
 template <class S>
 inline void UnitRun<S>::attend_segments(int64_t begin, int64_t end, bool shorts, float* partial) {
+  keys_end = end;
   for (int64_t at = u.first_segment; at < u.last_segment; ++at)
     if (at * kSegment < end && begin < (at + 1) * kSegment && may_see(p, u, at))
       attend_segment(at * kSegment, shorts, partial);

@@ -171,7 +171,8 @@ inline void UnitRun<S>::wide_scores(const A* queries, const B* k, float* to) {
   const int64_t ldb = p.page * kU, steps = p.dim / 32;
   amx::wide_clear();
   for (int64_t i = 0; i < steps; ++i)
-    amx::wide_step<kStreams>(queries + i * 32, p.dim, k + i * 16 * ldb, ldb);
+    amx::wide_step<kStreams>(queries + i * 32, p.dim, k + i * 16 * ldb, ldb,
+                             kStreams ? wanted(k + i * 16 * ldb) : nullptr);
   amx::wide_put(to, kPass);
 }
 
@@ -198,7 +199,7 @@ inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span&
   int64_t at = keys.begin / 32 * 32;
   // A stream of pages is read whole rows at a time where it goes on in memory. Pages here and there
   // are faster in halves: their lines are asked for all over the page, and come together.
-  const bool wide = count <= 16 && (!streams() || k_end != nullptr);
+  const bool wide = count <= 16 && (!streams() || k_end != nullptr || lists_pages);
   for (; wide && at < keys.end && at + 64 <= pass.chunk; at += 64) {
     if (streams()) {
       wide_scores<true>(queries, k + at * kU, to + at);
@@ -225,8 +226,9 @@ template <bool kStreams>
 inline void UnitRun<S>::wide_values(float* o, int64_t channel, const Span& keys, int64_t chunk) {
   amx::wide_fetch(o + channel, p.v_dim);
   for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
-    amx::wide_step<kStreams>(weights_of(0) + chunk * pass.chunk + at, kWeights,
-                             value_at(pass.v[chunk], at, channel), v_tile * kU);
+    const B* v = value_at(pass.v[chunk], at, channel);
+    amx::wide_step<kStreams>(weights_of(0) + chunk * pass.chunk + at, kWeights, v, v_tile * kU,
+                             kStreams ? wanted(v) : nullptr);
   }
   amx::wide_put(o + channel, p.v_dim);
 }
@@ -310,7 +312,8 @@ inline void UnitRun<S>::value_tiles(const Active* active, int64_t count, const S
   const bool adds = p.blocks != nullptr;
   const bool in_place = !adds && count % 16 == 0 && are_neighbours(active, count);
   float* all = in_place ? o + first * p.v_dim : o_sub;
-  const bool narrow = count <= 16 && v_tile % 64 == 0 && (!streams() || v_end != nullptr);
+  const bool narrow =
+      count <= 16 && v_tile % 64 == 0 && (!streams() || v_end != nullptr || lists_pages);
   if (!adds) {
     begin_outputs(active, count, all, o);
   } else if (narrow) {
