@@ -6,6 +6,7 @@ the table says so.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -96,6 +97,7 @@ def measure(
     for subject in (*ours, *[peer] * (peer is not None)):
         # First calls are slow.
         subject.run(prompt(floor.config, min(64, plan.contexts[0]), 0), 2)
+    gc.freeze()  # as a server does: a collection would look at every module that was imported
     curve = _curve(plan, peer, floor, progress) if peer is not None and plan.peer_from else None
     rows: list[EngineRow] = []
     for context in plan.contexts:

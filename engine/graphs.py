@@ -28,7 +28,7 @@ SETTING, TAPES = "SACCADE_CUDA_GRAPHS", "SACCADE_CPU_TAPES"
 MOST_GRAPHS = 48  # kept; the one that was replayed longest ago goes first
 MOST_BUFFERS = 32 << 20  # bytes of their steps, which hold page tables; but for that of the last
 _ROW = 8192  # bytes of a sequence's row in a step, beside page tables: at most
-_REMEMBERED = 512  # signatures seen once
+_REMEMBERED = 512  # signatures computed, or refused
 # Known on the host alone, and of no matter where every sequence has one row.
 _IGNORED = frozenset({"spans"})
 
@@ -134,6 +134,7 @@ class DecodeGraphs:
         self._recorder = recorder
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
         self._seen: OrderedDict[Hashable, str | None] = OrderedDict()  # and why not captured
+        self._computed: set[Hashable] = set()  # outlines of steps that the host has no part in
         self.replays = 0
 
     @property
@@ -149,7 +150,7 @@ class DecodeGraphs:
             self._graphs.move_to_end(key)
             self._staging.refill(forward.sendable(), graph.buffer)
             forward.note_replay(graph.written)
-        elif key in self._seen and self._seen[key] is None:
+        elif self._is_due(key):
             recording = self._record(key, forward, compute)
             if recording is not None and self._recorder.computes:
                 return recording.result
@@ -162,7 +163,16 @@ class DecodeGraphs:
             forward.send(self._staging)
         hidden = compute(forward)  # also compiles what is compiled at first use
         self._note(key, self._seen.get(key) or forward.bound_to_host)
+        if forward.bound_to_host is None:
+            self._computed.add(key[0])
         return hidden
+
+    def _is_due(self, key: tuple[Hashable, Hashable]) -> bool:
+        """Whether to record a step: when it comes again, and on the processor at once if the same
+        methods have been computed before, for then a recording costs but half a step.
+        """
+        known = key in self._seen or (self._recorder.computes and key[0] in self._computed)
+        return known and self._seen.get(key) is None
 
     def _record(
         self, key: Hashable, forward: Forward, compute: Callable[[Forward], torch.Tensor]
@@ -201,6 +211,8 @@ class DecodeGraphs:
         self._seen.move_to_end(key)
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
+        if len(self._computed) > _REMEMBERED:
+            self._computed.clear()
 
 
 def signature(value: Any) -> Hashable:

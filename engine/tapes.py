@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..kernels import native
 from ..kernels.attend import Keys
@@ -42,8 +41,14 @@ def storage(tensor: torch.Tensor) -> int:
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
-    """Those in it, however deep."""
-    return [each for each in tree_leaves(value) if isinstance(each, torch.Tensor)]
+    """Those in it, however deep in tuples, lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    return [tensor for each in value for tensor in tensors(each)]
 
 
 def looks(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
