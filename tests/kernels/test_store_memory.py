@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,14 +21,14 @@ def nothing_spare() -> None:
 def test_gone_results_make_place() -> None:
     first = unwritten((COUNT,), torch.float32)
     place = first.data_ptr()
-    assert unwritten((COUNT,), torch.float32).data_ptr() != place
     del first
     again = unwritten((2, COUNT), torch.bfloat16)
     assert again.data_ptr() == place and again.shape == (2, COUNT)
+    assert unwritten((COUNT,), torch.float32).data_ptr() != place
 
 
 @pytest.mark.parametrize("hold", [lambda x: x[5:], lambda x: x.view(2, -1), lambda x: x.numpy()])
-def test_what_is_held_keeps_its_place(hold) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_held_keeps_its_place(hold: Callable[[torch.Tensor], Any]) -> None:
     result = unwritten((COUNT,), torch.float32)
     place, held = result.data_ptr(), hold(result)
     del result
@@ -49,6 +52,5 @@ def test_what_does_not_fit_is_given_back() -> None:
 
 
 def test_small_results_are_torchs_own() -> None:
-    del_me = unwritten((COUNT - 1,), torch.float32)
-    del del_me
+    unwritten((COUNT - 1,), torch.float32)
     assert not memory._spares
