@@ -5,8 +5,10 @@ from __future__ import annotations
 from .. import native, triton_sizes
 from . import cuda, dense_rules, gather_rules, latent_rules, tiles
 
-# As csrc/cpu/isa/attend.h has them: rows of a unit with block lists, of other sets and with tiles.
-LISTED_ROWS, LISTED_ROWS_OF_TILES = 512, 3072
+# As csrc/cpu/isa/attend.h has them: rows of a unit with block lists of several parts, of other sets
+# and with tiles. (With tiles, units are twice as large where lists are summed at once, and then use
+# but one of their two partial results.)
+LISTED_ROWS, LISTED_ROWS_OF_TILES = 512, 1536
 SEEN = 44 + 17 * 16  # bytes of a row and of what it sees of a segment
 LANES = 16
 
@@ -20,7 +22,7 @@ def cpu_scratch_bytes(head_dim: int, v_dim: int, threads: int) -> int:
     """
     rows = LISTED_ROWS_OF_TILES if native.chosen_isa() == "amx" else LISTED_ROWS
     partial = 4 * (v_dim + LANES + 1)
-    own = rows * (2 * partial + 4 * head_dim + SEEN) + 4 * 256 * (head_dim + 2 * v_dim)
+    own = 2 * rows * (partial + 4 * head_dim + SEEN) + 4 * 256 * (head_dim + 2 * v_dim)
     waiting = (min(LANES * threads, 256) + 2 * threads) * LISTED_ROWS * partial
     return threads * (own + (128 << 10)) + waiting
 
