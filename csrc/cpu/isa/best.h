@@ -10,6 +10,7 @@ namespace SACCADE_ISA {
 constexpr int64_t kMaxTopK = 1024;
 constexpr int64_t kFewTopK = 16;    // as many fit a register of AVX-512
 constexpr int64_t kMostAhead = 64;  // of so many of the best a bound is looked for beforehand
+constexpr int64_t kManyAhead = 4;   // and of more of them, among so many times as many
 constexpr int64_t kShortList = 32;  // up to here a walk finds the place as fast as a search
 
 // By descending score; equal scores: the later block first. kMost: as many as it may hold.
@@ -139,13 +140,35 @@ SACCADE_INLINE float surely_reached(const float* scores, int64_t n, int64_t k) {
   return least;
 }
 
+// The same for many: by how many scores have each beginning of a number. Not far below the k-th.
+SACCADE_INLINE float reached_by_many(const float* scores, int64_t n, int64_t k) {
+  constexpr int kBits = 11;
+  int32_t counts[1 << kBits] = {};
+  const auto bits_of = [](float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;  // ascending as the scores are
+  };
+  for (int64_t i = 0; i < n; ++i)
+    if (scores[i] == scores[i]) ++counts[bits_of(scores[i]) >> (32 - kBits)];
+  int64_t at = (1 << kBits) - 1;
+  for (int64_t found = counts[at]; found < k; found += counts[at])
+    if (--at < 0) return -INFINITY;
+  const uint32_t least = static_cast<uint32_t>(at) << (32 - kBits);
+  const uint32_t bits = least & 0x80000000u ? least & 0x7fffffffu : ~least;
+  float score;
+  std::memcpy(&score, &bits, sizeof(score));
+  return score == score ? score : -INFINITY;  // the beginning of the infinities may be none
+}
+
 // Offers blocks first .. first + n - 1 with these scores; whole vectors are readable.
 template <class Best>
 SACCADE_INLINE void offer_scores(Best& best, const float* scores, int64_t first, int64_t n) {
 #if defined(__AVX512DQ__)
   if (best.k <= kFewTopK) return offer_few(best, scores, first, n);
 #endif
-  const float sure = surely_reached(scores, n, best.k);
+  const bool many = best.k > kMostAhead && n >= kManyAhead * best.k;
+  const float sure = many ? reached_by_many(scores, n, best.k) : surely_reached(scores, n, best.k);
   for (int64_t i = 0; i < n; i += kWidth) {
     uint32_t bits = candidates(scores, i, n, best.least() > sure ? best.least() : sure);
     for (; bits != 0; bits &= bits - 1) {

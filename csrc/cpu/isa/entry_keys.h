@@ -2,6 +2,7 @@
 // become panels, in a unit's own memory or once for all units.
 #pragma once
 #include "entry_lists.h"
+#include "panels.h"
 #include "unit_ops.h"
 
 namespace saccade {
@@ -200,7 +201,7 @@ struct EntryKeys final : Source<S> {
       } else {
         ask_for(i / 2, W / 2);
       }
-      gather_keys(from + i, p.dim, i);
+      gather_columns<kU>(from + i, p.dim, k + i * kU, kPass);
     }
     for (int64_t i = at; i < at + kGroup; i += kU)
       gather_value(from + i, value, p.v_dim, v + i * p.v_dim);
@@ -215,22 +216,6 @@ struct EntryKeys final : Source<S> {
                     static_cast<size_t>(p.dim) * sizeof(B));
       gather_value(from + i, value, p.v_dim, v + i * p.v_dim);
     }
-  }
-
-  // W entries as columns of the panel, from column `at` on.
-  void gather_keys(const B* const* from, int64_t dim, int64_t at) {
-    int64_t c = 0;
-    if constexpr (sizeof(B) * kU == 4) {  // what lies together in a column is 32 bits wide
-      for (; c + W * kU <= dim; c += W * kU) {
-        I<W> rows[W];
-        for (int n = 0; n < W; ++n) rows[n] = load<I<W>>(from[n] + c);
-        transpose<W>(rows);
-        for (int n = 0; n < W; ++n) store(k + (c + n * kU) * kPass + at * kU, rows[n]);
-      }
-    }
-    for (; c < dim; c += kU)
-      for (int64_t i = 0; i < W; ++i)
-        for (int e = 0; e < kU; ++e) k[c * kPass + (at + i) * kU + e] = from[i][c + e];
   }
 
   // The values of kU entries, their channels in turn.

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "best.h"
+#include "panels.h"
 #include "product.h"
 #include "tables.h"
 
@@ -26,7 +27,12 @@ struct PooledJob {
   int64_t* first_item;    // [seqs + 1]
   char* scratch;
   int64_t slice;
+  // Where threads share the entries of a row: what these weigh with each row and owner, and how
+  // many panels a thread takes at a time.
+  float* weights = nullptr;  // [items][entries]
+  int64_t entries = 0, panels = 0, pieces = 0;
 };
+constexpr int64_t kPieces = 4;  // of a row's entries, for each thread, where threads share them
 
 template <int V>
 SACCADE_INLINE F<V> without_nan(F<V> x) {
@@ -40,14 +46,16 @@ struct PooledTile {
   static constexpr int kU = S::kUnit;
   const SelectPooledParams& p;
   int64_t seq, owner, row, group, tokens;
-  B* panel;       // [dim / unit][kPanel][unit], entries as lanes
-  A* q;           // [rows][dim]
-  float* scores;  // [rows][kPanel]
-  float* top;     // [rows]: greatest score so far
-  float* total;   // [rows]: sum of 2^(score - top) so far, then the lse, in powers of two
-  Best* best;     // [tokens]
-  float* carry;   // [tokens]: what entries of earlier panels weigh in the first block of the next
-  float* pooled;  // [kPanel + 1]
+  B* panel = nullptr;       // [dim / unit][kPanel][unit], entries as lanes
+  B* missing = nullptr;     // [dim]: an entry without a page
+  A* q = nullptr;           // [rows][dim]
+  float* scores = nullptr;  // [rows][kPanel]
+  float* top = nullptr;     // [rows]: greatest score so far
+  float* total = nullptr;   // [rows]: sum of 2^(score - top) so far, then the lse, in powers of two
+  Best* best = nullptr;     // [tokens]
+  float* carry =
+      nullptr;  // [tokens]: what entries of earlier panels weigh in the first block of the next
+  float* pooled = nullptr;  // [kPanel + 1]
 
   int64_t carve(int64_t most, char* at) {
     const auto take = [&at](int64_t bytes) {
@@ -58,6 +66,7 @@ struct PooledTile {
     const char* begin = at;
     const int64_t rows = most * group;
     panel = reinterpret_cast<B*>(take(p.dim * kPanel * static_cast<int64_t>(sizeof(B))));
+    missing = reinterpret_cast<B*>(take(p.dim * static_cast<int64_t>(sizeof(B))));
     q = reinterpret_cast<A*>(take(rows * p.dim * static_cast<int64_t>(sizeof(A))));
     scores = reinterpret_cast<float*>(take(rows * kPanel * 4));
     top = reinterpret_cast<float*>(take(rows * 4));
@@ -101,33 +110,37 @@ struct PooledTile {
     }
   }
 
+  // Where an entry lies, null: nowhere.
+  const B* entry(const EntryPages& e, int64_t i) const {
+    const int64_t last = i * e.stride + e.size - 1, index = last / p.page;
+    const int64_t id = index < p.table_width ? p.table[seq * p.table_row + index] : -1;
+    if (id < 0 || id >= p.pages) return nullptr;
+    const int64_t slot = e.stride < p.page ? last % p.page / e.stride : 0;
+    return static_cast<const B*>(e.data) + ((id * e.slots + slot) * p.owners + owner) * p.dim;
+  }
+
   // Entries first .. first + n - 1 side by side; those without a page score NaN, which weighs
   // nothing and is never chosen.
   void load_panel(const EntryPages& e, int64_t first, int64_t n) {
+    for (int64_t c = 0; c < p.dim; ++c) missing[c] = absent();
+    const B* from[kPanel];
     for (int64_t i = 0; i < (n + W - 1) / W * W; ++i) {
-      const int64_t last = (first + i) * e.stride + e.size - 1, index = last / p.page;
-      const bool known = i < n && index < p.table_width;
-      const int64_t id = known ? p.table[seq * p.table_row + index] : -1;
-      const bool present = id >= 0 && id < p.pages;
-      const int64_t slot = e.stride < p.page ? last % p.page / e.stride : 0;
-      const int64_t home = present ? id * e.slots + slot : 0;
-      const B* from = static_cast<const B*>(e.data) + (home * p.owners + owner) * p.dim;
-      for (int64_t c = 0; c < p.dim; c += kU) {
-        B* to = panel + c * kPanel + i * kU;
-        for (int u = 0; u < kU; ++u) to[u] = present ? from[c + u] : absent();
-      }
+      const B* known = i < n ? entry(e, first + i) : nullptr;
+      from[i] = known != nullptr ? known : missing;
     }
+    for (int64_t i = 0; i < n; i += W) gather_columns<kU>(from + i, p.dim, panel + i * kU, kPanel);
   }
   static B absent() {
     if constexpr (sizeof(B) == 4) return static_cast<B>(NAN);
     return static_cast<B>(0x7fff);  // NaN in bf16 and in fp16
   }
 
-  // Calls fn(first, n) for every panel of the entries that the tile's last row sees, scored.
+  // Calls fn(first, n) for every panel of the entries from `begin` on, before `end`, that the
+  // tile's last row sees, scored.
   template <class Fn>
-  void for_panels(const EntryPages& e, Fn fn) {
-    const int64_t count = complete(e, position(tokens - 1));
-    for (int64_t first = 0; first < count; first += kPanel) {
+  void for_panels(const EntryPages& e, Fn fn, int64_t begin = 0, int64_t end = INT64_MAX) {
+    const int64_t all = complete(e, position(tokens - 1)), count = all < end ? all : end;
+    for (int64_t first = begin; first < count; first += kPanel) {
       const int64_t n = count - first < kPanel ? count - first : kPanel;
       load_panel(e, first, n);
       for_tiles<W>(*this, tokens * group, 0, (n + W - 1) / W * W);
@@ -195,10 +208,14 @@ struct PooledTile {
     if (!(x <= most) && x == x) most = x;
   }
 
-  // Pools entries first .. first + n - 1 into blocks and offers those that lie in this panel.
-  void pool(int64_t token, int64_t first, int64_t n, const ListEnds& ends) {
-    const float* weights = scores + token * group * kPanel;
-    if (p.fine.size == p.block && p.fine.stride == p.block && p.first == 0) {  // entries are blocks
+  bool entries_are_blocks() const {
+    return p.fine.size == p.block && p.fine.stride == p.block && p.first == 0;
+  }
+
+  // Pools entries first .. first + n - 1, of these weights, into blocks and offers those that lie
+  // in this panel.
+  void pool(int64_t token, const float* weights, int64_t first, int64_t n, const ListEnds& ends) {
+    if (entries_are_blocks()) {
       const int64_t left = ends.tail - first;
       offer_scores(best[token], weights, first, left < n ? left : n);
       return;
@@ -231,34 +248,58 @@ struct PooledTile {
     return list_ends(at / p.block, p.first, p.recent > 0 ? p.recent : open);
   }
 
+  void begin(int64_t token) {
+    const ListEnds ends = ends_of(token);
+    best[token].count = 0;
+    best[token].k = p.listed - (p.recent > 0 ? ends.forced() : ends.head + 1);
+    carry[token] = NAN;
+  }
+
+  void end(int64_t token) {
+    const ListEnds ends = ends_of(token);
+    offer_last(token, ends);
+    write_list(best[token], ends, p.ids + ((row + token) * p.owners + owner) * p.listed, p.listed);
+  }
+
   void run() {
     load_rows();
     if (p.probabilities) normalise();
-    for (int64_t t = 0; t < tokens; ++t) {
-      const ListEnds ends = ends_of(t);
-      best[t].count = 0;
-      best[t].k = p.listed - (p.recent > 0 ? ends.forced() : ends.head + 1);
-      carry[t] = NAN;
-    }
+    for (int64_t t = 0; t < tokens; ++t) begin(t);
     for_panels(p.fine, [&](int64_t first, int64_t n) {
       for (int64_t t = 0; t < tokens; ++t) {
         const int64_t seen = complete(p.fine, position(t)) - first;
         if (seen <= 0 || best[t].k <= 0) continue;
         weigh(t, seen < n ? seen : n);
-        pool(t, first, seen < n ? seen : n, ends_of(t));
+        pool(t, scores + t * group * kPanel, first, seen < n ? seen : n, ends_of(t));
       }
     });
-    for (int64_t t = 0; t < tokens; ++t) {
-      const ListEnds ends = ends_of(t);
-      offer_last(t, ends);
-      write_list(best[t], ends, p.ids + ((row + t) * p.owners + owner) * p.listed, p.listed);
-    }
+    for (int64_t t = 0; t < tokens; ++t) end(t);
+  }
+
+  // The same for one token, of which threads take pieces: first the weights of some panels,
+  void weigh_panels(int64_t first_panel, int64_t panels, float* to) {
+    load_rows();
+    for_panels(
+        p.fine,
+        [&](int64_t first, int64_t n) {
+          weigh(0, n);
+          std::memcpy(to + first, scores, static_cast<size_t>(n) * sizeof(float));
+        },
+        first_panel * kPanel, (first_panel + panels) * kPanel);
+  }
+  // and then the list, when all weights are known.
+  void choose(const float* weights) {
+    begin(0);
+    const int64_t count = complete(p.fine, position(0));
+    const int64_t step = entries_are_blocks() ? count : int64_t{kPanel};
+    for (int64_t first = 0; best[0].k > 0 && first < count; first += step)
+      pool(0, weights + first, first, count - first < step ? count - first : step, ends_of(0));
+    end(0);
   }
 };
 
 template <class S>
-void pooled_item(void* context, int64_t item, int thread) {
-  const PooledJob& job = *static_cast<PooledJob*>(context);
+PooledTile<S> tile_of(const PooledJob& job, int64_t item, int thread) {
   const SelectPooledParams& p = *job.p;
   int64_t low = 0, high = p.seqs;  // first_item[low] <= item < first_item[high]
   while (high - low > 1) {
@@ -268,27 +309,68 @@ void pooled_item(void* context, int64_t item, int thread) {
   const int64_t index = item - job.first_item[low];
   const int64_t row = p.cu_rows[low] + index / p.owners * job.tokens, end = p.cu_rows[low + 1];
   const int64_t tokens = end - row < job.tokens ? end - row : job.tokens;
-  PooledTile<S> tile{p,       low,     index % p.owners, row,     job.group, tokens,  nullptr,
-                     nullptr, nullptr, nullptr,          nullptr, nullptr,   nullptr, nullptr};
+  PooledTile<S> tile{p, low, index % p.owners, row, job.group, tokens};
   tile.carve(job.tokens, job.scratch + thread * job.slice);
-  tile.run();
+  return tile;
+}
+
+template <class S>
+void pooled_item(void* context, int64_t item, int thread) {
+  tile_of<S>(*static_cast<PooledJob*>(context), item, thread).run();
+}
+
+template <class S>
+void weigh_item(void* context, int64_t item, int thread) {
+  const PooledJob& job = *static_cast<PooledJob*>(context);
+  const int64_t of = item / job.pieces, piece = item % job.pieces;
+  tile_of<S>(job, of, thread)
+      .weigh_panels(piece * job.panels, job.panels, job.weights + of * job.entries);
+}
+
+template <class S>
+void choose_item(void* context, int64_t item, int thread) {
+  const PooledJob& job = *static_cast<PooledJob*>(context);
+  tile_of<S>(job, item, thread).choose(job.weights + item * job.entries);
+}
+
+// Fewer rows than threads: these share the entries of each. (Probabilities are relative to a sum
+// over all entries, whose order would be another.)
+template <class S>
+void share_rows(PooledJob& job, int64_t items, ThreadPool& pool) {
+  const SelectPooledParams& p = *job.p;
+  int64_t most = 0;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const int64_t seen = PooledTile<S>::complete(p.fine, p.positions[row]);
+    most = seen > most ? seen : most;
+  }
+  const int64_t panels = (most + kPanel - 1) / kPanel, shares = kPieces * pool.size();
+  job.entries = (panels + 1) * kPanel;  // whole vectors behind the last
+  job.panels = (panels + shares - 1) / shares;
+  job.pieces = job.panels > 0 ? (panels + job.panels - 1) / job.panels : 0;
+  job.weights =
+      static_cast<float*>(malloc(static_cast<size_t>(items * job.entries) * sizeof(float)));
+  pool.run(items * job.pieces, weigh_item<S>, &job);
+  pool.run(items, choose_item<S>, &job);
+  free(job.weights);
 }
 
 template <class S>
 void select_with(const SelectPooledParams& p, ThreadPool& pool) {
   const int64_t group = p.heads / p.owners;
-  PooledJob job{&p, kTile / group < 1 ? 1 : kTile / group, group, nullptr, nullptr, 0};
+  const bool shares = !p.probabilities && p.rows * p.owners < pool.size();
+  const int64_t tokens = shares || kTile / group < 1 ? 1 : kTile / group;
+  PooledJob job{&p, tokens, group, nullptr, nullptr, 0};
   job.first_item = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
   job.first_item[0] = 0;
   for (int64_t s = 0; s < p.seqs; ++s) {
-    const int64_t tokens = p.cu_rows[s + 1] - p.cu_rows[s];
-    job.first_item[s + 1] = job.first_item[s] + (tokens + job.tokens - 1) / job.tokens * p.owners;
+    const int64_t rows = p.cu_rows[s + 1] - p.cu_rows[s];
+    job.first_item[s + 1] = job.first_item[s] + (rows + tokens - 1) / tokens * p.owners;
   }
-  PooledTile<S> measure{p,       0,       0,       0,       group,   0,       nullptr,
-                        nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
-  job.slice = (measure.carve(job.tokens, nullptr) + 4095) / 4096 * 4096;
+  PooledTile<S> measure{p, 0, 0, 0, group, 0};
+  job.slice = (measure.carve(tokens, nullptr) + 4095) / 4096 * 4096;
   job.scratch = pool.scratch(job.slice);
-  pool.run(job.first_item[p.seqs], pooled_item<S>, &job);
+  const int64_t items = job.first_item[p.seqs];
+  shares ? share_rows<S>(job, items, pool) : pool.run(items, pooled_item<S>, &job);
   free(job.first_item);
 }
 
