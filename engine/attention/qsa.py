@@ -8,10 +8,17 @@ from typing import ClassVar
 import torch
 
 from ...kernels.attend import BlockLists, Keys
-from ...kernels.pooled import MAX_LISTED, Entries, PooledRule, select_pooled
+from ...kernels.pooled import (
+    MAX_LISTED,
+    Entries,
+    PooledRule,
+    cpu_scratch_bytes,
+    select_pooled,
+)
 from ...kernels.select import Candidates
 from ...kernels.summarize import slots_per_page
 from .base import Aux, IndexShape, LayerCache, LayerShape, PageField, Step, per_sequence
+from .protocols import StepBounds
 
 _TOKENS, _BLOCKS = "index_tokens", "index_blocks"
 
@@ -133,6 +140,10 @@ class Qsa:
         ids = ids.expand(-1, shape.num_kv_heads, -1)
         keys = plan.keys.within(BlockLists(ids, None, self.block))
         return cache.attend(q, keys, shape.scale, shape.softcap, aux.sink_logits)[0]
+
+    def kernel_scratch(self, shape: LayerShape, most: StepBounds) -> int:
+        """What all blocks weigh with the rows that threads share."""
+        return cpu_scratch_bytes(most.rows, 1, -(-most.length // self.block), most.threads)
 
     def keys_read(self, shape: LayerShape, step: Step, plan: QsaPlan) -> torch.Tensor:
         """Whole blocks, and what the row sees of its unfinished one; index keys do not count."""

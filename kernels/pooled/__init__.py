@@ -11,8 +11,17 @@ from ..select import Candidates
 from ..summarize import slots_per_page
 from . import cpu, reference, triton
 from .rule import MAX_LISTED, WEIGHTS, Entries, PooledRule
+from .scratch import cpu_scratch_bytes
 
-__all__ = ["MAX_LISTED", "SELECT_POOLED", "WEIGHTS", "Entries", "PooledRule", "select_pooled"]
+__all__ = [
+    "MAX_LISTED",
+    "SELECT_POOLED",
+    "WEIGHTS",
+    "Entries",
+    "PooledRule",
+    "cpu_scratch_bytes",
+    "select_pooled",
+]
 
 SELECT_POOLED = Op(
     "select_pooled",

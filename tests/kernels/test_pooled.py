@@ -226,9 +226,14 @@ def test_entries_that_are_short_blocks(isa: str, dtype: torch.dtype, block: int,
     whole = torch.randint(-2, 3, shape, generator=generator)  # exact sums, and many equal ones
     entries, select = Entries(whole.to(dtype), block, block), candidates_of(problem, block)
     problem.q.round_()
-    for listed in (1, 2, 33, 34, 513, 1024):
+    place = (problem.keys.positions[8:9], problem.keys.page_table[:1])  # the first text's last row
+    alone = Candidates(torch.tensor([0, 1], dtype=torch.int32), *place, block, page)
+    for listed in (1, 2, 33, 34, 100, 300, 513, 1024):
         rule = PooledRule(listed, 0, 0, "relu")
         ids = select_pooled(problem.q, entries, select, rule, 0.125)
+        assert torch.equal(
+            select_pooled(problem.q[8:9], entries, alone, rule, 0.125)[0], ids[8]
+        )
         assert torch.equal(ids, by_reference(problem.q, entries, select, rule, 0.125, None))
         unfinished = (problem.keys.positions + 1) % block != 0
         assert torch.equal((ids >= 0).sum(-1).view(-1), _counts(problem, block, listed, unfinished))

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from saccade.benchmarks.scratch import CLEAR, MAPPED
-from saccade.kernels import attend, compressed, native, select_keys
+from saccade.kernels import attend, compressed, native, pooled, select_keys
 
 TOKENS = 1 << 17
 COMPRESSED = """
@@ -50,6 +50,14 @@ lse = torch.zeros(rows, heads)
 
 def call(where):
     return select_keys(layout, q, pages, where, KeyRule(32, union="per_head"), 0.2, lse)
+"""
+POOLED = """
+from saccade.kernels.pooled import Entries, PooledRule, select_pooled
+entries = Entries(torch.randn(TOKENS // 64, 64 // stride, 1, dim).to(dtype), stride, stride)
+where = Candidates(cu, positions, table, stride, 64)
+
+def call(where):
+    return select_pooled(q, entries, where, PooledRule(513, 0, 0, "relu"), 0.2)
 """
 # Prints the growth of the process's peak during a call of rows at the end of a long text, without
 # what it returns. A short call before it has made all else that is made once.
@@ -143,6 +151,13 @@ def test_attention_with_lists(dtype: str) -> None:
 def test_select_keys(dtype: str) -> None:
     declared = select_keys.cpu_scratch_bytes(40, 24, 24, 16, TOKENS // 16, 4)
     check(declared, 2 / 3, SELECT_KEYS, 4, TOKENS, 40, 24, 2, 16, 16, dtype=dtype)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_select_pooled(dtype: str) -> None:
+    declared = pooled.cpu_scratch_bytes(7, 1, TOKENS // 4, 8)
+    check(declared, 2 / 3, POOLED, 8, TOKENS, 7, 4, 1, 32, 4, dtype=dtype)
 
 
 def test_a_million_tokens_and_many_threads() -> None:
