@@ -231,9 +231,7 @@ def test_entries_that_are_short_blocks(isa: str, dtype: torch.dtype, block: int,
     for listed in (1, 2, 33, 34, 100, 300, 513, 1024):
         rule = PooledRule(listed, 0, 0, "relu")
         ids = select_pooled(problem.q, entries, select, rule, 0.125)
-        assert torch.equal(
-            select_pooled(problem.q[8:9], entries, alone, rule, 0.125)[0], ids[8]
-        )
+        assert torch.equal(select_pooled(problem.q[8:9], entries, alone, rule, 0.125)[0], ids[8])
         assert torch.equal(ids, by_reference(problem.q, entries, select, rule, 0.125, None))
         unfinished = (problem.keys.positions + 1) % block != 0
         assert torch.equal((ids >= 0).sum(-1).view(-1), _counts(problem, block, listed, unfinished))
