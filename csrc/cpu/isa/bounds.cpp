@@ -114,6 +114,8 @@ struct DotPairs {  // by the machine's dot product of bf16 pairs
 };
 #endif
 
+// Bounds are asked for so many blocks ahead, one by one while others are multiplied; the first so
+// many of a panel at once.
 constexpr int64_t kAhead = 16, kAsked = 8;
 constexpr int64_t kPieces = 2;  // of a row's blocks, for each thread, where rows are few
 
@@ -169,9 +171,10 @@ struct BoundedRow {
     return static_cast<const T*>(p.bounds) + (id * p.slots + slot) * p.kv_heads * 2 * p.dim;
   }
 
-  void ask_for(const T* from) const {
+  // Bounds of so many KV heads of a block.
+  SACCADE_INLINE void ask_for(const T* from, int64_t kv_heads) const {
     if (from == nullptr) return;
-    const int64_t bytes = p.kv_heads * 2 * p.dim * static_cast<int64_t>(sizeof(T));
+    const int64_t bytes = kv_heads * 2 * p.dim * static_cast<int64_t>(sizeof(T));
     for (int64_t at = 0; at < bytes; at += 64)
       __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 3);
   }
@@ -207,9 +210,8 @@ struct BoundedRow {
     const int64_t kv_head = h / group;
     F<W> rows[N][W];
     for (int64_t block = 0; block < W; ++block) {
-      if (h % group == 0 && from[block + kAhead] != nullptr)
-        for (int64_t at = 0; at < 2 * p.dim; at += 32)
-          __builtin_prefetch(from[block + kAhead] + kv_head * 2 * p.dim + at, 0, 3);
+      const T* ahead = from[block + kAhead];
+      if (h % group == 0 && ahead != nullptr) ask_for(ahead + kv_head * 2 * p.dim, 1);
       F<W> sums[N] = {};
       if (from[block] == nullptr) {
         for (int n = 0; n < N; ++n) sums[n] = splat<W>(NAN);
@@ -238,7 +240,7 @@ struct BoundedRow {
   void score(int64_t begin, int64_t n, float* to, int64_t stride) const {
     const T* from[kPanel + W + kAhead];
     for (int64_t i = 0; i < n + W + kAhead; ++i) from[i] = i < n ? entry(begin + i) : nullptr;
-    for (int64_t i = 0; i < kAsked && i < n; ++i) ask_for(from[i]);
+    for (int64_t i = 0; i < kAsked && i < n; ++i) ask_for(from[i], p.kv_heads);
     for (int64_t i = 0; i < n; i += W) {
       for (int64_t g = 0; g < p.kv_heads; ++g) store(to + g * stride + i, bounds(from + i, g));
     }
