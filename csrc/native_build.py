@@ -44,8 +44,8 @@ VARIANTS = {  # from the oldest machine to the newest; the link order depends on
 # AMX with its tile instructions emulated, to test it on machines that stop at AVX-512-BF16.
 EMULATED = {"amx_emulated": [*AVX512, "-mavx512bf16", "-DSACCADE_AMX_EMULATE=1"]}
 # What adds products of bf16 alone: the set it takes all else from, and the files it gains in.
-TILES = ("attend", "blocks", "compressed", "linear", "results", "turns", "units")
-DOTS = (*TILES, "bounds", "pooled", "select_keys")
+TILES = ("attend", "blocks", "compressed", "linear", "results", "select_keys", "turns", "units")
+DOTS = (*TILES, "bounds", "pooled")
 NEWER = {
     "avx512bf16": ("avx512", DOTS),
     "amx": ("avx512bf16", TILES),

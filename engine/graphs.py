@@ -192,8 +192,8 @@ class DecodeGraphs:
             self._note(key, reason)
             forward.forget()
             return None
-        if recording.replay is None:
-            self._note(key, recording.refusal)
+        if recording.replay is None or forward.bound_to_host is not None:
+            self._note(key, recording.refusal or forward.bound_to_host)
             return recording
         self._forget_for(buffer.nbytes)
         # Not the step itself, which holds its requests and all their tokens.

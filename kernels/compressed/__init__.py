@@ -49,7 +49,8 @@ def compressed(
     keys and those from value_first on values (the same ones, it may be). spans: what they
     summarise; None: the blocks, as `summarize.block_means` writes them. An entry weighs its
     probability, summed over the H / G heads of an owner, and blocks weigh as `spans` says.
-    rule: None chooses nothing; value_dim 0: chooses only.
+    rule: None chooses nothing; value_dim 0: chooses only. Later entries of the same sequence change
+    nothing, as long as their values are finite.
     Returns out [T, H, value_dim], lse float32 [T, H] (0 and -inf before the first complete entry),
     and ids int32 [T, G, rule.listed], ascending, -1 padded. Equal weights: the later block wins.
     Raises ValueError when shapes, dtypes or sizes disagree.

@@ -18,7 +18,8 @@ HUGE_FROM = 8 << 20
 # Bytes from which the C library asks the system for memory anew at every call, and gives it back:
 # every small page of it is then a fault (glibc's M_MMAP_THRESHOLD grows no further).
 ANEW_FROM = 32 << 20
-# What large results have left, for the next.
+# What large results have left, for the next: bytes of it at most.
+MOST_SPARE = 512 << 20
 _spares: list[mmap.mmap] = []
 
 
@@ -78,8 +79,16 @@ def unwritten(
         return torch.empty(shape, dtype=dtype, device=device)
     memory = _spare(size) or _mapped(size)
     view = memoryview(memory)  # lives as long as the tensor's storage
-    weakref.finalize(view, _spares.append, memory).atexit = False
+    weakref.finalize(view, _keep, memory).atexit = False
     return torch.frombuffer(view, dtype=dtype, count=count).reshape(shape)
+
+
+def _keep(memory: mmap.mmap) -> None:
+    """What nobody uses any more; what has been spare longest goes."""
+    _spares.append(memory)
+    while sum(map(len, _spares.copy())) > MOST_SPARE:
+        with suppress(IndexError):  # another thread was faster
+            _spares.pop(0)
 
 
 def _spare(size: int) -> mmap.mmap | None:

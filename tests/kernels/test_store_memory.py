@@ -51,6 +51,13 @@ def test_what_does_not_fit_is_given_back() -> None:
     assert len(memory._spares) == 1 and len(memory._spares[0]) == 4 * COUNT
 
 
+def test_no_more_is_kept_than_a_bound() -> None:
+    many = [unwritten((2 * COUNT,), torch.float32) for _ in range(12)]
+    del many
+    kept = sum(map(len, memory._spares))
+    assert memory.MOST_SPARE - 8 * COUNT < kept <= memory.MOST_SPARE
+
+
 def test_small_results_are_torchs_own() -> None:
     unwritten((COUNT - 1,), torch.float32)
     assert not memory._spares

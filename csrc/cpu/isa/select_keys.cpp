@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "amx.h"
 #include "best.h"
 #include "product.h"
 #include "tables.h"
@@ -72,8 +73,9 @@ struct Stretch {
       from += (bytes + 63) / 64 * 64;
       return piece;
     };
-    q = reinterpret_cast<A*>(take(rows.count * group * p.dim * static_cast<int64_t>(sizeof(A))));
-    scores = reinterpret_cast<float*>(take(rows.count * group * kKeys * 4));
+    const int64_t whole = (rows.count * group + 15) / 16 * 16;  // tiles
+    q = reinterpret_cast<A*>(take(whole * p.dim * static_cast<int64_t>(sizeof(A))));
+    scores = reinterpret_cast<float*>(take(whole * kKeys * 4));
     mass = reinterpret_cast<float*>(take(p.unite == kMeanProb ? rows.count * kKeys * 4 : 0));
     return from - begin;
   }
@@ -116,11 +118,21 @@ struct Stretch {
     }
     product<S, W, NV, M>(acc, q + r * p.dim, p.dim, panel + at * kU, p.page * kU, steps, wanted);
     for (int m = 0; m < M; ++m)
-      for (int n = 0; n < NV; ++n)
-        store(to + (r + m) * kKeys + at + n * W, acc[m][n] * splat<W>(p.scale));
+      for (int n = 0; n < NV; ++n) store(to + (r + m) * kKeys + at + n * W, acc[m][n]);
   }
 
-  // Keys beyond a row, and those without a page, score NaN, which is never chosen.
+  // All rows by `keys` keys of a page.
+  void multiply(int64_t keys) {
+#if SACCADE_AMX
+    amx::rows_by_lanes(rows.count * group, keys, to, kKeys, q, p.dim, panel, p.page * kU,
+                       p.dim / 32);
+#else
+    for_tiles<W>(*this, rows.count * group, 0, keys);
+#endif
+  }
+
+  // Keys beyond a row, and those without a page, score NaN, which is never chosen. (Scores are not
+  // yet scaled.)
   void score(int64_t kv_head) {
     load_q(kv_head);
     const int64_t step = p.page < kKeys ? p.page : kKeys;
@@ -130,7 +142,7 @@ struct Stretch {
       next = at + step < kKeys ? page_at(first + at + step, kv_head) : nullptr;
       ahead = next;
       to = scores + at;
-      if (panel != nullptr) for_tiles<W>(*this, rows.count * group, 0, step);
+      if (panel != nullptr) multiply(step);
       for (int64_t r = 0; r < rows.count * group; ++r) {
         const int64_t seen = p.positions[rows.row + r / group] + 1 - first - at;
         const int64_t known = panel == nullptr || seen < 0 ? 0 : seen;
@@ -140,22 +152,24 @@ struct Stretch {
   }
 
   // Adds the probabilities of a head's scores.
-  static void add_mass(float* mass, const float* s, float lse) {
+  void add_mass(float* mass, const float* s, float lse) const {
     constexpr float kLog2E = 1.4426950408889634f;
     for (int64_t i = 0; i < kKeys; i += W) {
-      const F<W> x = (load<F<W>>(s + i) - splat<W>(lse)) * splat<W>(kLog2E);
+      const F<W> score = load<F<W>>(s + i) * splat<W>(p.scale);
+      const F<W> x = (score - splat<W>(lse)) * splat<W>(kLog2E);
       store(mass + i, load<F<W>>(mass + i) + exp2_nonpositive<W>(x));
     }
   }
 
-  // The best key of each block, NaN aside; NaN where there is none.
-  void keep_best(const float* s, int64_t row, int64_t owner) const {
+  // The best key of each block, NaN aside, times `scale`; NaN where there is none.
+  void keep_best(const float* s, float scale, int64_t row, int64_t owner) const {
     float* blocks = job.scores + ((row - job.first_row) * job.owners + owner) * job.blocks;
     for (int64_t at = 0; at < kKeys; at += p.block) {
       const int64_t block = (first + at) / p.block;
       if (block >= job.blocks) return;
       F<W> best = splat<W>(-INFINITY);
-      for (int64_t i = 0; i < p.block; i += W) best = max<W>(load<F<W>>(s + at + i), best);
+      for (int64_t i = 0; i < p.block; i += W)
+        best = max<W>(load<F<W>>(s + at + i) * splat<W>(scale), best);
       const float most = max_lanes<W>(best);
       blocks[block] = most == -INFINITY ? NAN : most;
     }
@@ -163,6 +177,7 @@ struct Stretch {
 
   void run() {
     if (first > last()) return;
+    const TileScope tiles(rows.count * group);
     const bool sums = p.unite == kMeanProb;
     if (sums) std::memset(mass, 0, static_cast<size_t>(rows.count * kKeys) * sizeof(float));
     for (int64_t kv_head = 0; kv_head < p.kv_heads; ++kv_head) {
@@ -173,12 +188,12 @@ struct Stretch {
         if (sums) {
           add_mass(mass + r / group * kKeys, scores + r * kKeys, p.lse[row * p.heads + head]);
         } else {
-          keep_best(scores + r * kKeys, row, head);
+          keep_best(scores + r * kKeys, p.scale, row, head);
         }
       }
     }
     for (int64_t r = 0; sums && r < rows.count; ++r)
-      if (first <= p.positions[rows.row + r]) keep_best(mass + r * kKeys, rows.row + r, 0);
+      if (first <= p.positions[rows.row + r]) keep_best(mass + r * kKeys, 1.0f, rows.row + r, 0);
   }
 };
 

@@ -36,6 +36,10 @@ bool gains(const SelectBlocksParams& p) {
   return gains(p.dtype, p.dim, 0, 0);
 }
 
+bool gains(const SelectKeysParams& p) {
+  return gains(p.dtype, p.dim, 0, p.page);
+}
+
 template <class Params>
 bool gains(const Params& p) {
   return p.dtype == DType::kBF16;
@@ -57,9 +61,9 @@ KernelTable improved(KernelTable all) {
   all.linear = better<LinearParams, linear, &KernelTable::linear>;
   all.compressed = better<CompressedParams, compressed, &KernelTable::compressed>;
   all.select_blocks = better<SelectBlocksParams, select_blocks, &KernelTable::select_blocks>;
+  all.select_keys = better<SelectKeysParams, select_keys, &KernelTable::select_keys>;
 #if !SACCADE_AMX
   all.select_bounded = better<SelectBoundedParams, select_bounded, &KernelTable::select_bounded>;
-  all.select_keys = better<SelectKeysParams, select_keys, &KernelTable::select_keys>;
   all.select_pooled = better<SelectPooledParams, select_pooled, &KernelTable::select_pooled>;
 #endif
   return all;

@@ -12,7 +12,8 @@ UnitPlan::UnitPlan(const AttendParams& p, const ThreadPool& pool) : p_(p) {
       listed && p.list_width > few_blocks(p) ? kMaxLongRows : kMaxListedRows;
   int64_t most = listed ? most_listed : given ? p.unit_rows : kMaxRows;
   const int64_t least = listed ? kLeastListedRows : given ? most : kLeastRows;
-  for (cut(most); most > least && count() < kUnitsOfThread * pool.size(); cut(most)) most /= 2;
+  for (cut(most); most > least && count() < kUnitsOfThread * pool.size(); cut(most))
+    most = most / 2 > least ? most / 2 : least;
 }
 
 // Units of up to `most` rows.
