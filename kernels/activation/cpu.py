@@ -7,7 +7,7 @@ from math import inf
 import torch
 
 from .. import native
-from ..store.memory import unwritten
+from ..store import unwritten
 
 
 def supports(*tensors: torch.Tensor) -> str | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..select import Candidates
-from ..store.memory import unwritten
+from ..store import unwritten
 from .lists import ListRule, Spans
 
 

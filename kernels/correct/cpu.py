@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
-from ..store.memory import unwritten
+from ..store import unwritten
 
 
 def supports(

@@ -190,12 +190,14 @@ SACCADE_INLINE void rows_product(int64_t left, float* c, int64_t ldc, const uint
 
 // Any number of rows of A, and whole pairs of tiles of B's lanes; A, C and what lies behind them up
 // to whole tiles may be read and written.
+template <bool kOnce = false>
 SACCADE_INLINE void rows_by_lanes(int64_t rows, int64_t lanes, float* c, int64_t ldc,
                                   const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb,
                                   int64_t steps) {
   for (int64_t at = 0; at < lanes; at += 32)
     for (int64_t r = 0; r < rows; r += 32)
-      rows_product(rows - r, c + r * ldc + at, ldc, a + r * lda, lda, b + at * 2, ldb, steps);
+      rows_product<kOnce>(rows - r, c + r * ldc + at, ldc, a + r * lda, lda, b + at * 2, ldb,
+                          steps);
 }
 
 // C[16][16] = 16 rows of A * B[16 steps pairs][16 lanes][2], whatever number of rows other tiles

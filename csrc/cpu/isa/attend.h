@@ -151,11 +151,16 @@ SACCADE_INLINE bool holds(const AttendParams& p, const int32_t* list, int64_t fi
   return low < p.list_width && list[low] >= 0 && list[low] * p.block < last;
 }
 
+// Whether the keys [first, last) lie between the sinks and the window of all of a unit's rows.
+SACCADE_INLINE bool in_gap(const AttendParams& p, const Unit& u, int64_t first, int64_t last) {
+  return p.window > 0 && first >= p.sinks && last <= u.window_begin;
+}
+
 // Whether a segment can hold keys that a unit sees: the gap between sinks and window holds none,
 // nor do most segments where few rows have short lists.
 SACCADE_INLINE bool may_see(const AttendParams& p, const Unit& u, int64_t segment) {
   const int64_t first = segment * kSegment, last = first + kSegment;
-  if (p.window > 0 && first >= p.sinks && last <= u.window_begin) return false;
+  if (in_gap(p, u, first, last)) return false;
   if (p.blocks == nullptr || u.tokens * u.heads > kStreamRows) return true;
   const int64_t step = p.owners == p.heads ? 1 : u.heads;  // heads that share a list
   for (int64_t row = u.row; row < u.row + u.tokens; ++row)

@@ -126,6 +126,7 @@ struct UnitRun : Results {
       copy_q(r);
     }
     if (turns_queries()) turn_queries();
+    lists_pages = lists_whole_pages();
   }
 
   // Few rows whose keys are gathered: to gather them as rows takes a fraction of the time.
@@ -174,7 +175,7 @@ struct UnitRun : Results {
       return panels[panel] + at - kPiece;
     }
   } pieces{nullptr, 0, 0};
-  bool lists_pages = false;
+  bool lists_pages = false;      // see lists_whole_pages
   int64_t keys_end = INT64_MAX;  // of the part at work
 
   // The next stretch of keys, in chunk c from `at` on and before `end`, that some row's list holds.

@@ -144,13 +144,8 @@ SACCADE_INLINE float surely_reached(const float* scores, int64_t n, int64_t k) {
 SACCADE_INLINE float reached_by_many(const float* scores, int64_t n, int64_t k) {
   constexpr int kBits = 11;
   int32_t counts[1 << kBits] = {};
-  const auto bits_of = [](float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof(bits));
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;  // ascending as the scores are
-  };
   for (int64_t i = 0; i < n; ++i)
-    if (scores[i] == scores[i]) ++counts[bits_of(scores[i]) >> (32 - kBits)];
+    if (scores[i] == scores[i]) ++counts[ascending_bits(scores[i]) >> (32 - kBits)];
   int64_t at = (1 << kBits) - 1;
   for (int64_t found = counts[at]; found < k; found += counts[at])
     if (--at < 0) return -INFINITY;

@@ -90,10 +90,7 @@ struct Tile {
   // Scores of the panel's first n columns, whole vectors of them.
   void score_panel(int64_t n) {
 #if SACCADE_AMX
-    for (int64_t r = 0; r < count; r += 32)
-      for (int64_t at = 0; at < n; at += 32)
-        amx::rows_product(count - r, scores + r * kPanel + at, kPanel, q + r * p.dim, p.dim,
-                          panel + at * kU, kPanel * kU, p.dim / 32);
+    amx::rows_by_lanes(count, n, scores, kPanel, q, p.dim, panel, kPanel * kU, p.dim / 32);
 #else
     for_tiles<W>(*this, count, 0, (n + W - 1) / W * W);
 #endif

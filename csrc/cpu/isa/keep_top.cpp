@@ -16,10 +16,7 @@ struct Column {
   uint32_t key(int64_t i) const {
     if (p.first && i == 0) return UINT32_MAX;
     const float given = p.scores[(begin + i) * p.heads + head];
-    const float value = given != given ? -1.0f : given == 0.0f ? 0.0f : given;
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return ascending_bits(given != given ? -1.0f : given == 0.0f ? 0.0f : given);
   }
 
   // The `left`-th greatest key (left >= 1); afterwards `left` is how many that are equal to it

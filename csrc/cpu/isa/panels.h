@@ -5,8 +5,8 @@
 namespace saccade {
 namespace SACCADE_ISA {
 
-// kWidth rows of `dim` channels, each where `from` says, to the columns of a panel [dim /
-// kU][width] [kU] that begin at `to`.
+// kWidth rows of `dim` channels, each where `from` says, to the columns from `to` on of a panel
+// [dim / kU][width][kU].
 template <int kU, class B>
 SACCADE_INLINE void gather_columns(const B* const* from, int64_t dim, B* to, int64_t width) {
   constexpr int W = kWidth;

@@ -95,6 +95,7 @@ struct PooledTile {
   }
 
   void load_rows() {
+    for (int64_t c = 0; c < p.dim; ++c) missing[c] = absent();
     for (int64_t r = 0; r < tokens * group; ++r) {
       const int64_t offset = (row + r / group) * p.q_row + (owner * group + r % group) * p.q_head;
       A* to = q + r * p.dim;
@@ -122,7 +123,6 @@ struct PooledTile {
   // Entries first .. first + n - 1 side by side; those without a page score NaN, which weighs
   // nothing and is never chosen.
   void load_panel(const EntryPages& e, int64_t first, int64_t n) {
-    for (int64_t c = 0; c < p.dim; ++c) missing[c] = absent();
     const B* from[kPanel];
     for (int64_t i = 0; i < (n + W - 1) / W * W; ++i) {
       const B* known = i < n ? entry(e, first + i) : nullptr;

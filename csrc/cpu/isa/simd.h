@@ -120,6 +120,13 @@ SACCADE_INLINE float max_lanes(F<W> v) {
   }
 }
 
+// A number's bits, in an order that ascends as numbers do.
+SACCADE_INLINE uint32_t ascending_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
 // Lane l joins all lanes of rows[l], which are used up: transpose, below, with one joined row
 // instead of two.
 template <int W, class Join, int S = 1>

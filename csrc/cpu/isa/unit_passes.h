@@ -218,7 +218,6 @@ inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partia
     segment.collect(p, u, info, begin, {all_begin, all_end});
   }
   bool started = false;
-  lists_pages = lists_whole_pages();
   for (int64_t i = 0; i < kPasses; ++i) {
     if (segment.counts[i] == 0) continue;
     int64_t after = i + 1;

@@ -207,16 +207,11 @@ inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span&
       wide_scores<false>(queries, k + at * kU, to + at);
     }
   }
-  for (; at < keys.end; at += 32) {
-    for (int64_t r = 0; r < count; r += 32) {
-      const A* q = queries + r * p.dim;
-      float* scores_at = to + r * kPass + at;
-      if (passes_by) {
-        amx::rows_product<true>(count - r, scores_at, kPass, q, p.dim, k + at * kU, ldb, steps);
-      } else {
-        amx::rows_product<false>(count - r, scores_at, kPass, q, p.dim, k + at * kU, ldb, steps);
-      }
-    }
+  const int64_t left = keys.end - at;
+  if (passes_by) {
+    amx::rows_by_lanes<true>(count, left, to + at, kPass, queries, p.dim, k + at * kU, ldb, steps);
+  } else {
+    amx::rows_by_lanes(count, left, to + at, kPass, queries, p.dim, k + at * kU, ldb, steps);
   }
 }
 
