@@ -128,7 +128,7 @@ class SelectionLayers(ABC):
     def _lists(self, ids: torch.Tensor, plan: SelectionPlan, shape: LayerShape) -> BlockLists:
         if ids.shape[1] == 1:
             ids = ids.expand(-1, shape.num_kv_heads, -1)
-        return BlockLists(ids, None, self.block)
+        return BlockLists(ids, None, self.block, scattered=True)
 
     def keys_read(self, shape: LayerShape, step: Step, plan: SelectionPlan) -> torch.Tensor:
         """Of the layer that attended last: all keys, or those of the lists."""

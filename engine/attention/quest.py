@@ -104,7 +104,7 @@ class Quest:
         """Bound, select, attend: [T, H, dv]."""
         bounds = cache.fields[self._field]
         ids = select_bounded(q, bounds, plan.candidates, ListRule(self._listed), self.reduction)
-        keys = plan.keys.within(BlockLists(ids, None, self.block))
+        keys = plan.keys.within(BlockLists(ids, None, self.block, scattered=True))
         return cache.attend(q, keys, shape.scale, shape.softcap, aux.sink_logits)[0]
 
     def keys_read(self, shape: LayerShape, step: Step, plan: QuestPlan) -> torch.Tensor:

@@ -77,6 +77,7 @@ def attend(call: AttendCall) -> tuple[torch.Tensor, torch.Tensor]:
         0 if ids is None else ids.shape[1],
         0 if ids is None else ids.shape[2],
         0 if blocks is None else blocks.block,
+        blocks is not None and blocks.scattered,
         out.data_ptr(),
         lse.data_ptr(),
     )

@@ -19,13 +19,16 @@ class BlockLists:
     absolute positions [b * block, (b + 1) * block). owners is the number of query heads, or of KV
     heads (then a GQA group shares a list). list_of_row: int32 [T], the list that each query row
     uses (rows of a tile may share one); None: every row has a list of its own, in the order of the
-    rows. Blocks of fewer than 16 positions: the bits of a result also depend on n, which says from
-    where on keys are gathered, and positions ascend.
+    rows. scattered: rows share little of what they list, as those of decode steps do; the CPU then
+    gathers blocks that are shorter than a page row by row, as it does those of fewer than 16
+    positions in any case. Where it gathers, the bits of a result also depend on n, which says from
+    where on, and positions ascend.
     """
 
     ids: torch.Tensor
     list_of_row: torch.Tensor | None
     block: int
+    scattered: bool = False
 
 
 def fault_of_rows(

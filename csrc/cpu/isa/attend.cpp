@@ -8,10 +8,11 @@
 //
 // units.cpp cuts a call into units and shares them among threads, attend_rows.h says which keys a
 // row sees, attend_unit.h and the headers it names compute, unit_ops.h chooses the arithmetic, and
-// results.cpp adds up what segments or parts gave. Lists of short blocks go through listed.h
-// instead: their keys are gathered.
+// results.cpp adds up what segments or parts gave. Lists of which a pass holds few keys go
+// through listed.h instead.
 #define SACCADE_COMPILES_UNITS
-#include "listed.h"
+#include "listed_keys.h"
+#include "listed_pages.h"
 #include "tables.h"
 #include "unit_passes.h"
 
@@ -38,13 +39,13 @@ void attend_pages(const AttendParams& p, ThreadPool& pool) {
 }  // namespace
 
 void attend(const AttendParams& p, ThreadPool& pool) {
-  if (!has_short_lists(p)) return attend_pages(p, pool);
-  int32_t* splits = split_rows(p);
+  const Listed way = way_of_lists(p);
+  if (way == Listed::kPasses) return attend_pages(p, pool);
+  const Room<int32_t> splits = split_rows(p);
   AttendParams whole = p;
-  whole.row_ends = splits;
+  whole.row_ends = splits.get();
   attend_pages(whole, pool);
-  attend_listed(p, splits, pool);
-  free(splits);
+  (way == Listed::kPages ? attend_listed_pages : attend_gathered)(p, splits.get(), pool);
 }
 
 }  // namespace SACCADE_ISA

@@ -7,7 +7,6 @@
 // row's list, if it has one: its partial results are those of parts of the list instead, and where
 // it holds few keys there are none.
 #pragma once
-#include <stdlib.h>
 
 #include "amx.h"
 #include "product.h"
@@ -74,7 +73,7 @@ struct Pass {
       const int64_t key = first + c * chunk, index = key / p.page, offset = key % p.page;
       k[c] = v[c] = nullptr;
       if (index >= p.table_width || key >= u.hi) continue;
-      const int64_t id = p.table[u.seq * p.table_row + index];
+      const int64_t id = p.table[u.seq * p.table_row + u.kv_head * p.table_head + index];
       if (id < 0 || id >= p.pages) continue;
       const int64_t base = p.steps.panel(id, u.kv_head) * p.page;
       k[c] = static_cast<const B*>(p.k_pages) + base * p.dim + offset * unit;
@@ -151,6 +150,10 @@ SACCADE_INLINE bool holds(const AttendParams& p, const int32_t* list, int64_t fi
   return low < p.list_width && list[low] >= 0 && list[low] * p.block < last;
 }
 
+SACCADE_INLINE int64_t segment_of(const AttendParams& p) {
+  return p.segment > 0 ? p.segment : kSegment;
+}
+
 // Whether the keys [first, last) lie between the sinks and the window of all of a unit's rows.
 SACCADE_INLINE bool in_gap(const AttendParams& p, const Unit& u, int64_t first, int64_t last) {
   return p.window > 0 && first >= p.sinks && last <= u.window_begin;
@@ -159,7 +162,7 @@ SACCADE_INLINE bool in_gap(const AttendParams& p, const Unit& u, int64_t first, 
 // Whether a segment can hold keys that a unit sees: the gap between sinks and window holds none,
 // nor do most segments where few rows have short lists.
 SACCADE_INLINE bool may_see(const AttendParams& p, const Unit& u, int64_t segment) {
-  const int64_t first = segment * kSegment, last = first + kSegment;
+  const int64_t first = segment * segment_of(p), last = first + segment_of(p);
   if (in_gap(p, u, first, last)) return false;
   if (p.blocks == nullptr || u.tokens * u.heads > kStreamRows) return true;
   const int64_t step = p.owners == p.heads ? 1 : u.heads;  // heads that share a list

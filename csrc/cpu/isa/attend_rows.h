@@ -165,7 +165,7 @@ struct SegmentRows {
     for (int64_t pass = 0; pass < kPasses; ++pass) {
       const int64_t first = segment_first + pass * kPass, last = first + kPass;
       counts[pass] = 0;
-      if (first >= u.hi || in_gap(p, u, first, last)) continue;
+      if (pass * kPass >= segment_of(p) || first >= u.hi || in_gap(p, u, first, last)) continue;
       const bool is_seen = first >= all.begin && last <= all.end;
       for (int64_t r = 0; r < capacity; ++r) {
         const Span span = is_seen ? Span{0, kPass} : span_of(p, info[r], first);

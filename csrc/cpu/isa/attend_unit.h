@@ -126,7 +126,7 @@ struct UnitRun : Results {
       copy_q(r);
     }
     if (turns_queries()) turn_queries();
-    lists_pages = lists_whole_pages();
+    sees_pages = sees_whole_pages();
   }
 
   // Few rows whose keys are gathered: to gather them as rows takes a fraction of the time.
@@ -162,21 +162,23 @@ struct UnitRun : Results {
     return Ahead::over(from, elements * static_cast<int64_t>(sizeof(B)), steps);
   }
 
-  // Where lists_whole_pages: which panels are asked for, 4 KiB at a time, while others are read.
+  // Where pages lie here and there: which panels are asked for while others are read, as much at a
+  // time.
   struct Pieces {
-    static constexpr int64_t kPiece = 4096 / static_cast<int64_t>(sizeof(B));
+    static constexpr int64_t kPiece = 2048 / static_cast<int64_t>(sizeof(B));
     const B* const* panels;
     int64_t count, elements;  // panels, and of each
     int64_t panel = 0, at = 0;
-    SACCADE_INLINE const B* take(const B* otherwise) {
+
+    SACCADE_INLINE void ask() {
       while (panel < count && (panels[panel] == nullptr || at >= elements)) ++panel, at = 0;
-      if (panel >= count) return otherwise;
+      if (panel >= count) return;
+      for (int64_t i = 0; i < kPiece; i += kLine) __builtin_prefetch(panels[panel] + at + i, 0, 2);
       at += kPiece;
-      return panels[panel] + at - kPiece;
     }
   } pieces{nullptr, 0, 0};
-  bool lists_pages = false;      // see lists_whole_pages
-  int64_t keys_end = INT64_MAX;  // of the part at work
+  bool sees_pages = false, asks_pages = false;  // see sees_whole_pages; whether it asks for them
+  int64_t keys_end = INT64_MAX;                 // of the part at work
 
   // The next stretch of keys, in chunk c from `at` on and before `end`, that some row's list holds.
   SACCADE_INLINE bool next_run(int64_t c, int64_t end, int64_t& at, Span& run) const {
@@ -223,18 +225,15 @@ struct UnitRun : Results {
   bool streams() const { return rows <= kStreamRows && source == nullptr; }
   void expect_lines(int64_t count);
   void ask_lines();
-  void ask_begin(const B* from) const;
   void score_tiles(const A* queries, int64_t count, const Span& keys, const B* k, float* to);
   void score_key_rows(const Active* active, int64_t count, const Span& keys, const B* k);
   template <bool kStreams>
   void wide_scores(const A* queries, const B* k, float* to);
-  SACCADE_INLINE const B* wanted(const B* now) {
-    return lists_pages ? pieces.take(now) : now + 16 * kLine;  // 1 KiB ahead
-  }
+  SACCADE_INLINE const B* wanted(const B* now) { return now + 16 * kLine; }  // 1 KiB ahead
   template <bool kStreams>
   void wide_values(float* o, int64_t channel, const Span& keys, int64_t chunk);
   void all_values(const Span& span, float* o);
-  template <int R, int C, bool kOnce = false>
+  template <int R, int C, bool kOnce = false, bool kAsks = false>
   void value_tile(float* o, int64_t r, int64_t channel, const Span& span);
   void value_tiles(const Active* active, int64_t count, const Span& span, float* o);
   void add_outputs(const Active* active, int64_t count, float* o) const;
@@ -256,7 +255,6 @@ struct UnitRun : Results {
                               bool plain, float* partial);
 
   // Passes and segments, in unit_passes.h.
-  void fetch_keys(const Pass<B>& of, uint32_t bits) const;
   bool is_plain(const Active* active, int64_t count, int64_t first, Span& span) const;
   const A* queries(const Active* active, int64_t count);
   void expect_turned();
@@ -266,7 +264,7 @@ struct UnitRun : Results {
   void attend_pass(int64_t index, int64_t first, float* partial);
   uint32_t listed_of(int64_t index) const;
   static void forget_unlisted(Pass<B>& of, uint32_t bits);
-  bool lists_whole_pages() const;
+  bool sees_whole_pages() const;
   void foresee_block();
   const B* end_of(const B* const* panels, int64_t dim) const;
   void follow_memory();

@@ -1,11 +1,11 @@
 // Blocks of keys for sparse attention: their means (and those of windows), and the best of them for
 // each query row.
 #include <math.h>
-#include <stdlib.h>
 
 #include "amx.h"
 #include "best.h"
 #include "product.h"
+#include "room.h"
 #include "summaries.h"
 #include "tables.h"
 
@@ -236,7 +236,8 @@ template <class S, int64_t kMost>
 void select_with(const SelectBlocksParams& p, ThreadPool& pool) {
   const int64_t group = p.heads / p.kv_heads;
   Job job{&p, kTile / group < 1 ? 1 : kTile / group, group, nullptr, nullptr, 0};
-  job.first_item = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
+  const Room<int64_t> first(p.seqs + 1);
+  job.first_item = first.get();
   job.first_item[0] = 0;
   for (int64_t s = 0; s < p.seqs; ++s) {
     const int64_t tokens = p.cu_rows[s + 1] - p.cu_rows[s];
@@ -246,7 +247,6 @@ void select_with(const SelectBlocksParams& p, ThreadPool& pool) {
   job.slice = (carve(measure, job.tokens * group, nullptr) + 4095) / 4096 * 4096;
   job.scratch = pool.scratch(job.slice);
   pool.run(job.first_item[p.seqs], select_item<S, kMost>, &job);
-  free(job.first_item);
 }
 
 }  // namespace

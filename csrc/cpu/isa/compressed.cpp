@@ -49,9 +49,9 @@ void describe(EntryCall& call, int32_t* hi) {
   call.unit_rows = group > kUnitRows ? group : kUnitRows;  // a unit has all heads of its tokens
 }
 
-float* shares_of(const CompressedParams& c) {
+Room<float> shares_of(const CompressedParams& c) {
   const int64_t per = c.block / c.stride, over = c.length / c.stride, count = per + over - 1;
-  float* shares = static_cast<float*>(malloc(static_cast<size_t>(count) * sizeof(float)));
+  Room<float> shares(count);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t most = per < over ? per : over, near = i + 1 < count - i ? i + 1 : count - i;
     shares[i] = static_cast<float>(near < most ? near : most);
@@ -62,8 +62,7 @@ float* shares_of(const CompressedParams& c) {
 // Which sequences have units enough to share panels; answers how many panels they need.
 int64_t share(EntryCall& call, const int32_t* hi) {
   const CompressedParams& c = *call.c;
-  call.shared = static_cast<EntryCall::Shared*>(
-      malloc(static_cast<size_t>(c.seqs) * sizeof(EntryCall::Shared)));
+  call.shared = Room<EntryCall::Shared>(c.seqs);
   int64_t count = 0;
   for (int64_t s = 0; s < c.seqs; ++s) {
     EntryCall::Shared& of = call.shared[s] = {count, 0, 0};
@@ -93,18 +92,17 @@ void make_panels(EntryCall& call, const int32_t* hi, ThreadPool& pool) {
   const int64_t count = share(call, hi);
   if (count == 0) return;
   const int64_t width = (call.c->width * static_cast<int64_t>(sizeof(B)) + 63) / 64 * 64;
-  call.panels =
-      static_cast<char*>(aligned_alloc(64, static_cast<size_t>(count * call.panel_bytes + width)));
-  Job job{call, reinterpret_cast<B*>(call.panels + count * call.panel_bytes)};
+  call.panels = Room<char>(count * call.panel_bytes + width);
+  Job job{call, reinterpret_cast<B*>(call.panels.get() + count * call.panel_bytes)};
   std::memset(static_cast<void*>(job.zeros), 0, static_cast<size_t>(width));
   pool.run(
       count,
       [](void* context, int64_t item, int) {
         const Job& j = *static_cast<Job*>(context);
-        const EntryCall::Shared* of = j.call.shared;
+        const EntryCall::Shared* of = j.call.shared.get();
         while (item >= of->first + of->passes * j.call.kv_heads) ++of;
         Unit u{};
-        u.seq = of - j.call.shared;
+        u.seq = of - j.call.shared.get();
         u.kv_head = (item - of->first) / of->passes;
         u.hi = of->entries;
         EntryKeys<S>().make_panel(j.call, u, (item - of->first) % of->passes, j.zeros);
@@ -128,30 +126,24 @@ void choose_item(void* context, int64_t item, int thread) {
 void compressed(const CompressedParams& p, ThreadPool& pool) {
   if (p.rows == 0) return;
   EntryCall call(p);
-  int32_t* hi = static_cast<int32_t*>(malloc(static_cast<size_t>(p.rows) * sizeof(int32_t)));
-  describe(call, hi);
-  float* shares = shares_of(p);
-  call.shares = shares;
+  const Room<int32_t> hi(p.rows);
+  describe(call, hi.get());
+  const Room<float> shares = shares_of(p);
+  call.shares = shares.get();
   const UnitPlan plan(call, pool);
-  float* kept = nullptr;
+  Room<float> kept;
   if (splits_units(plan, pool)) {
     const int64_t rows = p.rows * p.heads;
     const int64_t planes = p.ids == nullptr ? 0 : pool.size() * Planes::floats(p, call.most);
-    kept = static_cast<float*>(
-        malloc(static_cast<size_t>(rows * (call.most + call.passes()) + planes) * sizeof(float)));
-    call.kept = kept;
-    call.factors = kept + rows * call.most;
+    kept = Room<float>(rows * (call.most + call.passes()) + planes);
+    call.kept = kept.get();
+    call.factors = call.kept + rows * call.most;
     call.planes = call.factors + rows * call.passes();
   } else {
-    with_step(call.dtype, [&](auto step) { make_panels<decltype(step)>(call, hi, pool); });
+    with_step(call.dtype, [&](auto step) { make_panels<decltype(step)>(call, hi.get(), pool); });
   }
   run_units(call, plan, unit_ops<EntryKeys>(call), pool);
-  if (kept != nullptr && p.ids != nullptr) pool.run(p.rows * p.kv_heads, choose_item, &call);
-  free(kept);
-  free(call.panels);
-  free(call.shared);
-  free(shares);
-  free(hi);
+  if (call.kept != nullptr && p.ids != nullptr) pool.run(p.rows * p.kv_heads, choose_item, &call);
 }
 
 }  // namespace SACCADE_ISA

@@ -2,6 +2,7 @@
 #pragma once
 #include "attend.h"
 #include "best.h"
+#include "room.h"
 
 namespace saccade {
 namespace SACCADE_ISA {
@@ -20,16 +21,18 @@ struct EntryCall : AttendParams {
   struct Shared {
     int64_t first, passes, entries;  // passes 0: its units gather for themselves
   };
-  char* panels = nullptr;
-  Shared* shared = nullptr;  // [S]
+  Room<char> panels;
+  Room<Shared> shared;  // [S]
   int64_t panel_bytes = 0;
 
   explicit EntryCall(const CompressedParams& call) : AttendParams{}, c(&call) {}
   int64_t passes() const { return most / kPass; }
-  bool shares_panels(int64_t seq) const { return shared != nullptr && shared[seq].passes > 0; }
+  bool shares_panels(int64_t seq) const {
+    return shared.get() != nullptr && shared[seq].passes > 0;
+  }
   char* panel(int64_t seq, int64_t kv_head, int64_t pass) const {
     const Shared& of = shared[seq];
-    return panels + (of.first + kv_head * of.passes + pass) * panel_bytes;
+    return panels.get() + (of.first + kv_head * of.passes + pass) * panel_bytes;
   }
 };
 

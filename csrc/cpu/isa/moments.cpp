@@ -6,8 +6,8 @@
 // a row's mass is computed from its own query and its own blocks. So neither depends on how the
 // prompt was cut, nor on the batch.
 #include <math.h>
-#include <stdlib.h>
 
+#include "room.h"
 #include "simd.h"
 #include "tables.h"
 
@@ -388,15 +388,14 @@ void mass_item(void* context, int64_t item, int thread) {
 
 template <class EQ, class EE>
 void mass_all(const FarMassParams& p, ThreadPool& pool) {
-  int64_t* first = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
+  const Room<int64_t> first(p.seqs + 1);
   first[0] = 0;
   for (int64_t s = 0; s < p.seqs; ++s)
     first[s + 1] = first[s] + (p.cu_rows[s + 1] - p.cu_rows[s] + kTile - 1) / kTile;
   MassRun<EQ, EE> measure{p, 0, 0, 0, 0, p.heads / p.kv_heads};
-  MassJob job{&p, first, nullptr, (measure.carve(nullptr) + 4095) / 4096 * 4096};
+  MassJob job{&p, first.get(), nullptr, (measure.carve(nullptr) + 4095) / 4096 * 4096};
   job.scratch = pool.scratch(job.slice);
   pool.run(first[p.seqs] * p.kv_heads, mass_item<EQ, EE>, &job);
-  free(first);
 }
 
 }  // namespace

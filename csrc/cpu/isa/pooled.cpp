@@ -4,11 +4,11 @@
 // blocks at once, so that nothing is kept that grows with the context. Panels lie at absolute
 // positions, so a row's list depends on that row alone.
 #include <math.h>
-#include <stdlib.h>
 
 #include "best.h"
 #include "panels.h"
 #include "product.h"
+#include "room.h"
 #include "tables.h"
 
 namespace saccade {
@@ -347,11 +347,10 @@ void share_rows(PooledJob& job, int64_t items, ThreadPool& pool) {
   job.entries = (panels + 1) * kPanel;  // whole vectors behind the last
   job.panels = (panels + shares - 1) / shares;
   job.pieces = job.panels > 0 ? (panels + job.panels - 1) / job.panels : 0;
-  job.weights =
-      static_cast<float*>(malloc(static_cast<size_t>(items * job.entries) * sizeof(float)));
+  const Room<float> weights(items * job.entries);
+  job.weights = weights.get();
   pool.run(items * job.pieces, weigh_item<S>, &job);
   pool.run(items, choose_item<S>, &job);
-  free(job.weights);
 }
 
 template <class S>
@@ -360,7 +359,8 @@ void select_with(const SelectPooledParams& p, ThreadPool& pool) {
   const bool shares = !p.probabilities && p.rows * p.owners < pool.size();
   const int64_t tokens = shares || kTile / group < 1 ? 1 : kTile / group;
   PooledJob job{&p, tokens, group, nullptr, nullptr, 0};
-  job.first_item = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
+  const Room<int64_t> first(p.seqs + 1);
+  job.first_item = first.get();
   job.first_item[0] = 0;
   for (int64_t s = 0; s < p.seqs; ++s) {
     const int64_t rows = p.cu_rows[s + 1] - p.cu_rows[s];
@@ -371,7 +371,6 @@ void select_with(const SelectPooledParams& p, ThreadPool& pool) {
   job.scratch = pool.scratch(job.slice);
   const int64_t items = job.first_item[p.seqs];
   shares ? share_rows<S>(job, items, pool) : pool.run(items, pooled_item<S>, &job);
-  free(job.first_item);
 }
 
 }  // namespace

@@ -3,11 +3,11 @@
 // each block; then every head ranks its blocks; then the lists are written. A score is summed over
 // channels in ascending order, so that a row's list depends on that row alone.
 #include <math.h>
-#include <stdlib.h>
 
 #include "amx.h"
 #include "best.h"
 #include "product.h"
+#include "room.h"
 #include "tables.h"
 
 namespace saccade {
@@ -295,19 +295,18 @@ void select_with(const SelectKeysParams& p, ThreadPool& pool) {
                      nullptr, nullptr, nullptr,         nullptr, nullptr};
   job.slice = (measure.carve(nullptr) + 4095) / 4096 * 4096;
   job.scratch = pool.scratch(job.slice);
-  job.scores = static_cast<float*>(
-      malloc(static_cast<size_t>(most * job.owners * job.blocks + W) * sizeof(float)));
-  job.best = static_cast<Best*>(malloc(static_cast<size_t>(most * job.owners) * sizeof(Best)));
-  job.taken = static_cast<unsigned char*>(malloc(static_cast<size_t>(most * job.blocks)));
+  const Room<float> scores(most * job.owners * job.blocks + W);
+  const Room<Best> best(most * job.owners);
+  const Room<unsigned char> taken(most * job.blocks);
+  job.scores = scores.get();
+  job.best = best.get();
+  job.taken = taken.get();
   for (; job.first_row < p.rows; job.first_row += kRows) {
     job.rows = p.rows - job.first_row < kRows ? p.rows - job.first_row : kRows;
     pool.run(make_tiles(job, of_tile) * job.stretches, stretch_item<S>, &job);
     pool.run(job.rows * job.owners, rank_item, &job);
     if (p.unite == kRankMajor) pool.run(job.rows, unite_item, &job);
   }
-  free(job.taken);
-  free(job.best);
-  free(job.scores);
 }
 
 }  // namespace

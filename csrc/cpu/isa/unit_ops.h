@@ -50,7 +50,7 @@ struct Entry {
     for (int64_t at = u.first_segment; p.blocks == nullptr && at < u.last_segment; ++at) {
       if (!may_see(p, u, at)) continue;
       if (to != run.own_total) run.clear(to);
-      run.attend_segment(at * kSegment, false, to);
+      run.attend_segment(at * segment_of(p), false, to);
       if (to != run.own_total) run.merge_into(run.own_total, to);
       to = run.own_partial;
     }
@@ -72,7 +72,7 @@ struct Entry {
       } else if (p.blocks != nullptr) {
         run.attend_part(at, partial);
       } else {
-        run.attend_segment((at + i) * kSegment, false, partial);
+        run.attend_segment((at + i) * segment_of(p), false, partial);
       }
     }
   }

@@ -6,21 +6,6 @@
 namespace saccade {
 namespace SACCADE_ISA {
 
-// All keys of a pass that some row sees, at once: those of the first pass of a segment, which
-// nobody has asked for yet, and those of a pass of which only some are listed.
-template <class S>
-inline void UnitRun<S>::fetch_keys(const Pass<B>& of, uint32_t bits) const {
-  if (rows > kStreamRows) return;
-  const int64_t groups = of.chunk / 16, width = 16 * kU;
-  for (int64_t c = 0; c < of.chunks; ++c) {
-    if (of.k[c] == nullptr) continue;
-    for (int64_t channel = 0; channel < p.dim / kU; ++channel)
-      for (int64_t g = 0; g < groups; ++g)
-        if ((bits >> (c * groups + g) & 1) != 0)
-          __builtin_prefetch(of.k[c] + channel * p.page * kU + g * width, 0, 2);
-  }
-}
-
 // The rows at work, side by side: straight from q, or gathered. Tiles read whole groups of 16 rows;
 // what lies behind the last row gives scores that nobody reads.
 template <class S>
@@ -106,20 +91,12 @@ inline void UnitRun<S>::attend_rows(const Active* active, int64_t count, int64_t
   }
 #if SACCADE_AMX
   passes_by = (span.end - span.begin) * (p.dim + p.v_dim) <= kPassingBy;
-  if (lists_pages) {
-    pieces = {pass.v, pass.chunks, pass.chunk * p.v_dim};
-  } else {
-    ask_begin(pass.v[0]);
-  }
+  if (asks_pages) pieces = {pass.v, pass.chunks, pass.chunk * p.v_dim};
 #endif
   score(active, count, span);
   softmax(active, count, first, span, plain, partial);
 #if SACCADE_AMX
-  if (lists_pages) {
-    pieces = {next.k, next.chunks, next.chunk * p.dim};
-  } else if (next.chunks > 0) {
-    ask_begin(next.k[0]);
-  }
+  if (asks_pages) pieces = {next.k, next.chunks, next.chunk * p.dim};
   pad_probabilities(count, span);
 #endif
   turn_keys(first, span);
@@ -172,13 +149,13 @@ inline void UnitRun<S>::forget_unlisted(Pass<B>& of, uint32_t bits) {
     if ((bits >> c * groups & ((1u << groups) - 1)) == 0) of.k[c] = of.v[c] = nullptr;
 }
 
-// With tiles, a few rows that share a list of whole pages, whose tiles can be read in the order of
-// memory.
+// With tiles, a few rows that see whole pages, all of them the same.
 template <class S>
-inline bool UnitRun<S>::lists_whole_pages() const {
-  return kTiles && source == nullptr && p.blocks != nullptr && segment.capacity == 1 &&
-         rows <= kStreamRows && p.block % p.page == 0 && p.page % 64 == 0 && p.page <= kPass &&
-         p.v_pages != nullptr && v_tile % 64 == 0;
+inline bool UnitRun<S>::sees_whole_pages() const {
+  const bool lists_them = segment.capacity == 1 && p.block % p.page == 0;
+  return kTiles && source == nullptr && (p.blocks == nullptr || lists_them) &&
+         rows <= kStreamRows && p.page % 64 == 0 && p.page <= kPass && p.v_pages != nullptr &&
+         v_tile % 64 == 0;
 }
 
 // The next block of the list, in the place of the next pass: most segments hold none or one.
@@ -232,12 +209,11 @@ inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partia
     }
     listed = started ? listed_next : listed_of(i);
     listed_next = listed_of(after);
-    if (lists_pages && after == kPasses) foresee_block();
+    if (sees_pages && p.blocks != nullptr && after == kPasses) foresee_block();
     forget_unlisted(pass, listed);
     forget_unlisted(next, listed_next);
-    if (!started && k_end != pass.k[0]) fetch_keys(pass, listed);
-    if (listed_next != kAll && !lists_pages) fetch_keys(next, listed_next);
     follow_memory();
+    asks_pages = sees_pages && (p.blocks != nullptr || k_end == nullptr);
     started = true;
     expect_turned();
 #if SACCADE_AMX

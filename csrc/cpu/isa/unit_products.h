@@ -156,14 +156,6 @@ inline void UnitRun<S>::ask_lines() {
   }
 }
 
-// The first 4 KiB of what a few rows read next: the processor's own reading ahead goes on from
-// there.
-template <class S>
-inline void UnitRun<S>::ask_begin(const B* from) const {
-  if (from == nullptr || !streams()) return;
-  for (int64_t line = 0; line < 64; ++line) __builtin_prefetch(from + line * kLine, 0, 2);
-}
-
 // 64 keys from `k` on, `ldb` elements between pairs of channels, for up to 16 rows.
 template <class S>
 template <bool kStreams>
@@ -197,9 +189,20 @@ inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span&
                                     float* to) {
   const int64_t ldb = p.page * kU, steps = p.dim / 32;
   int64_t at = keys.begin / 32 * 32;
+  if (asks_pages) {
+    for (; at < keys.end; at += 32) {
+      amx::clear<1, 2>();
+      for (int64_t i = 0; i < steps; ++i) {
+        amx::step<1, 2>(queries + i * 32, p.dim, k + at * kU + i * 16 * ldb, ldb);
+        pieces.ask();
+      }
+      amx::put<1, 2>(to + at, kPass);
+    }
+    return;
+  }
   // A stream of pages is read whole rows at a time where it goes on in memory. Pages here and there
   // are faster in halves: their lines are asked for all over the page, and come together.
-  const bool wide = count <= 16 && (!streams() || k_end != nullptr || lists_pages);
+  const bool wide = count <= 16 && (!streams() || k_end != nullptr);
   for (; wide && at < keys.end && at + 64 <= pass.chunk; at += 64) {
     if (streams()) {
       wide_scores<true>(queries, k + at * kU, to + at);
@@ -246,7 +249,7 @@ inline void UnitRun<S>::all_values(const Span& span, float* o) {
 
 // `o`: outputs of the rows at work, side by side.
 template <class S>
-template <int R, int C, bool kOnce>
+template <int R, int C, bool kOnce, bool kAsks>
 inline void UnitRun<S>::value_tile(float* o, int64_t r, int64_t channel, const Span& span) {
   float* to = o + r * p.v_dim + channel;
   if (p.blocks != nullptr) {
@@ -260,6 +263,7 @@ inline void UnitRun<S>::value_tile(float* o, int64_t r, int64_t channel, const S
     for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
       amx::step<R, C, kOnce>(weights_of(r) + c * pass.chunk + at, kWeights,
                              value_at(pass.v[c], at, channel), v_tile * kU);
+      if constexpr (kAsks) pieces.ask();
     }
   }
   amx::put<R, C>(to, p.v_dim);
@@ -308,7 +312,7 @@ inline void UnitRun<S>::value_tiles(const Active* active, int64_t count, const S
   const bool in_place = !adds && count % 16 == 0 && are_neighbours(active, count);
   float* all = in_place ? o + first * p.v_dim : o_sub;
   const bool narrow =
-      count <= 16 && v_tile % 64 == 0 && (!streams() || v_end != nullptr || lists_pages);
+      count <= 16 && v_tile % 64 == 0 && !asks_pages && (!streams() || v_end != nullptr);
   if (!adds) {
     begin_outputs(active, count, all, o);
   } else if (narrow) {
@@ -322,7 +326,8 @@ inline void UnitRun<S>::value_tiles(const Active* active, int64_t count, const S
       if (tall && wide && passes_by) value_tile<2, 2, true>(all, r, channel, span);
       if (tall && wide && !passes_by) value_tile<2, 2>(all, r, channel, span);
       if (tall && !wide) value_tile<2, 1>(all, r, channel, span);
-      if (!tall && wide) value_tile<1, 2>(all, r, channel, span);
+      if (!tall && wide && asks_pages) value_tile<1, 2, false, true>(all, r, channel, span);
+      if (!tall && wide && !asks_pages) value_tile<1, 2>(all, r, channel, span);
       if (!tall && !wide) value_tile<1, 1>(all, r, channel, span);
     }
   }

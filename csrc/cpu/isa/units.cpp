@@ -5,8 +5,7 @@
 namespace saccade {
 namespace SACCADE_ISA {
 
-UnitPlan::UnitPlan(const AttendParams& p, const ThreadPool& pool) : p_(p) {
-  first_ = static_cast<int64_t*>(malloc(static_cast<size_t>(p.seqs + 1) * sizeof(int64_t)));
+UnitPlan::UnitPlan(const AttendParams& p, const ThreadPool& pool) : p_(p), first_(p.seqs + 1) {
   const bool listed = p.blocks != nullptr, given = p.unit_rows > 0 && !listed;
   const int64_t most_listed =
       listed && p.list_width > few_blocks(p) ? kMaxLongRows : kMaxListedRows;
@@ -66,8 +65,8 @@ void UnitPlan::set_keys(Unit& u) const {
   if (hi > limit) hi = limit;
   u.window_begin = window_begin;
   u.hi = hi;
-  u.first_segment = lo < hi ? lo / kSegment : 0;
-  u.last_segment = lo < hi ? (hi + kSegment - 1) / kSegment : 0;
+  u.first_segment = lo < hi ? lo / segment_of(p_) : 0;
+  u.last_segment = lo < hi ? (hi + segment_of(p_) - 1) / segment_of(p_) : 0;
 }
 
 namespace {
@@ -146,9 +145,10 @@ int64_t stretch_of(const UnitCall& call, const Unit* units, const ThreadPool& po
 // memory; merging in order fixes the result.
 void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
   const int64_t count = call.plan.count();
-  Unit* units = static_cast<Unit*>(malloc(static_cast<size_t>(count) * sizeof(Unit)));
-  float* totals = static_cast<float*>(
-      malloc(static_cast<size_t>((count + per_round) * call.slot_floats) * sizeof(float)));
+  const Room<Unit> room(count);
+  const Room<float> sums((count + per_round) * call.slot_floats);
+  Unit* units = room.get();
+  float* totals = sums.get();
   call.slots = totals + count * call.slot_floats;
   for (int64_t i = 0; i < count; ++i) {
     units[i] = call.plan.unit(i);
@@ -191,8 +191,6 @@ void run_split_units(UnitCall& call, ThreadPool& pool, int64_t per_round) {
     Results(call.p, units[i]).finish(total);
     if (call.ops.conclude != nullptr) call.ops.conclude(call.p, units[i], total);
   }
-  free(totals);
-  free(units);
 }
 
 }  // namespace

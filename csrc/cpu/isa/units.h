@@ -1,6 +1,7 @@
 // How the units of an attention call are found, and how threads share them.
 #pragma once
 #include "attend.h"
+#include "room.h"
 
 namespace saccade {
 namespace SACCADE_ISA {
@@ -9,7 +10,6 @@ namespace SACCADE_ISA {
 class UnitPlan {
  public:
   UnitPlan(const AttendParams& p, const ThreadPool& pool);
-  ~UnitPlan() { free(first_); }
   UnitPlan(const UnitPlan&) = delete;
   UnitPlan& operator=(const UnitPlan&) = delete;
 
@@ -25,7 +25,7 @@ class UnitPlan {
 
   const AttendParams& p_;
   int64_t heads_, splits_, tokens_;
-  int64_t* first_;
+  Room<int64_t> first_;
 };
 
 // In the place of a part: all that rows with short lists see.

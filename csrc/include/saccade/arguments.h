@@ -74,7 +74,7 @@ inline void fields(Arguments& in, AttendParams& p) {
   in(p.dtype, p.out_dtype, p.seqs, p.rows, p.heads, p.kv_heads, p.dim, p.v_dim, p.page, p.pages,
      p.q, p.q_row, p.q_head, p.steps, p.k_pages, p.v_pages, p.table, p.table_row, p.table_width,
      p.cu_rows, p.positions, p.lo, p.hi, p.window, p.sinks, p.scale, p.softcap, p.sink_logits,
-     p.blocks, p.list_of_row, p.owners, p.list_width, p.block, p.out, p.lse);
+     p.blocks, p.list_of_row, p.owners, p.list_width, p.block, p.scattered, p.out, p.lse);
 }
 
 inline void fields(Arguments& in, AttendTurnsParams& p) {

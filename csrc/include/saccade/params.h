@@ -53,10 +53,13 @@ struct AttendParams {
   const int32_t* blocks;       // [lists, owners, list_width], ascending, -1 padded, or null
   const int32_t* list_of_row;  // [T], or null: row t has list t
   int64_t owners, list_width, block;
-  void* out;              // [T, H, v_dim] contiguous
-  float* lse;             // [T, H]
-  int64_t unit_rows = 0;  // the most rows that share a pass over the keys; 0: as it suits
-  int64_t hi_owners = 1;  // `hi` is [T, hi_owners]: one for all heads, or one for each KV head
+  bool scattered = false;  // rows share little of what their lists hold
+  void* out;               // [T, H, v_dim] contiguous
+  float* lse;              // [T, H]
+  int64_t unit_rows = 0;   // the most rows that share a pass over the keys; 0: as it suits
+  int64_t hi_owners = 1;   // `hi` is [T, hi_owners]: one for all heads, or one for each KV head
+  int64_t segment = 0;     // keys that are summed by themselves; 0: as many as usual
+  int64_t table_head = 0;  // a table for each KV head of a sequence: how far apart; 0: one for all
   const int32_t* row_ends = nullptr;  // [S]: where the rows of a sequence end that this call
                                       // computes; null: where those of the next begin
 
