@@ -58,7 +58,17 @@ struct ListedCall : AttendParams {
     const int64_t index = of->list_of_row != nullptr ? of->list_of_row[row] : row;
     return of->blocks + (index * of->owners + owner) * of->list_width;
   }
-  int64_t kv_head(int64_t owner) const { return owner * of->kv_heads / of->owners; }
+
+  // The panel in which the key `key` of a list lies, and where; -1: it has no page.
+  int64_t panel_of(int64_t seq, int64_t owner, const int32_t* list, int64_t key,
+                   int64_t& offset) const {
+    const int64_t position = list[key / block] * block + key % block, index = position / of->page;
+    if (position < 0 || index >= of->table_width) return -1;
+    const int64_t id = of->table[seq * of->table_row + index];
+    if (id < 0 || id >= of->pages) return -1;
+    offset = position % of->page;
+    return of->steps.panel(id, owner * of->kv_heads / of->owners);
+  }
 
   // Listed keys up to the row's position. Lists ascend and end in -1.
   int64_t visible(int64_t row, int64_t owner) const {

@@ -58,12 +58,10 @@ struct ListedKeys final : Source<S> {
 
   Place place_of(const ListedCall& call, const Unit& u, const int32_t* list, int64_t key) const {
     const AttendParams& p = *call.of;
-    const int64_t position = list[key / p.block] * p.block + key % p.block;
-    const int64_t index = position / p.page, offset = position % p.page;
-    if (position < 0 || index >= p.table_width) return {nullptr, nullptr};
-    const int64_t id = p.table[u.seq * p.table_row + index];
-    if (id < 0 || id >= p.pages) return {nullptr, nullptr};
-    const int64_t base = p.steps.panel(id, call.kv_head(u.kv_head)) * p.page;
+    int64_t offset;
+    const int64_t panel = call.panel_of(u.seq, u.kv_head, list, key, offset);
+    if (panel < 0) return {nullptr, nullptr};
+    const int64_t base = panel * p.page;
     return {static_cast<const B*>(p.k_pages) + base * p.dim + offset * kU,
             static_cast<const B*>(p.v_pages) + base * p.v_dim + offset * value_tile(p.v_dim)};
   }

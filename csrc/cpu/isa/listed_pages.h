@@ -22,22 +22,14 @@ struct ListedPages {
         begins(p.rows + 1),
         ends(p.rows) {}
 
-  // The panel of the listed key `key`, the first of a page, or -1.
-  int32_t panel_of(int64_t seq, const int32_t* list, int64_t owner, int64_t key) const {
-    const int64_t position = list[key / p.block] * p.block + key % p.block;
-    const int64_t index = position / p.page;
-    if (position < 0 || index >= p.table_width) return -1;
-    const int64_t id = p.table[seq * p.table_row + index];
-    if (id < 0 || id >= p.pages) return -1;
-    return static_cast<int32_t>(p.steps.panel(id, call.kv_head(owner)));
-  }
-
   void add_row(int64_t seq, int64_t row) {
     for (int64_t owner = 0; owner < p.owners; ++owner) {
       const int32_t* list = call.list(row, owner);
       int32_t* to = panels.get() + (row * p.owners + owner) * width;
       const int64_t keys = call.hi[row * p.owners + owner];
-      for (int64_t key = 0; key < keys; key += p.page) *to++ = panel_of(seq, list, owner, key);
+      int64_t offset;
+      for (int64_t key = 0; key < keys; key += p.page)
+        *to++ = static_cast<int32_t>(call.panel_of(seq, owner, list, key, offset));
     }
   }
 
@@ -68,8 +60,8 @@ inline void attend_listed_pages(const AttendParams& p, const int32_t* begins, Th
   call.table = pages.panels.get();
   call.table_row = p.owners * pages.width;
   call.table_head = call.table_width = pages.width;
-  call.steps = {1, 0};
-  call.pages = INT32_MAX;
+  call.steps = {1, 0};     // a table names panels,
+  call.pages = INT32_MAX;  // of which no memory holds more
   const UnitPlan plan(call, pool);
   if (plan.count() > 0) run_units(call, plan, paged_ops(call), pool);
 }
