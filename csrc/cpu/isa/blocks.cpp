@@ -4,6 +4,7 @@
 
 #include "amx.h"
 #include "best.h"
+#include "panels.h"
 #include "product.h"
 #include "room.h"
 #include "summaries.h"
@@ -73,10 +74,11 @@ struct Tile {
   static constexpr int kU = S::kUnit;
   const SelectBlocksParams& p;
   int64_t seq, kv_head, row, group, count;
-  B* panel;       // [dim / unit][kPanel][unit], means as lanes
-  A* q;           // [rows of a tile, whole groups of 16][dim]
-  float* scores;  // as many rows of kPanel
-  Best* best;     // [rows of a tile]
+  B* panel = nullptr;       // [dim / unit][kPanel][unit], means as lanes
+  B* nowhere = nullptr;     // [dim]: the mean of a block without a page
+  A* q = nullptr;           // [rows of a tile, whole groups of 16][dim]
+  float* scores = nullptr;  // as many rows of kPanel
+  Best* best = nullptr;     // [rows of a tile]
 
   // ScoreBlock protocol of for_tiles.
   template <int M, int NV>
@@ -117,12 +119,12 @@ struct Tile {
     }
   }
 
-  // The mean of a block; null where it has no page.
+  // The mean of a block.
   const B* mean(int64_t block) const {
     const int64_t per_page = p.block < p.page ? p.page / p.block : 1;
     const int64_t index = ((block + 1) * p.block - 1) / p.page;
     const int64_t id = index < p.table_width ? p.table[seq * p.table_row + index] : -1;
-    if (id < 0 || id >= p.pages) return nullptr;
+    if (id < 0 || id >= p.pages) return nowhere;
     const int64_t home = id * p.slots + block % per_page;
     return static_cast<const B*>(p.means) + (home * p.kv_heads + kv_head) * p.dim;
   }
@@ -137,35 +139,18 @@ struct Tile {
       const B* from[W];
       std::memcpy(from, next, sizeof(from));
       if (i + W < n) find_means(next, first + i + W, n - i - W);
-      const int64_t whole = sizeof(B) * kU == 4 ? p.dim / kU / W * W : 0;
-      for (int64_t c = 0; c < whole; c += W) turn(from, i, c);
-      for (int64_t c = whole * kU; c < p.dim; c += kU)
-        for (int lane = 0; lane < W; ++lane)
-          for (int e = 0; e < kU; ++e)
-            panel[c * kPanel + (i + lane) * kU + e] = from[lane] ? from[lane][c + e] : absent();
+      gather_columns<kU>(from, p.dim, panel + i * kU, kPanel);
     }
   }
 
   void find_means(const B* (&found)[W], int64_t first, int64_t n) const {
     for (int lane = 0; lane < W; ++lane) {
-      found[lane] = lane < n ? mean(first + lane) : nullptr;
-      for (int64_t c = 0; found[lane] && c < p.dim; c += 64 / static_cast<int64_t>(sizeof(B)))
+      found[lane] = lane < n ? mean(first + lane) : nowhere;
+      for (int64_t c = 0; c < p.dim; c += 64 / static_cast<int64_t>(sizeof(B)))
         __builtin_prefetch(found[lane] + c, 0, 2);
     }
   }
 
-  // Lanes (elements of kU channels) c .. c + W - 1 of W means, to columns i .. i + W - 1.
-  void turn(const B* const (&from)[W], int64_t i, int64_t c) {
-    const uint32_t none = sizeof(B) == 4 ? 0x7fc00000u : 0x7fff7fffu;  // as absent()
-    I<W> rows[W];
-    for (int lane = 0; lane < W; ++lane) {
-      rows[lane] =
-          from[lane] ? load<I<W>>(from[lane] + c * kU) : splat_int<W>(static_cast<int32_t>(none));
-    }
-    transpose<W>(rows);
-    for (int lane = 0; lane < W; ++lane)
-      store(panel + (c + lane) * kU * kPanel + i * kU, rows[lane]);
-  }
   static B absent() {
     if constexpr (sizeof(B) == 4) return static_cast<B>(NAN);
     return static_cast<B>(0x7fff);  // NaN in bf16 and in fp16
@@ -183,6 +168,7 @@ struct Tile {
 
   void run() {
     const TileScope tiles;
+    for (int64_t c = 0; c < p.dim; ++c) nowhere[c] = absent();
     load_rows();
     int64_t blocks = 0;  // of the row with the most history, if any may be chosen
     for (int64_t r = 0; p.topk > 0 && r < count; ++r)
@@ -210,6 +196,7 @@ int64_t carve(Tile<S, kMost>& tile, int64_t rows, char* at) {
   const char* begin = at;
   const int64_t whole = (rows + 15) / 16 * 16;
   tile.panel = reinterpret_cast<typename S::B*>(take(tile.p.dim * kPanel * sizeof(*tile.panel)));
+  tile.nowhere = reinterpret_cast<typename S::B*>(take(tile.p.dim * sizeof(*tile.nowhere)));
   tile.q = reinterpret_cast<typename S::A*>(take(whole * tile.p.dim * sizeof(*tile.q)));
   tile.scores = reinterpret_cast<float*>(take(whole * kPanel * 4));
   tile.best = reinterpret_cast<BestOf<kMost>*>(take(rows * sizeof(*tile.best)));
@@ -226,8 +213,7 @@ void select_item(void* context, int64_t item, int thread) {
   const int64_t row = p.cu_rows[seq] + (item - job.first_item[seq]) / p.kv_heads * job.tokens;
   const int64_t end = p.cu_rows[seq + 1], tokens = end - row < job.tokens ? end - row : job.tokens;
   const int64_t group = job.heads_per_kv;
-  Tile<S, kMost> tile{p,       seq,     owner,   row,    group, tokens * group,
-                      nullptr, nullptr, nullptr, nullptr};
+  Tile<S, kMost> tile{p, seq, owner, row, group, tokens * group};
   carve(tile, job.tokens * group, job.scratch + thread * job.slice);
   tile.run();
 }
@@ -243,7 +229,7 @@ void select_with(const SelectBlocksParams& p, ThreadPool& pool) {
     const int64_t tokens = p.cu_rows[s + 1] - p.cu_rows[s];
     job.first_item[s + 1] = job.first_item[s] + (tokens + job.tokens - 1) / job.tokens * p.kv_heads;
   }
-  Tile<S, kMost> measure{p, 0, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
+  Tile<S, kMost> measure{p, 0, 0, 0, 0, 0};
   job.slice = (carve(measure, job.tokens * group, nullptr) + 4095) / 4096 * 4096;
   job.scratch = pool.scratch(job.slice);
   pool.run(job.first_item[p.seqs], select_item<S, kMost>, &job);
