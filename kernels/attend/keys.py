@@ -20,9 +20,8 @@ class BlockLists:
     heads (then a GQA group shares a list). list_of_row: int32 [T], the list that each query row
     uses (rows of a tile may share one); None: every row has a list of its own, in the order of the
     rows. scattered: rows share little of what they list, as those of decode steps do; the CPU then
-    takes blocks of whole pages, and gathers those of at most 16 positions, row by row; blocks of
-    fewer than 16 it gathers in any case. There the bits of a result also depend on n, which says
-    from where on, and positions ascend.
+    reads them row by row, as it does blocks of fewer than 16 positions in any case. Where it does,
+    the bits of a result also depend on n, which says from where on, and positions ascend.
     """
 
     ids: torch.Tensor

@@ -98,6 +98,10 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "quest": ("llama", {"decode_attention": "quest(budget=48, block=16)"}),
+    "quest_wide": (
+        "qwen3",
+        {"dtype": "bfloat16", "decode_attention": "quest(budget=96, block=32)"},
+    ),
     "quest_sum": (
         "qwen3",
         {
@@ -204,6 +208,8 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
     "mosa_stream": ("mosa", {"attention": "mosa(mode=stream)"}),
     "mosa_stream_k": ("mosa_pure", {"dtype": "bfloat16", "attention": "mosa(mode=stream, k=20)"}),
 }
+# Rows so far from the beginning that they read lists by themselves: tokens before every prompt.
+FAR = {"quest": 70, "quest_wide": 150, "lessismore": 70, "tidal": 70}
 BY_LENGTH = {"infllm_dense_len", "minicpm"}  # rows attend by the length of the prompt
 ALIGNED = {"delta": 4, "delta_moba": 8}  # tokens in a chunk of the prompt are a multiple of
 # What these cases have no occasion for: lists of `stream` cannot go back by one token, as forks do.
@@ -233,7 +239,10 @@ def test_no_cut_changes_a_bit(
 
     @example(requests=CROWD, options=TIGHT)
     @settings(max_examples=8, derandomize=True, database=None, deadline=None)
-    @given(requests=st.lists(wishes(), min_size=1, max_size=6), options=options_of_engines)
+    @given(
+        requests=st.lists(wishes(before=FAR.get(case, 0)), min_size=1, max_size=6),
+        options=options_of_engines,
+    )
     def holds(requests: list[Wish], options: dict[str, Any]) -> None:
         tokens = max(options["max_num_batched_tokens"], ALIGNED.get(case, 1))
         options = {**options, "max_num_batched_tokens": tokens}

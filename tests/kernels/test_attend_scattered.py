@@ -11,7 +11,7 @@ from saccade.kernels.attend import BlockLists
 
 from .paged import DTYPES, check, cut, make, same
 
-# Blocks that are gathered, pages, blocks of two pages, and what a pass over the pages serves.
+# Blocks that are gathered, pages, and blocks of several pages.
 BLOCKS = [(16, 64), (64, 64), (128, 64), (16, 16), (32, 64)]
 
 
@@ -69,6 +69,21 @@ def test_lists_of_several_segments(isa, use_threads, dim, block, page):
     assert all(same(other, found[0]) for other in found[1:])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+def test_the_same_in_pages_of_every_length(isa, dtype, block):
+    """But for pages of 16 tokens with tiles, which hold less than a step of them."""
+    found = []
+    for page in (16, 32, 64, 128):
+        if page == 16 and isa.startswith("amx") and dtype == torch.bfloat16:
+            continue
+        torch.manual_seed(0)
+        kinds = {"heads": 6, "dim": 64, "v_dim": 64, "page": page, "dtype": dtype}
+        problem = make([4100, 130], [3, 2], **kinds)
+        found.append(problem.seeing(blocks=few_blocks(problem, block, 1536 // block, 2)).run())
+    assert all(same(other, found[0]) for other in found[1:])
+
+
 @pytest.mark.parametrize(("block", "page"), [(b, p) for b, p in BLOCKS if b <= p])
 def test_blocks_without_a_page_are_not_seen(isa, block, page):
     """As if they were not listed."""
@@ -96,6 +111,20 @@ def test_ids_in_no_order(isa, block, page):
     lists = BlockLists(ids, torch.tensor([0, 1, 0], dtype=torch.int32), block, scattered=True)
     out, _ = problem.seeing(blocks=lists).run()
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("block", [64, 2**20, 2**24])
+def test_blocks_beyond_any_text(isa, block):
+    """What no page table reaches costs nothing, and the keys before it are seen."""
+    problem = make([4032], [1])  # whole pages
+    ids = torch.full((1, 2, 256), -1, dtype=torch.int32)
+    ids[..., 0] = 0
+    lists = BlockLists(ids, None, block)
+    far = problem.seeing(positions=torch.tensor([2**40]), blocks=lists)
+    plain = far.run()
+    own = far.seeing(blocks=replace(lists, scattered=True)).run()
+    for a, b in zip(own, plain, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(("block", "page"), BLOCKS)

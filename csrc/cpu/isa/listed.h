@@ -24,12 +24,12 @@ inline int64_t piece_of(const AttendParams& p) {
 enum class Listed { kPasses, kGathered, kPages };
 
 inline Listed way_of_lists(const AttendParams& p) {
-  if (p.blocks == nullptr || p.lo != nullptr || p.hi != nullptr || p.window > 0)
+  const bool listed = p.blocks != nullptr && p.lo == nullptr && p.hi == nullptr && p.window == 0;
+  const bool short_ones = p.block < 16 && p.owners == p.kv_heads;
+  if (!listed || p.v_pages == nullptr || p.page % piece_of(p) != 0 || !(p.scattered || short_ones))
     return Listed::kPasses;
-  if (p.scattered && p.block % p.page == 0) return Listed::kPages;
-  const bool are_short = p.scattered ? p.block <= 16 : p.block < 16 && p.owners == p.kv_heads;
-  const bool gathers = are_short && p.v_pages != nullptr && p.page % piece_of(p) == 0;
-  return gathers ? Listed::kGathered : Listed::kPasses;
+  // The same keys at the same places of what is then the text, whatever a page holds.
+  return p.scattered && p.block % p.page == 0 ? Listed::kPages : Listed::kGathered;
 }
 
 // [S]: the first row of every sequence that is far from its beginning.
@@ -73,7 +73,8 @@ struct ListedCall : AttendParams {
   // Listed keys up to the row's position. Lists ascend and end in -1.
   int64_t visible(int64_t row, int64_t owner) const {
     const int32_t* ids = list(row, owner);
-    const int64_t position = of->positions[row];
+    const int64_t known = of->table_width * of->page;  // no key lies beyond the page table
+    const int64_t position = of->positions[row] < known ? of->positions[row] : known - 1;
     int64_t low = 0, high = of->list_width;  // blocks before low do not begin beyond the position
     while (low < high) {
       const int64_t middle = (low + high) / 2;
@@ -85,7 +86,8 @@ struct ListedCall : AttendParams {
     }
     if (low == 0) return 0;
     const int64_t left = position + 1 - ids[low - 1] * of->block;
-    return (low - 1) * of->block + (left < of->block ? left : of->block);
+    const int64_t keys = (low - 1) * of->block + (left < of->block ? left : of->block);
+    return keys < known ? keys : known;  // of a list that names a block twice, too
   }
 };
 
