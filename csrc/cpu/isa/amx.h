@@ -132,13 +132,8 @@ SACCADE_INLINE void put(float* c, int64_t ldc) {
 }
 
 // Up to 16 rows of A and 64 lanes of B, whose rows are then read whole, in the order of memory:
-// tiles 0..3 accumulate the lanes from left to right. kStreams: B comes from memory, and as much is
-// asked for from `ahead` on.
-template <bool kStreams>
-SACCADE_INLINE void wide_step(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb,
-                              const uint16_t* ahead) {
-  if constexpr (kStreams)
-    for (int line = 0; line < 64; ++line) __builtin_prefetch(ahead + line * 32, 0, 3);
+// tiles 0..3 accumulate the lanes from left to right.
+SACCADE_INLINE void wide_step(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb) {
   tile_load(4, a, lda * 2);
   tile_load(5, b, ldb * 2);
   tile_dp(0, 4, 5);

@@ -71,10 +71,10 @@ struct UnitRun : Results {
   int64_t used;
   Pass<B> pass, next;       // next: the pages to fetch ahead while this pass computes
   Source<S>* const source;  // null: pages
-  // Where K of the last pass and V of it ended in memory; whether V of this pass and K of the next
-  // must be asked for. What a tile reads in the order of memory, from one pass to the next, the
+  // Without tiles: where V of the last pass ended in memory; whether V of this pass and K of the
+  // next must be asked for. What lies in the order of memory, from one pass to the next, the
   // processor reads ahead by itself, and faster than when it is asked.
-  const B *k_end = nullptr, *v_end = nullptr;
+  const B* v_end = nullptr;
   bool asks_values = true, asks_keys = true;
   // Lines of a page of the next pass that units of many rows have asked for, with tiles, and of
   // which page; how many they ask for at a time; how many K and V of a page have.
@@ -126,7 +126,7 @@ struct UnitRun : Results {
       copy_q(r);
     }
     if (turns_queries()) turn_queries();
-    sees_pages = sees_whole_pages();
+    asks_ahead = sees_whole_pages();
   }
 
   // Few rows whose keys are gathered: to gather them as rows takes a fraction of the time.
@@ -162,23 +162,25 @@ struct UnitRun : Results {
     return Ahead::over(from, elements * static_cast<int64_t>(sizeof(B)), steps);
   }
 
-  // Where pages lie here and there: which panels are asked for while others are read, as much at a
-  // time.
+  // Where asks_ahead: which panels are asked for while others are read, as much at a time.
   struct Pieces {
     static constexpr int64_t kPiece = 2048 / static_cast<int64_t>(sizeof(B));
     const B* const* panels;
     int64_t count, elements;  // panels, and of each
     int64_t panel = 0, at = 0;
 
+    // After what is read now, and before what is read then: the compiler would move it.
     SACCADE_INLINE void ask() {
       while (panel < count && (panels[panel] == nullptr || at >= elements)) ++panel, at = 0;
       if (panel >= count) return;
+      __asm__ volatile("" ::: "memory");
       for (int64_t i = 0; i < kPiece; i += kLine) __builtin_prefetch(panels[panel] + at + i, 0, 2);
+      __asm__ volatile("" ::: "memory");
       at += kPiece;
     }
   } pieces{nullptr, 0, 0};
-  bool sees_pages = false, asks_pages = false;  // see sees_whole_pages; whether it asks for them
-  int64_t keys_end = INT64_MAX;                 // of the part at work
+  bool asks_ahead = false;       // see sees_whole_pages
+  int64_t keys_end = INT64_MAX;  // of the part at work
 
   // The next stretch of keys, in chunk c from `at` on and before `end`, that some row's list holds.
   SACCADE_INLINE bool next_run(int64_t c, int64_t end, int64_t& at, Span& run) const {
@@ -227,10 +229,7 @@ struct UnitRun : Results {
   void ask_lines();
   void score_tiles(const A* queries, int64_t count, const Span& keys, const B* k, float* to);
   void score_key_rows(const Active* active, int64_t count, const Span& keys, const B* k);
-  template <bool kStreams>
   void wide_scores(const A* queries, const B* k, float* to);
-  SACCADE_INLINE const B* wanted(const B* now) { return now + 16 * kLine; }  // 1 KiB ahead
-  template <bool kStreams>
   void wide_values(float* o, int64_t channel, const Span& keys, int64_t chunk);
   void all_values(const Span& span, float* o);
   template <int R, int C, bool kOnce = false, bool kAsks = false>

@@ -91,12 +91,12 @@ inline void UnitRun<S>::attend_rows(const Active* active, int64_t count, int64_t
   }
 #if SACCADE_AMX
   passes_by = (span.end - span.begin) * (p.dim + p.v_dim) <= kPassingBy;
-  if (asks_pages) pieces = {pass.v, pass.chunks, pass.chunk * p.v_dim};
+  if (asks_ahead) pieces = {pass.v, pass.chunks, pass.chunk * p.v_dim};
 #endif
   score(active, count, span);
   softmax(active, count, first, span, plain, partial);
 #if SACCADE_AMX
-  if (asks_pages) pieces = {next.k, next.chunks, next.chunk * p.dim};
+  if (asks_ahead) pieces = {next.k, next.chunks, next.chunk * p.dim};
   pad_probabilities(count, span);
 #endif
   turn_keys(first, span);
@@ -153,9 +153,8 @@ inline void UnitRun<S>::forget_unlisted(Pass<B>& of, uint32_t bits) {
 template <class S>
 inline bool UnitRun<S>::sees_whole_pages() const {
   const bool lists_them = segment.capacity == 1 && p.block % p.page == 0;
-  return kTiles && source == nullptr && (p.blocks == nullptr || lists_them) &&
-         rows <= kStreamRows && p.page % 64 == 0 && p.page <= kPass && p.v_pages != nullptr &&
-         v_tile % 64 == 0;
+  return kTiles && source == nullptr && rows <= kStreamRows && p.page <= kPass &&
+         p.v_pages != nullptr && (p.blocks == nullptr || lists_them);
 }
 
 // The next block of the list, in the place of the next pass: most segments hold none or one.
@@ -183,7 +182,6 @@ inline void UnitRun<S>::follow_memory() {
   const B *k = end_of(pass.k, p.dim), *v = end_of(pass.v, p.v_dim);
   asks_values = v == nullptr || v_end != pass.v[0] || kTile < v_tile;
   asks_keys = k == nullptr || k != next.k[0] || kTile < p.page;
-  k_end = k;
   v_end = v;
 }
 
@@ -209,11 +207,10 @@ inline void UnitRun<S>::attend_segment(int64_t begin, bool shorts, float* partia
     }
     listed = started ? listed_next : listed_of(i);
     listed_next = listed_of(after);
-    if (sees_pages && p.blocks != nullptr && after == kPasses) foresee_block();
+    if (asks_ahead && p.blocks != nullptr && after == kPasses) foresee_block();
     forget_unlisted(pass, listed);
     forget_unlisted(next, listed_next);
-    follow_memory();
-    asks_pages = sees_pages && (p.blocks != nullptr || k_end == nullptr);
+    if (!kTiles) follow_memory();
     started = true;
     expect_turned();
 #if SACCADE_AMX

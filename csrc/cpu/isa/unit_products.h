@@ -158,13 +158,11 @@ inline void UnitRun<S>::ask_lines() {
 
 // 64 keys from `k` on, `ldb` elements between pairs of channels, for up to 16 rows.
 template <class S>
-template <bool kStreams>
 inline void UnitRun<S>::wide_scores(const A* queries, const B* k, float* to) {
   const int64_t ldb = p.page * kU, steps = p.dim / 32;
   amx::wide_clear();
   for (int64_t i = 0; i < steps; ++i)
-    amx::wide_step<kStreams>(queries + i * 32, p.dim, k + i * 16 * ldb, ldb,
-                             kStreams ? wanted(k + i * 16 * ldb) : nullptr);
+    amx::wide_step(queries + i * 32, p.dim, k + i * 16 * ldb, ldb);
   amx::wide_put(to, kPass);
 }
 
@@ -189,7 +187,7 @@ inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span&
                                     float* to) {
   const int64_t ldb = p.page * kU, steps = p.dim / 32;
   int64_t at = keys.begin / 32 * 32;
-  if (asks_pages) {
+  if (asks_ahead) {
     for (; at < keys.end; at += 32) {
       amx::clear<1, 2>();
       for (int64_t i = 0; i < steps; ++i) {
@@ -200,16 +198,9 @@ inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span&
     }
     return;
   }
-  // A stream of pages is read whole rows at a time where it goes on in memory. Pages here and there
-  // are faster in halves: their lines are asked for all over the page, and come together.
-  const bool wide = count <= 16 && (!streams() || k_end != nullptr);
-  for (; wide && at < keys.end && at + 64 <= pass.chunk; at += 64) {
-    if (streams()) {
-      wide_scores<true>(queries, k + at * kU, to + at);
-    } else {
-      wide_scores<false>(queries, k + at * kU, to + at);
-    }
-  }
+  const bool wide = count <= 16 && !streams();
+  for (; wide && at < keys.end && at + 64 <= pass.chunk; at += 64)
+    wide_scores(queries, k + at * kU, to + at);
   const int64_t left = keys.end - at;
   if (passes_by) {
     amx::rows_by_lanes<true>(count, left, to + at, kPass, queries, p.dim, k + at * kU, ldb, steps);
@@ -220,13 +211,11 @@ inline void UnitRun<S>::score_tiles(const A* queries, int64_t count, const Span&
 
 // 64 channels of up to 16 rows, over the keys of one chunk.
 template <class S>
-template <bool kStreams>
 inline void UnitRun<S>::wide_values(float* o, int64_t channel, const Span& keys, int64_t chunk) {
   amx::wide_fetch(o + channel, p.v_dim);
   for (int64_t at = keys.begin / 32 * 32; at < keys.end; at += 32) {
     const B* v = value_at(pass.v[chunk], at, channel);
-    amx::wide_step<kStreams>(weights_of(0) + chunk * pass.chunk + at, kWeights, v, v_tile * kU,
-                             kStreams ? wanted(v) : nullptr);
+    amx::wide_step(weights_of(0) + chunk * pass.chunk + at, kWeights, v, v_tile * kU);
   }
   amx::wide_put(o + channel, p.v_dim);
 }
@@ -237,13 +226,7 @@ inline void UnitRun<S>::all_values(const Span& span, float* o) {
   for (int64_t c = 0; c < pass.chunks; ++c) {
     const Span keys = in_chunk(span, c);
     if (keys.begin >= keys.end || pass.v[c] == nullptr) continue;
-    for (int64_t channel = 0; channel < p.v_dim; channel += 64) {
-      if (streams()) {
-        wide_values<true>(o, channel, keys, c);
-      } else {
-        wide_values<false>(o, channel, keys, c);
-      }
-    }
+    for (int64_t channel = 0; channel < p.v_dim; channel += 64) wide_values(o, channel, keys, c);
   }
 }
 
@@ -311,8 +294,7 @@ inline void UnitRun<S>::value_tiles(const Active* active, int64_t count, const S
   const bool adds = p.blocks != nullptr;
   const bool in_place = !adds && count % 16 == 0 && are_neighbours(active, count);
   float* all = in_place ? o + first * p.v_dim : o_sub;
-  const bool narrow =
-      count <= 16 && v_tile % 64 == 0 && !asks_pages && (!streams() || v_end != nullptr);
+  const bool narrow = count <= 16 && v_tile % 64 == 0 && !streams();
   if (!adds) {
     begin_outputs(active, count, all, o);
   } else if (narrow) {
@@ -326,8 +308,8 @@ inline void UnitRun<S>::value_tiles(const Active* active, int64_t count, const S
       if (tall && wide && passes_by) value_tile<2, 2, true>(all, r, channel, span);
       if (tall && wide && !passes_by) value_tile<2, 2>(all, r, channel, span);
       if (tall && !wide) value_tile<2, 1>(all, r, channel, span);
-      if (!tall && wide && asks_pages) value_tile<1, 2, false, true>(all, r, channel, span);
-      if (!tall && wide && !asks_pages) value_tile<1, 2>(all, r, channel, span);
+      if (!tall && wide && asks_ahead) value_tile<1, 2, false, true>(all, r, channel, span);
+      if (!tall && wide && !asks_ahead) value_tile<1, 2>(all, r, channel, span);
       if (!tall && !wide) value_tile<1, 1>(all, r, channel, span);
     }
   }
