@@ -7,6 +7,7 @@ the same request alone in an engine that reads any prompt in one shot and caches
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ from .cuts import (
     engine_for,
     options_of_engines,
     serve,
-    wishes,
+)
+from .cuts import (
+    wishes as any_wishes,
 )
 from .engine_probe import Recorder, Rows, bitwise, some_tokens
 
@@ -236,13 +239,11 @@ def test_no_cut_changes_a_bit(
     family, policy = CASES[case]
     folder, lonely = checkpoint(family), alone(case)
     seen = {"preemptions": 0, "forks": 0, "hit_tokens": 0, "copies": 0}
+    wishes = partial(any_wishes, before=FAR.get(case, 0))
 
     @example(requests=CROWD, options=TIGHT)
     @settings(max_examples=8, derandomize=True, database=None, deadline=None)
-    @given(
-        requests=st.lists(wishes(before=FAR.get(case, 0)), min_size=1, max_size=6),
-        options=options_of_engines,
-    )
+    @given(requests=st.lists(wishes(), min_size=1, max_size=6), options=options_of_engines)
     def holds(requests: list[Wish], options: dict[str, Any]) -> None:
         tokens = max(options["max_num_batched_tokens"], ALIGNED.get(case, 1))
         options = {**options, "max_num_batched_tokens": tokens}
