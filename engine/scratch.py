@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..kernels import native
-from ..kernels.attend import cpu_scratch_bytes, gpu_scratch_bytes
+from ..kernels.attend import LIST_TABLES, cpu_scratch_bytes, gpu_scratch_bytes
 from ..kernels.turns import gpu_scratch_bytes as turn_scratch_bytes
 from .attention.base import TABLE_STRIDE, LayerShape
 from .attention.policy import AttentionPolicy
@@ -113,7 +113,7 @@ def _unit_bytes(shapes: list[LayerShape]) -> int:
     """What attention's units take on the processor, where many threads take more than the arena."""
     threads = native.threads()
     most = max(cpu_scratch_bytes(max(shape.kept), _value_dim(shape), threads) for shape in shapes)
-    return max(0, most - ARENA)
+    return max(0, most + LIST_TABLES - ARENA)
 
 
 def _value_dim(shape: LayerShape) -> int:

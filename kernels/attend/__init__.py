@@ -7,10 +7,11 @@ from __future__ import annotations
 from .api import ATTEND, attend, dense_ways
 from .call import AttendCall
 from .keys import BlockLists, Keys
-from .scratch import cpu_scratch_bytes, gpu_scratch_bytes
+from .scratch import LIST_TABLES, cpu_scratch_bytes, gpu_scratch_bytes
 
 __all__ = [
     "ATTEND",
+    "LIST_TABLES",
     "AttendCall",
     "BlockLists",
     "Keys",

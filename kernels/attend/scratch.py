@@ -10,22 +10,24 @@ from . import cuda, dense_rules, gather_rules, latent_rules, tiles
 # but one of their two partial results.)
 LISTED_ROWS, LISTED_ROWS_OF_TILES = 512, 1536
 SEEN = 44 + 17 * 16  # bytes of a row and of what it sees of a segment
-TABLES = 4 << 20  # bytes of page tables of listed blocks that are made at a time
 LANES = 16
+# Beside that, as csrc/cpu/isa/listed_pages.h has it: bytes of the page tables that a call makes at
+# a time for rows that share little of what they list.
+LIST_TABLES = 4 << 20
 
 
 def cpu_scratch_bytes(head_dim: int, v_dim: int, threads: int) -> int:
     """Bytes of the units that so many threads have at work, which are largest with block lists.
 
     Two partial results, the query and what it sees for each row; besides the scores of 32 rows and
-    the keys and values of a pass, where they are gathered; partial results of segments that
-    wait to be merged; and page tables of rows that share no lists. Nothing grows with the context.
+    the keys and values of a pass, where they are gathered; and partial results of segments that
+    wait to be merged. Nothing grows with the context.
     """
     rows = LISTED_ROWS_OF_TILES if native.chosen_isa() == "amx" else LISTED_ROWS
     partial = 4 * (v_dim + LANES + 1)
     own = 2 * rows * (partial + 4 * head_dim + SEEN) + 4 * 256 * (head_dim + 2 * v_dim)
     waiting = (min(LANES * threads, 256) + 2 * threads) * LISTED_ROWS * partial
-    return threads * (own + (128 << 10)) + waiting + TABLES
+    return threads * (own + (128 << 10)) + waiting
 
 
 def gpu_scratch_bytes(

@@ -159,7 +159,7 @@ def cut(problem: Problem, seq: int, begin: int, end: int) -> Problem:
     rows = slice(first + begin, first + end)
     blocks = keys.blocks
     if blocks is not None:
-        blocks = BlockLists(blocks.ids, blocks.list_of_row[rows], blocks.block)
+        blocks = replace(blocks, list_of_row=blocks.list_of_row[rows])
     alone = replace(
         keys,
         cu_rows=torch.tensor([0, end - begin], dtype=torch.int32),
@@ -183,6 +183,23 @@ def random_lists(problem: Problem, block: int, owners: int, share: float = 0.3) 
     ids = torch.where(ids == total, -1, ids).int()
     order = torch.randperm(rows)
     return BlockLists(ids[order].contiguous(), order.argsort().int(), block)
+
+
+def few_blocks(
+    problem: Problem, block: int, count: int, owners: int = 2, scattered: bool = False
+) -> BlockLists:
+    """Up to `count` blocks of all, per row and owner; the row's own is often among them, and some
+    lie in the future or beyond the text."""
+    rows, longest = len(problem.keys.positions), max(len(k) for k, _ in problem.dense)
+    total = -(-longest // block) + 2
+    held = torch.rand((rows, owners, total)).argsort(-1)[..., :count]
+    own = (problem.keys.positions // block)[:, None].expand(-1, owners)
+    held[..., 0] = torch.where(torch.rand((rows, owners)) < 0.7, own, held[..., 0])
+    ids, length = held.sort(-1).values, torch.randint(0, count + 1, (rows, owners, 1))
+    ids[..., 1:][ids[..., 1:] == ids[..., :-1]] = total
+    ids = torch.where(torch.arange(count) < length, ids, total).sort(-1).values
+    ids = torch.where(ids == total, -1, ids).int()
+    return BlockLists(ids, torch.arange(rows).int(), block, scattered)
 
 
 def same(a: Result, b: Result) -> bool:

@@ -11,7 +11,7 @@ from saccade.kernels.attend import BlockLists, Keys
 from saccade.kernels.attend.reference import visible
 from saccade.kernels.merge import merge
 
-from .paged import DTYPES, check, cut, make, random_lists, same
+from .paged import DTYPES, check, cut, few_blocks, make, random_lists, same
 
 EVERYTHING = 2**40
 
@@ -165,25 +165,12 @@ def test_short_blocks_side_by_side_are_long_ones(isa, block):
     check(wholes[0])
 
 
-def few_short_blocks(problem, block, count):
-    """Per row and KV head up to `count` blocks of all, the row's own often among them."""
-    rows, longest = len(problem.keys.positions), max(len(k) for k, _ in problem.dense)
-    total = -(-longest // block) + 2
-    held = torch.rand((rows, 2, total)).argsort(-1)[..., :count]
-    own = (problem.keys.positions // block)[:, None].expand(-1, 2)
-    held[..., 0] = torch.where(torch.rand((rows, 2)) < 0.7, own, held[..., 0])
-    ids, length = held.sort(-1).values, torch.randint(0, count + 1, (rows, 2, 1))
-    ids[..., 1:][ids[..., 1:] == ids[..., :-1]] = total
-    ids = torch.where(torch.arange(count) < length, ids, total).sort(-1).values
-    return BlockLists(torch.where(ids == total, -1, ids).int(), torch.arange(rows).int(), block)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("block", [4, 8])
 def test_few_short_blocks_far_from_the_beginning(isa, dtype, block):
     """Keys that are gathered, in some rows of a sequence; the same bits however they are cut."""
     problem = make([900, 40, 2500], [600, 40, 3], heads=6, v_dim=40, dtype=dtype)
-    problem = problem.seeing(blocks=few_short_blocks(problem, block, 12))
+    problem = problem.seeing(blocks=few_blocks(problem, block, 12))
     problem = problem.having(sink_logits=torch.randn(6), softcap=9.0)
     out, lse = check(problem)
     for s, begin, end in (
@@ -200,14 +187,14 @@ def test_few_short_blocks_far_from_the_beginning(isa, dtype, block):
 
 def test_a_list_longer_than_a_segment_is_gathered(isa):
     problem = make([17000], [5], dim=64, v_dim=64)
-    problem = problem.seeing(blocks=few_short_blocks(problem, 4, 520))
+    problem = problem.seeing(blocks=few_blocks(problem, 4, 520))
     out, lse = check(problem, 3.0)  # a segment's 2048 keys are one chain of sums, torch's many
     assert same(cut(problem, 0, 3, 4).run(), (out[3:4], lse[3:4]))
 
 
 def test_short_blocks_without_a_page_are_not_seen(isa):
     problem = make([2500], [9])
-    lists = few_short_blocks(problem, 4, 40)
+    lists = few_blocks(problem, 4, 40)
     table = problem.keys.page_table.clone()
     table[0, 3::4] = torch.tensor([-1, 10**6] * 5)[: len(table[0, 3::4])].int()
     gone = (lists.ids // 16 % 4 == 3) & (lists.ids >= 0)

@@ -9,31 +9,10 @@ import torch
 
 from saccade.kernels.attend import BlockLists
 
-from .paged import DTYPES, check, cut, make, same
+from .paged import DTYPES, check, cut, few_blocks, make, same
 
 # Blocks that are gathered, pages, and blocks of several pages.
 BLOCKS = [(16, 64), (64, 64), (128, 64), (16, 16), (32, 64)]
-
-
-def few_blocks(problem, block, count, owners):
-    """Up to `count` blocks of all, per row and owner; the row's own is often among them, and
-    some lie in the future or beyond the table."""
-    rows, longest = len(problem.keys.positions), max(len(k) for k, _ in problem.dense)
-    total = -(-longest // block) + 2
-    held = torch.rand((rows, owners, total)).argsort(-1)[..., :count]
-    own = (problem.keys.positions // block)[:, None].expand(-1, owners)
-    held[..., 0] = torch.where(torch.rand((rows, owners)) < 0.7, own, held[..., 0])
-    ids, length = held.sort(-1).values, torch.randint(0, count + 1, (rows, owners, 1))
-    ids[..., 1:][ids[..., 1:] == ids[..., :-1]] = total
-    ids = torch.where(torch.arange(count) < length, ids, total).sort(-1).values
-    ids = torch.where(ids == total, -1, ids).int()
-    return BlockLists(ids, torch.arange(rows).int(), block, scattered=True)
-
-
-def alone(problem, seq, begin, end):
-    """`cut`, whose lists are scattered too."""
-    some = cut(problem, seq, begin, end)
-    return some.seeing(blocks=replace(some.keys.blocks, scattered=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -44,12 +23,12 @@ def test_the_same_however_it_is_cut(isa, dtype, block, page, owners):
     the same bits, and near the truth."""
     problem = make([1230, 40, 2500], [90, 40, 3], heads=6, v_dim=40, page=page, dtype=dtype)
     count = 4 if block == 128 else 576 // block  # rows are far from 1024 or 1152 on
-    problem = problem.seeing(blocks=few_blocks(problem, block, count, owners))
+    problem = problem.seeing(blocks=few_blocks(problem, block, count, owners, scattered=True))
     problem = problem.having(sink_logits=torch.randn(6), softcap=9.0)
     out, lse = check(problem)
     for s, begin, end in ((0, 0, 90), (0, 1, 2), (0, 30, 60), (0, 89, 90), (2, 0, 2), (2, 2, 3)):
         rows = slice(*(int(problem.keys.cu_rows[s]) + at for at in (begin, end)))
-        assert same(alone(problem, s, begin, end).run(), (out[rows], lse[rows]))
+        assert same(cut(problem, s, begin, end).run(), (out[rows], lse[rows]))
 
 
 @pytest.mark.parametrize("dim", [64, 128])
@@ -61,7 +40,9 @@ def test_lists_of_several_segments(isa, use_threads, dim, block, page):
     for shuffle in (0, 1):
         torch.manual_seed(0)
         problem = make([9000, 5300], [2, 1], shuffle=shuffle, **kinds)
-        problem = problem.seeing(blocks=few_blocks(problem, block, 2400 // block, 2))
+        problem = problem.seeing(
+            blocks=few_blocks(problem, block, 2400 // block, 2, scattered=True)
+        )
         for threads in (1, 2, 3):
             use_threads(threads)
             found.append(problem.run())
@@ -80,7 +61,11 @@ def test_the_same_in_pages_of_every_length(isa, dtype, block):
         torch.manual_seed(0)
         kinds = {"heads": 6, "dim": 64, "v_dim": 64, "page": page, "dtype": dtype}
         problem = make([4100, 130], [3, 2], **kinds)
-        found.append(problem.seeing(blocks=few_blocks(problem, block, 1536 // block, 2)).run())
+        found.append(
+            problem.seeing(
+                blocks=few_blocks(problem, block, 1536 // block, 2, scattered=True)
+            ).run()
+        )
     assert all(same(other, found[0]) for other in found[1:])
 
 
@@ -88,7 +73,7 @@ def test_the_same_in_pages_of_every_length(isa, dtype, block):
 def test_blocks_without_a_page_are_not_seen(isa, block, page):
     """As if they were not listed."""
     problem = make([4200], [9], dim=64, v_dim=64, page=page)
-    lists = few_blocks(problem, block, 512 // block, 2)
+    lists = few_blocks(problem, block, 512 // block, 2, scattered=True)
     table = problem.keys.page_table.clone()
     pages = len(table[0, 3::4])
     table[0, 3::4] = torch.tensor([-1, 10**6]).repeat(pages)[:pages].int()
